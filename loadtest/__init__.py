@@ -1,0 +1,1 @@
+"""Load-testing an OpenAI-compatible endpoint with locust; speaks HTTP only."""

@@ -1,0 +1,1 @@
+"""The `vmprune` command line: calibrate, search, build, check and report."""

@@ -1,0 +1,1 @@
+"""Starting and describing OpenAI-compatible servers."""
