@@ -1,0 +1,1 @@
+"""The embedded default: a small real Mixture-of-Experts model and its data."""
