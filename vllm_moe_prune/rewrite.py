@@ -1,0 +1,191 @@
+"""From an index of tensors and a routing map to the operations that make the pruned checkpoint.
+
+Pure: names, dtypes and shapes in, operations out. No weight is read here, so a plan can be
+shown, counted and tested without any.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.layer_map import LayerMap
+from vllm_moe_prune.layouts import MoeLayout
+from vllm_moe_prune.routing_map import RoutingMap
+
+ITEM_BYTES: Mapping[str, int] = {
+    "F64": 8, "I64": 8, "U64": 8,
+    "F32": 4, "I32": 4, "U32": 4,
+    "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+_COMBINABLE = frozenset({"F64", "F32", "F16", "BF16"})
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Name, safetensors dtype and shape of a tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the data in bytes."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """``target`` is ``source``, byte for byte."""
+
+    source: str
+    target: TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """``target`` is the given rows (first dimension) of ``source``, in that order."""
+
+    source: str
+    target: TensorInfo
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Combine:
+    """``target`` is the sum of coefficient * source, computed in float32."""
+
+    sources: tuple[str, ...]
+    target: TensorInfo
+    coefficients: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """``source`` has no place in the pruned checkpoint."""
+
+    source: TensorInfo
+
+
+Operation = Copy | Slice | Combine | Drop
+
+
+def expert_counts(tensors: Iterable[str], layout: MoeLayout) -> dict[int, int]:
+    """Return decoder layer -> number of experts, as the tensor names say.
+
+    :raises PruneError: for a router without experts, a gap in the expert numbers or an MoE tensor
+        that the layout does not know
+    """
+    experts: dict[int, set[int]] = {}
+    for name in tensors:
+        role = layout.classify(name)
+        if role is not None:
+            ids = experts.setdefault(role.layer, set())
+            if role.expert is not None:
+                ids.add(role.expert)
+    for layer, ids in experts.items():
+        if ids != set(range(len(ids))) or not ids:
+            raise PruneError(f"layer {layer}: experts {sorted(ids)} are not numbered 0..E-1")
+    if not experts:
+        raise PruneError(f"no expert tensors of a {layout.model_type} model were found")
+    return {layer: len(experts[layer]) for layer in sorted(experts)}
+
+
+def rewrite(
+    tensors: Mapping[str, TensorInfo], routing_map: RoutingMap, layout: MoeLayout
+) -> Iterator[Operation]:
+    """Yield one operation for every tensor of the pruned model and one `Drop` per dropped tensor.
+
+    :param tensors: the base checkpoint, name -> info, in the order to read it
+    :raises PruneError: if the map needs a tensor that is absent, or merges quantised experts
+    """
+    layers = routing_map.by_layer()
+    used = {source for layer in layers.values() for source in _sources(routing_map, layer, layout)}
+    for info in tensors.values():
+        role = layout.classify(info.name)
+        if role is None:
+            yield Copy(info.name, info)
+        elif role.layer not in layers:
+            raise PruneError(f"routing map says nothing of layer {role.layer}, which has experts")
+        elif role.kind == "router":
+            yield _router(info, layers[role.layer])
+        elif info.name not in used:
+            yield Drop(info)
+        elif (kept := layers[role.layer].experts.kept) is not None:
+            yield _moved_expert(info, role.expert, kept, layers[role.layer], layout)
+    for layer in layers.values():
+        if layer.experts.matrix is not None:
+            yield from _merged_experts(tensors, routing_map, layer, layout)
+        _check_present(tensors, layer, layout)
+
+
+def _sources(routing_map: RoutingMap, layer: LayerMap, layout: MoeLayout) -> Iterator[str]:
+    """Names of the expert tensors that at least one new expert is made of."""
+    for expert in np.flatnonzero(np.any(routing_map.expert_matrix(layer) != 0, axis=0)):
+        for projection in layout.projections:
+            yield layout.expert_name(layer.layer, int(expert), projection)
+
+
+def _router(info: TensorInfo, layer: LayerMap) -> Operation:
+    if info.shape[0] != layer.num_experts:
+        raise PruneError(
+            f"tensor {info.name} has {info.shape[0]} rows but the routing map says "
+            f"layer {layer.layer} has {layer.num_experts} experts"
+        )
+    rows = layer.router_selection.kept
+    if layer.router == "mapped" or rows == tuple(range(layer.num_experts)):
+        return Copy(info.name, info)
+    assert rows is not None
+    target = TensorInfo(info.name, info.dtype, (len(rows), *info.shape[1:]))
+    return Slice(info.name, target, rows)
+
+
+def _moved_expert(
+    info: TensorInfo, expert: int | None, kept: tuple[int, ...], layer: LayerMap, layout: MoeLayout
+) -> Copy:
+    assert expert is not None
+    new = kept.index(expert)
+    projection = next(
+        p for p in layout.projections if layout.expert_name(layer.layer, expert, p) == info.name
+    )
+    name = layout.expert_name(layer.layer, new, projection)
+    return Copy(info.name, TensorInfo(name, info.dtype, info.shape))
+
+
+def _merged_experts(
+    tensors: Mapping[str, TensorInfo], routing_map: RoutingMap, layer: LayerMap, layout: MoeLayout
+) -> Iterator[Combine]:
+    matrix = routing_map.expert_matrix(layer)
+    for new in range(layer.num_kept):
+        old = [int(i) for i in np.flatnonzero(matrix[new])] or [0]
+        for projection in layout.projections:
+            sources = tuple(layout.expert_name(layer.layer, i, projection) for i in old)
+            first = _require(tensors, sources[0])
+            if first.dtype not in _COMBINABLE:
+                raise PruneError(
+                    f"tensor {first.name} is quantised ({first.dtype}) and cannot be merged",
+                    hint="merge before quantising, or use a map that only drops experts",
+                )
+            name = layout.expert_name(layer.layer, new, projection)
+            target = TensorInfo(name, first.dtype, first.shape)
+            yield Combine(sources, target, tuple(float(matrix[new, i]) for i in old))
+
+
+def _check_present(tensors: Mapping[str, TensorInfo], layer: LayerMap, layout: MoeLayout) -> None:
+    _require(tensors, layout.router_name(layer.layer))
+    for expert in range(layer.num_experts):
+        for projection in layout.projections:
+            _require(tensors, layout.expert_name(layer.layer, expert, projection))
+
+
+def _require(tensors: Mapping[str, TensorInfo], name: str) -> TensorInfo:
+    try:
+        return tensors[name]
+    except KeyError:
+        raise PruneError(f"the checkpoint has no tensor {name}") from None

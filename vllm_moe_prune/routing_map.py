@@ -1,0 +1,285 @@
+"""`RoutingMap`: the artefact that says, per layer, what becomes of each expert and of the router.
+
+On disk it is a folder with ``routing_map.json`` and, only where a matrix is not one-hot,
+``routing_map.safetensors``. The format is described in docs/routing-map.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.layer_map import LayerMap, Selection
+from vllm_moe_prune.provenance import Provenance, write_atomic
+
+SCHEMA_VERSION = 1
+MAP_FILE = "routing_map.json"
+MATRIX_FILE = "routing_map.safetensors"
+
+Matrix = NDArray[np.float32]
+Form = Literal["plain", "compact"]
+
+
+class BaseFingerprint(BaseModel):
+    """Which base checkpoint a map was made for, by content and not by path."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: str  # sha256 of those config.json entries that shape the network
+    index: str  # sha256 of all tensor names, dtypes and shapes
+    routers: str  # sha256 of the first and the last router's weights: tells finetunes apart
+    name: str = ""  # for people; not compared
+
+    def matches(self, other: BaseFingerprint) -> bool:
+        """Whether both are of the same checkpoint, wherever it lies."""
+        return (self.config, self.index, self.routers) == (
+            other.config,
+            other.index,
+            other.routers,
+        )
+
+
+class RoutingMap(BaseModel):
+    """One `LayerMap` per layer with experts, the matrices they name, and how it all came about."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    model_type: str
+    base: BaseFingerprint
+    num_groups: int = Field(default=1, ge=1)
+    layers: tuple[LayerMap, ...] = Field(min_length=1)
+    tokens_seen: dict[int, tuple[int, ...]] | None = None
+    provenance: Provenance
+    _matrices: dict[str, Matrix] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        numbers = [layer.layer for layer in self.layers]
+        for layer in self.layers:
+            if numbers.count(layer.layer) > 1:
+                raise ValueError(f"layer {layer.layer} appears twice")
+            _check_groups(layer, self.num_groups)
+        return self
+
+    @classmethod
+    def build(cls, *, matrices: Mapping[str, Any] | None = None, **fields: Any) -> RoutingMap:
+        """Make a map together with the matrices that its layers name.
+
+        :param matrices: name -> array [E', E], finite; stored as float32
+        :raises PruneError: if a rule is broken, naming the layer and the rule
+        """
+        try:
+            routing_map = cls(**fields)
+        except ValidationError as error:
+            raise PruneError(f"routing map: {one_line(error)}") from None
+        arrays = {k: np.ascontiguousarray(v, np.float32) for k, v in (matrices or {}).items()}
+        _check_matrices(routing_map.layers, arrays)
+        routing_map._matrices.update(arrays)
+        return routing_map
+
+    @property
+    def matrices(self) -> Mapping[str, Matrix]:
+        """Return the named matrices, each [E', E] float32."""
+        return self._matrices
+
+    @property
+    def form(self) -> Form:
+        """``plain`` if any reader can open the built checkpoint, else ``compact``."""
+        counts = {(layer.num_kept, layer.top_k) for layer in self.layers}
+        sliced = all(layer.router == "sliced" for layer in self.layers)
+        return "plain" if sliced and len(counts) == 1 else "compact"
+
+    @property
+    def max_kept(self) -> int:
+        """The largest E' of all layers: the one number that config.json can carry."""
+        return max(layer.num_kept for layer in self.layers)
+
+    @property
+    def max_top_k(self) -> int:
+        """The largest top-k of all layers."""
+        return max(layer.top_k for layer in self.layers)
+
+    def by_layer(self) -> dict[int, LayerMap]:
+        """Return the layer maps by decoder layer index."""
+        return {layer.layer: layer for layer in self.layers}
+
+    def expert_matrix(self, layer: LayerMap) -> Matrix:
+        """Return W_EM, shape [E', E]: new expert j = sum_i W_EM[j, i] * old expert i."""
+        return self._dense(layer.experts, layer)
+
+    def router_matrix(self, layer: LayerMap) -> Matrix:
+        """Return W_RM, shape [E', E]: acts on the scores over E experts (EEP, section 4.2)."""
+        return self._dense(layer.router_selection, layer)
+
+    def _dense(self, selection: Selection, layer: LayerMap) -> Matrix:
+        if selection.matrix is not None:
+            return self._matrices[selection.matrix]
+        assert selection.kept is not None
+        dense = np.zeros((layer.num_kept, layer.num_experts), np.float32)
+        dense[np.arange(layer.num_kept), list(selection.kept)] = 1.0
+        return dense
+
+    def digest(self) -> str:
+        """Return ``sha256:...`` of what the map does: layers and matrices, not who made it."""
+        digest = hashlib.sha256()
+        for layer in sorted(self.layers, key=lambda item: item.layer):
+            digest.update(
+                f"{layer.layer}/{layer.num_experts}/{layer.top_k}/{layer.router}".encode()
+            )
+            digest.update(self.expert_matrix(layer).tobytes())
+            digest.update(self.router_matrix(layer).tobytes())
+        return "sha256:" + digest.hexdigest()
+
+    def check_base(
+        self, fingerprint: BaseFingerprint, experts: Mapping[int, int], *, allow_other: bool = False
+    ) -> None:
+        """Refuse a base checkpoint that this map was not made for.
+
+        :param experts: decoder layer -> number of experts in the checkpoint
+        :raises PruneError: naming the first layer or hash that differs
+        """
+        mapped = {layer.layer: layer.num_experts for layer in self.layers}
+        for layer in sorted(experts.keys() | mapped.keys()):
+            if layer not in mapped:
+                raise PruneError(f"routing map says nothing of layer {layer}, which has experts")
+            if layer not in experts:
+                raise PruneError(f"routing map has layer {layer}, where the model has no experts")
+            if mapped[layer] != experts[layer]:
+                raise PruneError(
+                    f"routing map is for {mapped[layer]} experts in layer {layer}, "
+                    f"the model has {experts[layer]}"
+                )
+        if not allow_other and not self.base.matches(fingerprint):
+            differs = next(
+                field
+                for field in ("config", "index", "routers")
+                if getattr(self.base, field) != getattr(fingerprint, field)
+            )
+            raise PruneError(
+                f"routing map was made for another base ({self.base.name or 'unnamed'}): "
+                f"the {differs} hash differs",
+                hint="give the model it was made for, or --allow-other-base",
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write the map into ``folder``; the JSON last, so that a map is whole or absent."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._matrices:
+            write_atomic(folder / MATRIX_FILE, save(dict(self._matrices)))
+        else:
+            (folder / MATRIX_FILE).unlink(missing_ok=True)
+        write_atomic(folder / MAP_FILE, self.to_json())
+
+    def to_json(self) -> str:
+        """Return the readable JSON form: one line per layer, so that maps can be diffed."""
+        fields = self.model_dump(mode="json", exclude_none=True)
+        layers = ",\n    ".join(json.dumps(layer) for layer in fields.pop("layers"))
+        rest = json.dumps(fields, indent=2).rstrip("}\n ")
+        return f'{rest},\n  "layers": [\n    {layers}\n  ]\n}}\n'
+
+    @classmethod
+    def load(cls, path: Path) -> RoutingMap:
+        """Read a map from its folder or from the path of its JSON file.
+
+        :raises PruneError: if it is missing, damaged, of a newer schema or breaks a rule
+        """
+        file = path / MAP_FILE if path.is_dir() else path
+        fields = _read_json(file)
+        version = fields.get("schema_version")
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise PruneError(
+                f"routing map {file} has schema_version {version}, "
+                f"this program reads up to {SCHEMA_VERSION}",
+                hint="upgrade vllm-moe-prune",
+            )
+        try:
+            routing_map = cls.model_validate(fields)
+        except ValidationError as error:
+            raise PruneError(f"routing map {file}: {one_line(error)}") from None
+        matrices = _read_matrices(file.with_name(MATRIX_FILE), routing_map.layers)
+        try:
+            _check_matrices(routing_map.layers, matrices)
+        except PruneError as error:
+            raise PruneError(f"routing map {file}: {error.message}") from None
+        routing_map._matrices.update(matrices)
+        return routing_map
+
+
+def one_line(error: ValidationError) -> str:
+    """Return the first complaint of pydantic as one line that names the field."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    text = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {text}" if place and "layer" not in text else text
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise PruneError(f"no routing map at {file}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PruneError(f"routing map {file} is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise PruneError(f"routing map {file} is not a JSON object")
+    return fields
+
+
+def _read_matrices(file: Path, layers: tuple[LayerMap, ...]) -> dict[str, Matrix]:
+    if not any(name for layer in layers for name in _named(layer)):
+        return {}
+    try:
+        return dict(load_file(file))
+    except FileNotFoundError:
+        raise PruneError(f"routing map names matrices but {file} is missing") from None
+    except SafetensorError as error:
+        raise PruneError(f"{file} is damaged: {error}") from None
+
+
+def _named(layer: LayerMap) -> list[str]:
+    return [s.matrix for s in (layer.experts, layer.router_rows) if s and s.matrix]
+
+
+def _check_matrices(layers: tuple[LayerMap, ...], matrices: Mapping[str, Matrix]) -> None:
+    for layer in layers:
+        for name in _named(layer):
+            matrix = matrices.get(name)
+            where = f"layer {layer.layer}: matrix {name}"
+            if matrix is None:
+                raise PruneError(f"{where} is missing")
+            if matrix.shape != (layer.num_kept, layer.num_experts):
+                raise PruneError(
+                    f"{where} has shape {list(matrix.shape)}, "
+                    f"not [{layer.num_kept}, {layer.num_experts}]"
+                )
+            if not np.isfinite(matrix).all():
+                raise PruneError(f"{where} has a value that is not finite")
+    unused = matrices.keys() - {name for layer in layers for name in _named(layer)}
+    if unused:
+        raise PruneError(f"matrix {min(unused)} is not named by any layer")
+
+
+def _check_groups(layer: LayerMap, num_groups: int) -> None:
+    """A group-limited router chooses groups first: each must keep the same number of experts."""
+    if num_groups == 1:
+        return
+    size, rest = divmod(layer.num_experts, num_groups)
+    if rest or layer.router_selection.kept is None:
+        raise ValueError(f"layer {layer.layer}: a router with {num_groups} groups needs kept ids")
+    kept = [expert // size for expert in layer.router_selection.kept]
+    if kept != sorted(kept) or len({kept.count(group) for group in range(num_groups)}) != 1:
+        raise ValueError(
+            f"layer {layer.layer}: all {num_groups} router groups must keep the same number of "
+            "experts, in order"
+        )
