@@ -110,6 +110,20 @@ class RoutingMap(BaseModel):
         """The largest top-k of all layers."""
         return max(layer.top_k for layer in self.layers)
 
+    def summary(self) -> str:
+        """Say in one line what the map does."""
+        before = sum(layer.num_experts for layer in self.layers)
+        after = sum(layer.num_kept for layer in self.layers)
+        kept = sorted({layer.num_kept for layer in self.layers})
+        top_k = sorted({layer.top_k for layer in self.layers})
+        mapped = sum(layer.router == "mapped" for layer in self.layers)
+        merged = sum(layer.experts.matrix is not None for layer in self.layers)
+        return (
+            f"{self.form}: {after} of {before} experts in {len(self.layers)} layers "
+            f"({'/'.join(map(str, kept))} per layer, top-{'/'.join(map(str, top_k))}, "
+            f"{mapped} mapped routers, {merged} merged layers)"
+        )
+
     def by_layer(self) -> dict[int, LayerMap]:
         """Return the layer maps by decoder layer index."""
         return {layer.layer: layer for layer in self.layers}

@@ -1,0 +1,116 @@
+"""From a base checkpoint and a routing map to a pruned checkpoint, in one streaming pass."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offline.card import model_card
+from offline.staging import check_absent, staged
+from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.rewrite import Combine, Drop, Operation, rewrite
+from vllm_moe_prune.routing_map import MAP_FILE, Form, RoutingMap
+from vllm_moe_prune.writer import DEFAULT_SHARD_BYTES, Progress, write_shards
+
+# Everything else in the base folder (tokenizer, chat template, generation settings, licence) is
+# part of the model and is copied.
+_NOT_COPIED_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".safetensors.index.json")
+_NOT_COPIED_NAMES = ("config.json", "README.md", "report.html", ".gitattributes")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """What a build will do, computed from names and shapes alone."""
+
+    form: Form
+    operations: tuple[Operation, ...]
+    num_bytes: int
+    base_bytes: int
+    dropped: int
+    merged: int
+
+
+def plan_build(
+    base: Checkpoint, routing_map: RoutingMap, *, allow_other: bool = False
+) -> BuildPlan:
+    """Check that the map fits the base and list the operations; reads no expert weight.
+
+    :raises PruneError: if the map does not fit, or the base is itself compact
+    """
+    if (base.folder / COMPACT_FOLDER).is_dir():
+        raise PruneError(
+            f"{base.folder} is a compact pruned checkpoint", hint="build from its base model"
+        )
+    routing_map.check_base(base.fingerprint(), base.expert_counts(), allow_other=allow_other)
+    operations = tuple(rewrite(base.tensors, routing_map, base.layout))
+    kept = [op for op in operations if not isinstance(op, Drop)]
+    return BuildPlan(
+        form=routing_map.form,
+        operations=operations,
+        num_bytes=sum(op.target.num_bytes for op in kept),
+        base_bytes=base.num_bytes,
+        dropped=len(operations) - len(kept),
+        merged=sum(isinstance(op, Combine) for op in kept),
+    )
+
+
+def build(
+    base: Checkpoint,
+    routing_map: RoutingMap,
+    out: Path,
+    *,
+    force: bool = False,
+    allow_other: bool = False,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    progress: Progress | None = None,
+) -> BuildPlan:
+    """Write the pruned checkpoint: weights, config, map, tokenizer and model card.
+
+    The result is verified (every tensor present with its shape) before it gets its name.
+
+    :raises PruneError: if the map does not fit, ``out`` exists, or the disk is full
+    """
+    check_absent(out, force=force)
+    plan = plan_build(base, routing_map, allow_other=allow_other)
+    with staged(out, force=force) as partial:
+        weights = partial / COMPACT_FOLDER if plan.form == "compact" else partial
+        weights.mkdir(exist_ok=True)
+        write_shards(
+            base, plan.operations, weights, max_shard_bytes=max_shard_bytes, progress=progress
+        )
+        _copy_companions(base.folder, partial)
+        (partial / "config.json").write_text(_config(base, routing_map))
+        (partial / "README.md").write_text(model_card(base.folder.name, routing_map, plan.form))
+        routing_map.save(partial)
+        _verify(partial, plan)
+    return plan
+
+
+def _config(base: Checkpoint, routing_map: RoutingMap) -> str:
+    """Return config.json with the largest counts; per-layer counts live in the map alone."""
+    config: dict[str, Any] = dict(base.config)
+    config[base.layout.num_experts_key] = routing_map.max_kept
+    config[base.layout.top_k_key] = routing_map.max_top_k
+    return json.dumps(config, indent=2) + "\n"
+
+
+def _copy_companions(source: Path, target: Path) -> None:
+    for file in sorted(source.iterdir()):
+        if file.is_dir() or file.name in _NOT_COPIED_NAMES or file.name.startswith(MAP_FILE[:11]):
+            continue
+        if not file.name.endswith(_NOT_COPIED_SUFFIXES):
+            shutil.copyfile(file, target / file.name)
+
+
+def _verify(folder: Path, plan: BuildPlan) -> None:
+    written = Checkpoint.open(folder).tensors
+    expected = {op.target.name: op.target for op in plan.operations if not isinstance(op, Drop)}
+    if written != expected:
+        wrong = min(
+            n for n in expected.keys() | written.keys() if expected.get(n) != written.get(n)
+        )
+        raise PruneError(f"verification failed: tensor {wrong} is not as planned", hint="report it")

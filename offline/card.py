@@ -1,0 +1,50 @@
+"""The model card of a pruned checkpoint."""
+
+from __future__ import annotations
+
+import json
+
+from vllm_moe_prune.routing_map import MAP_FILE, Form, RoutingMap
+
+_SERVE = {
+    "plain": """Any reader of the base model opens this checkpoint.
+
+    vllm serve .
+""",
+    "compact": """Its layers differ in expert count, top-k or router, so it needs the
+`pruned_moe` load format (`pip install vllm-moe-prune`); without it vLLM finds no weights.
+
+    vllm serve . --load-format pruned_moe
+""",
+}
+
+
+def model_card(base_name: str, routing_map: RoutingMap, form: Form) -> str:
+    """Return README.md: what was pruned, how, and how to serve it."""
+    provenance = routing_map.provenance
+    settings = json.dumps(provenance.settings, indent=2)
+    data = [f"- {d.name} ({d.split}): {d.count} items, {d.sha256}" for d in provenance.data]
+    return f"""---
+base_model: {base_name}
+tags: [mixture-of-experts, expert-pruning, vllm-moe-prune]
+---
+
+# {base_name}, experts pruned
+
+{routing_map.summary()}
+
+{_SERVE[form]}
+`{MAP_FILE}` says what became of every expert and of the routers.
+
+## How it was made
+
+Method `{provenance.method}`, seed {provenance.seed}, {provenance.tool}, {provenance.created}.
+
+```json
+{settings}
+```
+
+Data that decided:
+
+{chr(10).join(data) or "none"}
+"""

@@ -1,0 +1,217 @@
+"""A checkpoint on disk, opened by its headers; tensors are read one operation at a time.
+
+The safetensors library checks each header when the file is opened (no holes, no overlaps, length
+as declared), so an opened checkpoint is whole. Byte ranges come from the header: most of a pruned
+checkpoint is a copy of ranges, which needs neither memory nor tensors (docs/decisions/0002).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.layouts import MoeLayout, layout_of
+from vllm_moe_prune.rewrite import (
+    Combine,
+    Copy,
+    Drop,
+    Operation,
+    Slice,
+    TensorInfo,
+    expert_counts,
+)
+from vllm_moe_prune.routing_map import BaseFingerprint
+
+if TYPE_CHECKING:
+    import torch
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+# A compact checkpoint keeps its weights here, where no reader but ours looks: a reader that
+# ignores the routing map finds no weights instead of computing garbage (docs/decisions/0003).
+COMPACT_FOLDER = "pruned_moe"
+
+# Entries of config.json that may differ between copies of one and the same model.
+_VOLATILE_KEYS = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype"})
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor's bytes lie: file and absolute byte range."""
+
+    info: TensorInfo
+    file: Path
+    begin: int
+    end: int
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """An opened checkpoint: config, layout, and where every tensor is."""
+
+    folder: Path
+    config: dict[str, Any]
+    layout: MoeLayout
+    stored: dict[str, StoredTensor]
+    _open: dict[Path, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Open a folder with config.json and safetensors files.
+
+        :raises PruneError: if a file is missing, truncated or damaged, the index names an absent
+            tensor, or the model family is not supported
+        """
+        config = read_config(folder)
+        layout = layout_of(config)
+        weights = folder / COMPACT_FOLDER
+        return cls(folder, config, layout, _stored(weights if weights.is_dir() else folder))
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Return name -> info, in the order of files and of bytes within a file."""
+        return {name: stored.info for name, stored in self.stored.items()}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(stored.info.num_bytes for stored in self.stored.values())
+
+    def expert_counts(self) -> dict[int, int]:
+        """Return decoder layer -> number of experts."""
+        return expert_counts(self.stored, self.layout)
+
+    def expert_bytes(self) -> int:
+        """Bytes of all experts' projections."""
+        return sum(
+            stored.info.num_bytes
+            for name, stored in self.stored.items()
+            if (role := self.layout.classify(name)) is not None and role.kind == "expert"
+        )
+
+    def fingerprint(self) -> BaseFingerprint:
+        """Identify this checkpoint by its content; reads two routers, not the experts."""
+        shaping = {k: v for k, v in self.config.items() if k not in _VOLATILE_KEYS}
+        index = sorted((i.name, i.dtype, i.shape) for i in self.tensors.values())
+        routers = hashlib.sha256()
+        layers = list(self.expert_counts())
+        for layer in (layers[0], layers[-1]):
+            routers.update(self.raw(self.layout.router_name(layer)))
+        return BaseFingerprint(
+            config=_sha256_json(shaping),
+            index=_sha256_json(index),
+            routers="sha256:" + routers.hexdigest(),
+            name=self.folder.resolve().name,
+        )
+
+    def raw(self, name: str) -> bytes:
+        """Return the bytes of a tensor."""
+        stored = self.stored[name]
+        with stored.file.open("rb") as stream:
+            stream.seek(stored.begin)
+            return stream.read(stored.end - stored.begin)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a tensor on the CPU, memory-mapped from its file."""
+        file = self.stored[name].file
+        if file not in self._open:
+            self._open[file] = safe_open(file, framework="pt")
+        result: torch.Tensor = self._open[file].get_tensor(name)
+        return result
+
+    def perform(self, operation: Operation) -> torch.Tensor | None:
+        """Return the tensor that an operation makes, or None if it drops one."""
+        match operation:
+            case Copy(source=source):
+                return self.tensor(source)
+            case Slice(source=source, rows=rows):
+                return self.tensor(source)[list(rows)]
+            case Combine():
+                return self._combine(operation)
+            case Drop():
+                return None
+
+    def _combine(self, operation: Combine) -> torch.Tensor:
+        import torch
+
+        first = self.tensor(operation.sources[0])
+        total = torch.zeros(first.shape, dtype=torch.float32)
+        for source, coefficient in zip(operation.sources, operation.coefficients, strict=True):
+            total.add_(self.tensor(source).float(), alpha=coefficient)
+        return total.to(first.dtype)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json.
+
+    :raises PruneError: if the folder or the file is absent or not JSON
+    """
+    if not folder.is_dir():
+        raise PruneError(
+            f"no such model folder: {folder}", hint="give the path of a local checkpoint"
+        )
+    return _read_object(folder / "config.json")
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise PruneError(f"{file} is missing", hint="is this a model checkpoint?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PruneError(f"{file} is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise PruneError(f"{file} is not a JSON object")
+    return fields
+
+
+def _stored(folder: Path) -> dict[str, StoredTensor]:
+    index_file = folder / INDEX_FILE
+    if index_file.exists():
+        weight_map = _read_object(index_file).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise PruneError(f"{index_file} has no weight_map")
+        files = [folder / name for name in sorted(set(weight_map.values()))]
+        stored = {name: s for file in files for name, s in _read_header(file)}
+        for name, file_name in weight_map.items():
+            if name not in stored or stored[name].file.name != file_name:
+                raise PruneError(f"{index_file} names tensor {name}, which is not in {file_name}")
+        return stored
+    if (folder / SINGLE_FILE).exists():
+        return dict(_read_header(folder / SINGLE_FILE))
+    raise PruneError(
+        f"{folder} has no safetensors weights",
+        hint=f"expected {SINGLE_FILE} or {INDEX_FILE}; pickled weights are not read",
+    )
+
+
+def _read_header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
+    try:
+        with safe_open(file, framework="np"):
+            pass  # opening checks header, offsets and length
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+    except FileNotFoundError:
+        raise PruneError(f"shard {file} is missing", hint="download the checkpoint again") from None
+    except (SafetensorError, OSError) as error:
+        raise PruneError(
+            f"shard {file} is truncated or damaged: {error}", hint="download it again"
+        ) from None
+    header.pop("__metadata__", None)
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
+        begin, end = (8 + length + offset for offset in entry["data_offsets"])
+        info = TensorInfo(name, entry["dtype"], tuple(entry["shape"]))
+        yield name, StoredTensor(info, file, begin, end)
+
+
+def _sha256_json(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,213 @@
+"""`PrunedMoELoader`: serves plain, compact and map-only pruned models in unmodified vLLM.
+
+* plain: loaded as any checkpoint is; the routing map beside it is only provenance.
+* compact: the model is built with each layer's own E', top-k and router, then loaded.
+* map-only: as compact, from the *original* checkpoint; the map is applied while tensors stream
+  in, and the weights of dropped experts are never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from vllm.config import ModelConfig, VllmConfig
+from vllm.config.load import LoadConfig
+from vllm.logger import init_logger
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.layer_map import LayerMap
+from vllm_moe_prune.layouts import MoeLayout
+from vllm_moe_prune.rewrite import Copy, Drop, Operation, rewrite
+from vllm_moe_prune.routing import route
+from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
+from vllm_moe_prune.vllm_compat import RoutingFunction, built_by_layer, check_version
+
+logger = init_logger(f"vllm.{__name__}")
+
+_OUR_KEYS = frozenset({"routing_map", "allow_other_base"})
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model to serve: its checkpoint, the operations that load it, and its map."""
+
+    checkpoint: Checkpoint
+    operations: tuple[Operation, ...]
+    routing_map: RoutingMap
+
+
+class PrunedMoELoader(DefaultModelLoader):
+    """Model loader behind ``--load-format pruned_moe``.
+
+    Own keys of ``--model-loader-extra-config``: ``routing_map`` (folder of the map to apply while
+    loading) and ``allow_other_base`` (load a model that the map was not made for).
+    """
+
+    def __init__(self, load_config: LoadConfig) -> None:
+        check_version()
+        extra = dict(load_config.model_loader_extra_config or {})
+        self._options = {key: extra.pop(key) for key in _OUR_KEYS & extra.keys()}
+        # The parent knows neither our keys nor our format.
+        parents = copy(load_config)
+        parents.model_loader_extra_config = extra
+        parents.load_format = "safetensors"
+        super().__init__(parents)
+        self._subject: Subject | None = None
+
+    def create_model(
+        self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
+    ) -> torch.nn.Module:
+        """Build the model, on a pruned base layer by layer as the map says."""
+        self._subject = self._open(model_config)
+        if self._subject is None:
+            return super().create_model(vllm_config, model_config, prefix)
+        routing_map = self._subject.routing_map
+        _check_parallel(vllm_config, routing_map)
+        layout, layers = self._subject.checkpoint.layout, routing_map.by_layer()
+        config = model_config.hf_text_config
+        # Whatever asks the config later, after the layers exist, gets the largest count.
+        setattr(config, layout.num_experts_key, routing_map.max_kept)
+        setattr(config, layout.top_k_key, routing_map.max_top_k)
+        mapped = _routing_functions(routing_map, layout)
+        with built_by_layer(layout, config, layers, mapped):
+            model = super().create_model(vllm_config, model_config, prefix)
+        logger.info("pruned_moe: %s", routing_map.summary())
+        return model
+
+    def get_all_weights(
+        self, model_config: ModelConfig, model: torch.nn.Module
+    ) -> Generator[tuple[str, torch.Tensor], None, None]:
+        """Yield the pruned model's weights under the names of the original checkpoint."""
+        if self._subject is None:
+            yield from super().get_all_weights(model_config, model)
+            return
+        for operation in self._subject.operations:
+            tensor = self._subject.checkpoint.perform(operation)
+            if tensor is not None:
+                assert not isinstance(operation, Drop)
+                yield operation.target.name, tensor
+
+    def _open(self, model_config: ModelConfig) -> Subject | None:
+        """Return what to load, or None for a plain checkpoint."""
+        folder = self._local_folder(model_config)
+        checkpoint = Checkpoint.open(folder)
+        is_compact = (folder / COMPACT_FOLDER).is_dir()
+        map_path = self._options.get("routing_map")
+        if map_path is None:
+            routing_map = RoutingMap.load(_map_beside(folder))
+            return _as_it_is(checkpoint, routing_map) if is_compact else None
+        if is_compact or (folder / MAP_FILE).exists():
+            raise PruneError(
+                f"{folder} is already pruned; a routing map applies to its base",
+                hint="give the base model, or leave routing_map out",
+            )
+        return apply_map(
+            checkpoint,
+            RoutingMap.load(Path(map_path)),
+            allow_other=bool(self._options.get("allow_other_base", False)),
+        )
+
+    def _local_folder(self, model_config: ModelConfig) -> Path:
+        folder = Path(model_config.model)
+        if folder.is_dir():
+            return folder
+        prepared = self._prepare_weights(
+            model_config.model, None, model_config.revision, False, None
+        )
+        return Path(prepared[0])
+
+
+def refuse_compact(model: str) -> None:
+    """Refuse a compact checkpoint that another load format is about to open.
+
+    :raises PruneError: saying which flag to add
+    """
+    if (Path(model) / COMPACT_FOLDER).is_dir():
+        raise PruneError(
+            f"{model} is a compact pruned checkpoint and cannot be served as it is",
+            hint=f"vllm serve {model} --load-format pruned_moe",
+        )
+
+
+def apply_map(
+    checkpoint: Checkpoint, routing_map: RoutingMap, *, allow_other: bool = False
+) -> Subject:
+    """Plan the loading of an original checkpoint through a routing map.
+
+    :raises PruneError: if the map does not fit the checkpoint
+    """
+    routing_map.check_base(
+        checkpoint.fingerprint(), checkpoint.expert_counts(), allow_other=allow_other
+    )
+    operations = rewrite(checkpoint.tensors, routing_map, checkpoint.layout)
+    return Subject(checkpoint, tuple(operations), routing_map)
+
+
+def _as_it_is(checkpoint: Checkpoint, routing_map: RoutingMap) -> Subject:
+    """Plan the loading of a compact checkpoint, whose tensors are already the pruned ones."""
+    found = checkpoint.expert_counts()
+    for layer in routing_map.layers:
+        count = found.get(layer.layer, 0)
+        if count != layer.num_kept:
+            raise PruneError(
+                f"{checkpoint.folder}: layer {layer.layer} has {count} experts, "
+                f"its routing map says {layer.num_kept}",
+                hint="the checkpoint and its routing map do not belong together; build it again",
+            )
+    operations = tuple(Copy(info.name, info) for info in checkpoint.tensors.values())
+    return Subject(checkpoint, operations, routing_map)
+
+
+def _map_beside(folder: Path) -> Path:
+    if not (folder / MAP_FILE).exists():
+        raise PruneError(
+            f"{folder} has no {MAP_FILE}",
+            hint="serve an unpruned model without --load-format pruned_moe, or name a map with "
+            '--model-loader-extra-config \'{"routing_map": "DIR"}\'',
+        )
+    return folder / MAP_FILE
+
+
+def _check_parallel(vllm_config: VllmConfig, routing_map: RoutingMap) -> None:
+    parallel = vllm_config.parallel_config
+    counts = {layer.num_kept for layer in routing_map.layers}
+    if parallel.enable_expert_parallel and len(counts) > 1:
+        raise PruneError(
+            f"expert parallelism needs the same number of experts in every layer, "
+            f"this model has {min(counts)} to {max(counts)}",
+            hint="use --tensor-parallel-size without --enable-expert-parallel",
+        )
+    if parallel.enable_eplb:
+        raise PruneError(
+            "expert load balancing (EPLB) is not supported with a compact or map-only model",
+            hint="leave --enable-eplb out",
+        )
+
+
+def _routing_functions(routing_map: RoutingMap, layout: MoeLayout) -> Mapping[int, RoutingFunction]:
+    return {
+        layer.layer: _routing_function(routing_map, layer, layout)
+        for layer in routing_map.layers
+        if layer.router == "mapped"
+    }
+
+
+def _routing_function(
+    routing_map: RoutingMap, layer: LayerMap, layout: MoeLayout
+) -> RoutingFunction:
+    # Made while the model is, hence on the device that the model is being made on.
+    w_rm = torch.tensor(routing_map.router_matrix(layer), dtype=torch.float32)
+
+    def mapped_routing(
+        hidden_states: torch.Tensor, gating_output: torch.Tensor, topk: int, renormalize: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, ids = route(gating_output, w_rm, topk, score=layout.score, renormalise=renormalize)
+        return weights, ids.to(torch.int32)
+
+    return mapped_routing

@@ -1,0 +1,129 @@
+"""All that touches vLLM internals which move between its minor versions.
+
+Tested with the versions in ``SUPPORTED``; another one is refused rather than tried, because a
+routing detail that moved would not fail, it would answer wrongly.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.layer_map import LayerMap
+from vllm_moe_prune.layouts import MoeLayout
+
+SUPPORTED = ((0, 32), (0, 32))  # lowest and highest minor version, both inclusive
+
+RoutingFunction = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
+
+
+def check_version() -> None:
+    """Refuse a vLLM outside the supported window.
+
+    :raises PruneError: naming the installed version and the window
+    """
+    from vllm.version import __version__ as installed  # type: ignore[attr-defined]
+
+    numbers = tuple(int(part) for part in re.findall(r"\d+", installed)[:2])
+    lowest, highest = SUPPORTED
+    if not lowest <= numbers <= highest:
+        raise PruneError(
+            f"vLLM {installed} is not supported by the pruned_moe load format",
+            hint=f"install vLLM {_dotted(lowest)}.x to {_dotted(highest)}.x",
+        )
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(str(part) for part in version)
+
+
+@contextmanager
+def built_by_layer(
+    layout: MoeLayout,
+    config: Any,
+    layers: Mapping[int, LayerMap],
+    mapped: Mapping[int, RoutingFunction],
+) -> Iterator[None]:
+    """Within this context vLLM builds each MoE layer with that layer's own counts.
+
+    Model code reads one expert count and one top-k from its config, makes the gate from the first
+    and hands both to ``FusedMoEFactory``. So while a layer is being made, the config answers with
+    the width of that layer's gate, and for layers with a mapped router, whose gate is wider than
+    their experts are many, the factory is called with E' and the routing function.
+
+    :param config: the transformers config that the model reads
+    :param mapped: decoder layer -> routing function, for the layers whose router is mapped
+    """
+    module: Any = import_module(layout.vllm_module)
+    make_layers, factory = module.make_layers, module.FusedMoEFactory
+
+    def make_layers_each(count: int, layer_fn: Callable[..., Any], prefix: str) -> Any:
+        def build(prefix: str) -> Any:
+            layer = layers.get(_layer_number(prefix))
+            if layer is None:
+                return layer_fn(prefix=prefix)
+            with _answering(config, layout, layer):
+                return layer_fn(prefix=prefix)
+
+        return make_layers(count, build, prefix=prefix)
+
+    def factory_each(**arguments: Any) -> Any:
+        number = _layer_number(arguments["prefix"])
+        if number in mapped:
+            arguments["num_experts"] = layers[number].num_kept
+            arguments["custom_routing_function"] = mapped[number]
+        return factory(**arguments)
+
+    module.make_layers, module.FusedMoEFactory = make_layers_each, factory_each
+    try:
+        yield
+    finally:
+        module.make_layers, module.FusedMoEFactory = make_layers, factory
+
+
+@contextmanager
+def _answering(config: Any, layout: MoeLayout, layer: LayerMap) -> Iterator[None]:
+    keys = (layout.num_experts_key, layout.top_k_key)
+    before = [getattr(config, key) for key in keys]
+    for key, value in zip(keys, (layer.gate_rows, layer.top_k), strict=True):
+        setattr(config, key, value)
+    try:
+        yield
+    finally:
+        for key, value in zip(keys, before, strict=True):
+            setattr(config, key, value)
+
+
+def _layer_number(prefix: str) -> int:
+    """Return the decoder layer index in a module prefix, or -1."""
+    found = _LAYER.search(prefix)
+    return int(found[1]) if found else -1
+
+
+def guard_other_loaders(refuse: Callable[[str], None], *, ours: str) -> None:
+    """Let every other load format call ``refuse(model folder)`` before it loads anything."""
+    from vllm.model_executor import model_loader
+
+    registry: dict[str, type] = model_loader._LOAD_FORMAT_TO_MODEL_LOADER
+    for load_format, loader in list(registry.items()):
+        if load_format != ours and not getattr(loader, "guards_compact", False):
+            registry[load_format] = _guarded(loader, refuse)
+
+
+def _guarded(loader: Any, refuse: Callable[[str], None]) -> type:
+    class Guarded(loader):  # type: ignore[misc]
+        guards_compact = True
+
+        def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> Any:
+            refuse(model_config.model)
+            return super().load_model(vllm_config, model_config, prefix)
+
+    Guarded.__name__ = Guarded.__qualname__ = loader.__name__
+    return Guarded
