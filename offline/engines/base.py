@@ -1,0 +1,122 @@
+"""What every engine can do, and what an evaluation gives back. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from offline.tasks.catalog import Split, Task
+    from vllm_moe_prune.layouts import MoeLayout
+    from vllm_moe_prune.routing_map import RoutingMap
+
+_Z_95 = 1.959963984540054  # two-sided 95 % of a normal distribution
+
+
+@dataclass(frozen=True, slots=True)
+class ItemResult:
+    """What the model made of one item of a task.
+
+    ``correct`` is 0 or 1 (between them for tasks with partial credit). ``margin`` is the score of
+    the right choice minus that of the best wrong one, in the unit of the task's metric: nats for
+    ``acc``, nats per byte for ``acc_norm``; None where a task has no choices. ``prediction`` is
+    the index of the choice taken, or the text generated.
+    """
+
+    item: str
+    correct: float
+    margin: float | None
+    prediction: int | str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """The items of one evaluation; ``tokens`` went through the model in ``seconds``."""
+
+    task: str
+    split: str
+    items: tuple[ItemResult, ...]
+    tokens: int
+    seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        """Mean of ``correct``, in 0..1."""
+        return sum(item.correct for item in self.items) / len(self.items)
+
+    @property
+    def margin(self) -> float:
+        """Mean margin: a finer fitness than accuracy where many candidates tie."""
+        margins = [item.margin for item in self.items if item.margin is not None]
+        return sum(margins) / len(margins) if margins else math.nan
+
+    def confidence_interval(self) -> tuple[float, float]:
+        """Return the 95 % Wilson interval of the accuracy: right at 0 and 1 and for few items."""
+        count, mean = len(self.items), self.accuracy
+        spread = _Z_95**2 / count
+        centre = (mean + spread / 2) / (1 + spread)
+        half = _Z_95 * math.sqrt(mean * (1 - mean) / count + spread / (4 * count)) / (1 + spread)
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for ``json.dumps``."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> TaskResult:
+        """Rebuild what ``to_json`` gave."""
+        items = tuple(ItemResult(**item) for item in fields["items"])
+        return cls(**{**fields, "items": items})
+
+
+class Engine(Protocol):
+    """A loaded base model that can behave as any routing map of it would.
+
+    Engines never write a checkpoint to try a map.
+    """
+
+    @property
+    def layout(self) -> MoeLayout:
+        """Return the layout of the model's family."""
+        ...
+
+    @property
+    def expert_counts(self) -> Mapping[int, int]:
+        """Return decoder layer -> number of experts in the base."""
+        ...
+
+    @property
+    def top_k(self) -> int:
+        """Return the active experts per token in the base."""
+        ...
+
+    def apply(self, routing_map: RoutingMap | None) -> None:
+        """Make the model behave as ``routing_map`` says; None makes it the base again.
+
+        Compares expert counts only: whether the map was made for this very base is for the caller
+        to ask (``RoutingMap.check_base``), who knows what the user allows.
+
+        :raises PruneError: if the map was not made for a model with these experts
+        """
+        ...
+
+    def evaluate(self, task: Task, split: Split, limit: int | None = None) -> TaskResult:
+        """Score the first ``limit`` items of a split with the map now applied.
+
+        :raises PruneError: if the task's data cannot be had or the limit is below one
+        """
+        ...
+
+    def usage(
+        self, task: Task, split: Split, limit: int | None = None
+    ) -> dict[int, NDArray[np.int64]]:
+        """Count the tokens routed to each expert on the texts of the items.
+
+        :returns: decoder layer -> counts [E]; each sums to tokens x top-k of that layer
+        """
+        ...
