@@ -35,7 +35,7 @@ def make_tiny_mixtral(
     top_k: int = 2,
     hidden: int = 64,
     intermediate: int = 96,
-    heads: int = 4,
+    heads: int = 2,  # heads of 32: the smallest that vLLM attends with on a CPU
     kv_heads: int = 2,
     vocab: int = 128,
     tie: bool = False,
@@ -156,13 +156,14 @@ def random_map(base: Path, rng: Any, *, kinds: tuple[str, ...] = KINDS, keep: in
     """Return a random `RoutingMap` for a checkpoint of ``make_tiny_mixtral``.
 
     Each layer gets its own E' >= ``keep``, top-k and kind; draws come from the numpy generator
-    ``rng``. The base fingerprint is a dummy: pass ``allow_other=True`` to ``check_base``.
+    ``rng``. Kept experts are in any order.
 
     :param kinds: subset of ``KINDS`` to draw from: ``sliced`` and ``mapped`` are one-hot, ``w_rm``
         has a continuous router map over kept experts, ``w_em`` continuous experts and router map
     """
+    from vllm_moe_prune.checkpoint import Checkpoint
     from vllm_moe_prune.provenance import Provenance
-    from vllm_moe_prune.routing_map import BaseFingerprint, RoutingMap
+    from vllm_moe_prune.routing_map import RoutingMap
 
     config = json.loads((base / "config.json").read_text())
     matrices: dict[str, Any] = {}
@@ -174,7 +175,7 @@ def random_map(base: Path, rng: Any, *, kinds: tuple[str, ...] = KINDS, keep: in
         matrices.update(fields.pop("matrices"))
     return RoutingMap.build(
         model_type=config["model_type"],
-        base=BaseFingerprint(config="c", index="i", routers="r"),
+        base=Checkpoint.open(base).fingerprint(),
         layers=layers,
         matrices=matrices,
         provenance=Provenance(method="random"),

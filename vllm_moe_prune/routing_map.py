@@ -199,7 +199,7 @@ class RoutingMap(BaseModel):
         """Return the readable JSON form: one line per layer, so that maps can be diffed."""
         fields = self.model_dump(mode="json", exclude_none=True)
         layers = ",\n    ".join(json.dumps(layer) for layer in fields.pop("layers"))
-        rest = json.dumps(fields, indent=2).rstrip("}\n ")
+        rest = json.dumps(fields, indent=2).removesuffix("\n}")
         return f'{rest},\n  "layers": [\n    {layers}\n  ]\n}}\n'
 
     @classmethod

@@ -1,0 +1,1 @@
+"""Methods: each turns what is known of a model into a routing map."""

@@ -1,0 +1,109 @@
+"""`RunResult`: what one `vmprune compress` found out, as JSON; the report is drawn from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.provenance import Provenance, write_atomic
+from vllm_moe_prune.routing_map import Form, one_line
+
+RESULT_FILE = "vmprune_result.json"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Quality(_Frozen):
+    """Accuracy of one variant on one split, 0..1, with its 95 % interval."""
+
+    variant: Literal["base", "random", "frequency", "eep"]
+    split: Literal["search", "selection", "test"]
+    accuracy: float
+    low: float
+    high: float
+    items: int = Field(ge=1)
+    maps: int = Field(default=1, ge=1)  # over how many maps `accuracy` is the mean
+    each: tuple[float, ...] = ()  # accuracy of every one of these maps
+
+
+class Size(_Frozen):
+    """Experts and bytes of a variant."""
+
+    experts: int
+    num_bytes: int
+    expert_bytes: int
+
+
+class SearchPoint(_Frozen):
+    """One evaluated candidate, in the order of evaluation."""
+
+    evaluation: int
+    fitness: float
+    best: float
+    seconds: float
+    tokens: int
+
+
+class LayerOutcome(_Frozen):
+    """What became of one layer; ``usage`` are tokens per expert of the base on the search split."""
+
+    layer: int
+    num_experts: int
+    kept: tuple[int, ...]
+    top_k: int
+    router: str
+    usage: tuple[int, ...]
+
+
+class RunResult(_Frozen):
+    """Everything a reader wants to know of a run, without the weights."""
+
+    schema_version: int = 1
+    model: str
+    out: str
+    method: str
+    task: str
+    form: Form
+    summary: str
+    map_digest: str
+    base_size: Size
+    pruned_size: Size
+    layers: tuple[LayerOutcome, ...]
+    search: tuple[SearchPoint, ...]
+    quality: tuple[Quality, ...]
+    seconds: dict[str, float]  # stage -> seconds
+    provenance: Provenance
+
+    def quality_of(self, variant: str, split: str = "test") -> Quality | None:
+        """Return the entry for a variant and a split, if it was measured."""
+        found = [q for q in self.quality if (q.variant, q.split) == (variant, split)]
+        return found[0] if found else None
+
+    def save(self, folder: Path) -> None:
+        """Write the result as a file in ``folder``."""
+        write_atomic(folder / RESULT_FILE, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> RunResult:
+        """Read the result of a run.
+
+        :raises PruneError: if there is none or it is damaged
+        """
+        file = folder / RESULT_FILE
+        try:
+            fields: Any = json.loads(file.read_text())
+            return cls.model_validate(fields)
+        except FileNotFoundError:
+            raise PruneError(
+                f"{folder} has no {RESULT_FILE}", hint="was it made by vmprune compress?"
+            ) from None
+        except json.JSONDecodeError as error:
+            raise PruneError(f"{file} is not JSON: {error}") from None
+        except ValidationError as error:
+            raise PruneError(f"{file}: {one_line(error)}") from None
