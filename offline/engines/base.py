@@ -24,8 +24,8 @@ class ItemResult:
 
     ``correct`` is 0 or 1 (between them for tasks with partial credit). ``margin`` is the score of
     the right choice minus that of the best wrong one, in the unit of the task's metric: nats for
-    ``acc``, nats per byte for ``acc_norm``; None where a task has no choices. ``prediction`` is
-    the index of the choice taken, or the text generated.
+    ``acc``, nats per character for ``acc_norm``; None where a task has no choices.
+    ``prediction`` is the index of the choice taken, or the text generated.
     """
 
     item: str

@@ -31,7 +31,7 @@ class Task:
     """A multiple-choice task.
 
     ``metric`` is the fitness and the reported accuracy: ``acc`` takes the choice with the highest
-    log-likelihood, ``acc_norm`` the highest per byte (fairer where choices differ in length).
+    log-likelihood, ``acc_norm`` the highest per character (fairer where choices differ in length).
     ``test`` items come from a file of their own where ``train`` is given (search and selection
     come from that), else all three splits are cut from the one file. ``question`` is the template
     of the prompt over the fields of a document. A user's own task has ``yaml`` and no sources.

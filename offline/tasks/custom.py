@@ -1,0 +1,53 @@
+"""A user's own task: any multiple-choice task that lm-evaluation-harness reads from YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from offline.tasks.splits import Item
+from vllm_moe_prune.errors import PruneError
+
+
+def read_yaml_task(path: Path) -> tuple[list[Item], list[Item]]:
+    """Render the items of an lm-eval YAML task, without examples in the prompt (0-shot).
+
+    :returns: items for searching (the training split, else the validation split if there is a
+        test split too; may be empty) and items for testing
+    :raises PruneError: if the file is no task that can be scored by its choices
+    """
+    from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
+
+    try:
+        tasks = TaskManager(include_defaults=False).load([str(path)])["tasks"]
+    except Exception as error:  # lm-eval raises whatever YAML, jinja or datasets do
+        raise PruneError(f"cannot read task {path}: {type(error).__name__}: {error}") from error
+    if len(tasks) != 1:
+        raise PruneError(f"{path} defines {len(tasks)} tasks, give one")
+    task: Any = next(iter(tasks.values()))
+    if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
+        raise PruneError(
+            f"task {path} is of type {task.OUTPUT_TYPE}",
+            hint="only `output_type: multiple_choice` with one prompt per item can be used",
+        )
+    train = task.training_docs() if task.has_training_docs() else None
+    validation = task.validation_docs() if task.has_validation_docs() else None
+    test = task.test_docs() if task.has_test_docs() else validation
+    pool = train if train is not None else (validation if test is not validation else None)
+    if test is None:
+        pool, test = None, pool
+    return _items(task, pool, "train"), _items(task, test, "test")
+
+
+def _items(task: Any, docs: Any, origin: str) -> list[Item]:
+    items = []
+    for number, doc in enumerate(docs or ()):
+        gold = task.doc_to_target(doc)
+        choices = tuple(str(choice).strip() for choice in task.doc_to_choice(doc))
+        if isinstance(gold, str):
+            gold = choices.index(gold) if gold in choices else -1
+        if not isinstance(gold, int) or not 0 <= gold < len(choices):
+            raise PruneError(f"item {number}: the target {gold!r} is none of the choices")
+        query = task.fewshot_context(doc, num_fewshot=0)
+        items.append(Item(f"{origin}-{number}", query, choices, gold))
+    return items
