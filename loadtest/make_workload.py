@@ -1,0 +1,45 @@
+"""`python -m loadtest.make_workload FROM.jsonl --out FILE`: a workload from any JSONL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import ValidationError
+
+from loadtest.cli import one_line
+from loadtest.workload import Lengths, prompts_from_jsonl, save_workload
+from vllm_moe_prune.errors import PruneError
+
+
+@click.command("workload", context_settings={"show_default": True})
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--field", default="prompt", help="which field of a line is the prompt")
+@click.option("--limit", type=click.IntRange(min=1), help="at most so many prompts")
+@click.option("--distribution", type=click.Choice(["constant", "uniform", "lognormal"]))
+@click.option("--median", type=click.IntRange(min=1), help="of the answers' tokens")
+@click.option("--min", "minimum", type=click.IntRange(min=1))
+@click.option("--max", "maximum", type=click.IntRange(min=1))
+def workload_command(
+    source: Path, out: Path, field: str, limit: int | None, **lengths: Any
+) -> None:
+    """Make a workload from the prompts in any JSONL file."""
+    names = {"minimum": "min", "maximum": "max"}
+    given = {names.get(key, key): value for key, value in lengths.items() if value is not None}
+
+    def write() -> int:
+        prompts = prompts_from_jsonl(source, field, limit)
+        try:
+            chosen = Lengths(**given)
+        except ValidationError as error:
+            raise PruneError(f"lengths: {error.errors()[0]['msg']}") from error
+        save_workload(out, prompts, chosen)
+        return len(prompts)
+
+    click.echo(f"{one_line(write)} prompts written to {out}")
+
+
+if __name__ == "__main__":
+    workload_command()

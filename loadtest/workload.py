@@ -1,0 +1,190 @@
+"""What the simulated users ask: a JSONL file of prompts and a distribution of answer lengths.
+
+Each line is ``{"prompt": TEXT}`` or ``{"messages": [{"role": ..., "content": ...}, ...]}``, with an
+optional ``"max_tokens"``. The first line may be ``{"output_tokens": {...}}`` (see ``Lengths``): it
+gives the lengths of the answers whose line has no ``max_tokens``.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vllm_moe_prune.errors import PruneError
+
+DEFAULT_WORKLOAD = Path(__file__).with_name("workload.jsonl")
+_FORMAT_HINT = 'a line is {"prompt": "..."} or {"messages": [...]}; see docs/loadtest.md'
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Lengths(_Line):
+    """How many tokens answers may have, between ``min`` and ``max``.
+
+    ``constant`` and ``lognormal`` are centred on ``median``; ``uniform`` ignores it. ``sigma`` is
+    the standard deviation of the logarithm.
+    """
+
+    distribution: Literal["constant", "uniform", "lognormal"] = "lognormal"
+    median: int = Field(default=64, ge=1)
+    sigma: float = Field(default=0.5, ge=0)
+    min: int = Field(default=8, ge=1)
+    max: int = Field(default=256, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Lengths:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+    def draw(self, rng: random.Random) -> int:
+        """One length in tokens."""
+        if self.distribution == "uniform":
+            return rng.randint(self.min, self.max)
+        sigma = self.sigma if self.distribution == "lognormal" else 0.0
+        return min(max(round(self.median * rng.lognormvariate(0, sigma)), self.min), self.max)
+
+
+class Message(_Line):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+class Item(_Line):
+    """One line of a workload: a prompt or a conversation."""
+
+    prompt: str | None = Field(default=None, min_length=1)
+    messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Item:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The prompt of a text completion; a conversation's turns become paragraphs."""
+        if self.prompt is not None:
+            return self.prompt
+        return "\n\n".join(message.content for message in self.messages or ())
+
+    @property
+    def turns(self) -> list[dict[str, str]]:
+        """The messages of a chat completion; a prompt becomes the user's only turn."""
+        if self.messages is None:
+            return [{"role": "user", "content": self.prompt or ""}]
+        return [message.model_dump() for message in self.messages]
+
+
+LineT = TypeVar("LineT", bound=_Line)
+
+
+class _Header(_Line):
+    output_tokens: Lengths
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Prompts and the distribution of answer lengths."""
+
+    items: tuple[Item, ...]
+    lengths: Lengths
+
+    def requests(self, seed: int, cap: int | None = None) -> Iterator[tuple[Item, int]]:
+        """Endless (item, max_tokens) pairs, the same for the same seed.
+
+        Every pass over the items is a new permutation; ``cap`` bounds max_tokens.
+        """
+        rng = random.Random(seed)
+        while True:
+            for item in rng.sample(self.items, len(self.items)):
+                drawn = self.lengths.draw(rng)  # always, so that the sequence is one per seed
+                tokens = item.max_tokens or drawn
+                yield item, tokens if cap is None else min(tokens, cap)
+
+
+def load_workload(path: Path = DEFAULT_WORKLOAD) -> Workload:
+    """Read a workload file.
+
+    :raises PruneError: if it is missing, has a bad line (its number is named) or no prompt
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PruneError(f"cannot read workload {path}: {error}", hint=_FORMAT_HINT) from error
+    numbered = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lengths = Lengths()
+    if numbered and '"output_tokens"' in numbered[0][1]:
+        lengths = _parse(_Header, path, *numbered.pop(0)).output_tokens
+    items = tuple(_parse(Item, path, number, line) for number, line in numbered)
+    if not items:
+        raise PruneError(f"workload {path} has no prompts", hint=_FORMAT_HINT)
+    return Workload(items, lengths)
+
+
+def save_workload(path: Path, items: Iterable[Item | str], lengths: Lengths | None = None) -> None:
+    """Write a workload of ``items`` (a string is a prompt) to ``path``.
+
+    Items may be a benchmark's questions, handed in as strings.
+
+    :raises PruneError: if there are none, or an empty one
+    """
+    header = _Header(output_tokens=lengths or Lengths())
+    try:
+        lines = [Item(prompt=item) if isinstance(item, str) else item for item in items]
+    except ValidationError as error:
+        raise PruneError(f"workload: {_reason(error)}") from error
+    if not lines:
+        raise PruneError(f"no prompts for workload {path}")
+    rows = [header, *lines]
+    path.write_text(
+        "".join(f"{row.model_dump_json(exclude_none=True)}\n" for row in rows), encoding="utf-8"
+    )
+
+
+def prompts_from_jsonl(path: Path, field: str = "prompt", limit: int | None = None) -> list[str]:
+    """The text under ``field`` of each line of any JSONL file, at most ``limit`` of them.
+
+    :raises PruneError: if the file is missing, or a line is not JSON or lacks the field
+    """
+    try:
+        rows = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise PruneError(f"cannot read {path}: {error}") from error
+    prompts = []
+    for number, row in enumerate(rows[:limit], 1):
+        try:
+            prompts.append(str(json.loads(row)[field]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise PruneError(
+                f"{path} line {number}: no field {field!r}", hint="name one with --field"
+            ) from error
+    return prompts
+
+
+def _parse(model: type[LineT], path: Path, number: int, line: str) -> LineT:
+    try:
+        return model.model_validate_json(line)
+    except ValidationError as error:
+        raise PruneError(
+            f"workload {path} line {number}: {_reason(error)}", hint=_FORMAT_HINT
+        ) from error
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
