@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from offline.tasks.quiet import quiet_libraries
 from offline.tasks.splits import Item
 from vllm_moe_prune.errors import PruneError
 
@@ -19,7 +20,8 @@ def read_yaml_task(path: Path) -> tuple[list[Item], list[Item]]:
     from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
 
     try:
-        tasks = TaskManager(include_defaults=False).load([str(path)])["tasks"]
+        with quiet_libraries():
+            tasks = TaskManager(include_defaults=False).load([str(path)])["tasks"]
     except Exception as error:  # lm-eval raises whatever YAML, jinja or datasets do
         raise PruneError(f"cannot read task {path}: {type(error).__name__}: {error}") from error
     if len(tasks) != 1:
@@ -30,13 +32,12 @@ def read_yaml_task(path: Path) -> tuple[list[Item], list[Item]]:
             f"task {path} is of type {task.OUTPUT_TYPE}",
             hint="only `output_type: multiple_choice` with one prompt per item can be used",
         )
-    train = task.training_docs() if task.has_training_docs() else None
-    validation = task.validation_docs() if task.has_validation_docs() else None
-    test = task.test_docs() if task.has_test_docs() else validation
-    pool = train if train is not None else (validation if test is not validation else None)
-    if test is None:
-        pool, test = None, pool
-    return _items(task, pool, "train"), _items(task, test, "test")
+    pool = None
+    if task.has_training_docs():
+        pool = task.training_docs()
+    elif task.has_test_docs() and task.has_validation_docs():
+        pool = task.validation_docs()
+    return _items(task, pool, "train"), _items(task, task.eval_docs, "test")
 
 
 def _items(task: Any, docs: Any, origin: str) -> list[Item]:

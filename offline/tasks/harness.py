@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import logging
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
-import datasets  # type: ignore[import-untyped]
 from lm_eval.api.instance import Instance  # type: ignore[import-untyped]
 from lm_eval.api.task import ConfigurableTask  # type: ignore[import-untyped]
 from lm_eval.evaluator import evaluate  # type: ignore[import-untyped]
@@ -16,6 +14,7 @@ from lm_eval.evaluator import evaluate  # type: ignore[import-untyped]
 from offline.demo.packages import cache_root
 from offline.engines.base import ItemResult, TaskResult
 from offline.tasks.catalog import Split, Task
+from offline.tasks.quiet import quiet_libraries
 from offline.tasks.splits import split_file
 from vllm_moe_prune.errors import PruneError
 
@@ -61,13 +60,14 @@ def run(lm: CountingLM, task: Task, split: Split, limit: int | None = None) -> T
     """
     local = local_task(task, split, limit)
     lm.tokens, started = 0, time.perf_counter()
-    found = evaluate(
-        lm,
-        {"tasks": {task.name: local}, "groups": {}, "group_map": {}},
-        limit=limit,
-        bootstrap_iters=0,
-        log_samples=True,
-    )
+    with quiet_libraries():
+        found = evaluate(
+            lm,
+            {"tasks": {task.name: local}, "groups": {}, "group_map": {}},
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
     seconds = time.perf_counter() - started
     items = tuple(_item(sample, task) for sample in found["samples"][task.name])
     return TaskResult(task.name, split, items, lm.tokens, seconds)
@@ -81,14 +81,8 @@ def local_task(task: Task, split: Split, limit: int | None) -> LocalTask:
     """
     if limit is not None and limit < 1:
         raise PruneError(f"limit is {limit}, at least one item is needed")
-    logging.getLogger("lm_eval").setLevel(logging.WARNING)
-    shown = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.utils.logging.disable_progress_bar()  # the caller owns the progress
-    try:
+    with quiet_libraries():
         return LocalTask(task, split, limit)
-    finally:
-        if shown:
-            datasets.utils.logging.enable_progress_bar()
 
 
 def _config(task: Task, split: Split) -> dict[str, Any]:

