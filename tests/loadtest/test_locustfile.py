@@ -126,15 +126,15 @@ def test_bad_input_is_one_line_without_traceback(flags: list[str], message: str)
 def test_master_and_worker_share_a_test(tmp_path: Path) -> None:
     port, records = free_port(), tmp_path / "records.jsonl"
     with fake_openai(Behaviour(first=0.05, gap=0.01)) as server:
-        flags = ["--records", str(records), "--master-port", str(port)]
         worker = subprocess.Popen(
-            command("--worker", *flags),
+            command("--worker", "--master-port", str(port)),
             env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         try:
             bind = ["--master", "--master-bind-port", str(port), "--expect-workers", "1"]
+            bind += ["--records", str(records)]  # the master hands its flags to the workers
             done = locust(
                 *bind, "-u", "2", "--run-time", "2s", "--host", server.url, "--json", "-r", "100"
             )
