@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class BuildPlan:
     operations: tuple[Operation, ...]
     num_bytes: int
     base_bytes: int
+    expert_bytes: int
     dropped: int
     merged: int
 
@@ -53,9 +55,15 @@ def plan_build(
         operations=operations,
         num_bytes=sum(op.target.num_bytes for op in kept),
         base_bytes=base.num_bytes,
+        expert_bytes=sum(op.target.num_bytes for op in kept if _is_expert(base, op.target.name)),
         dropped=len(operations) - len(kept),
         merged=sum(isinstance(op, Combine) for op in kept),
     )
+
+
+def _is_expert(base: Checkpoint, name: str) -> bool:
+    role = base.layout.classify(name)
+    return role is not None and role.kind == "expert"
 
 
 def build(
@@ -67,11 +75,13 @@ def build(
     allow_other: bool = False,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     progress: Progress | None = None,
+    beside: Mapping[str, str] | None = None,
 ) -> BuildPlan:
     """Write the pruned checkpoint: weights, config, map, tokenizer and model card.
 
     The result is verified (every tensor present with its shape) before it gets its name.
 
+    :param beside: further text files to put into ``out``, name -> content
     :raises PruneError: if the map does not fit, ``out`` exists, or the disk is full
     """
     check_absent(out, force=force)
@@ -86,6 +96,8 @@ def build(
         (partial / "config.json").write_text(_config(base, routing_map))
         (partial / "README.md").write_text(model_card(base.folder.name, routing_map, plan.form))
         routing_map.save(partial)
+        for name, content in (beside or {}).items():
+            (partial / name).write_text(content)
         _verify(partial, plan)
     return plan
 

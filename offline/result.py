@@ -85,9 +85,13 @@ class RunResult(_Frozen):
         found = [q for q in self.quality if (q.variant, q.split) == (variant, split)]
         return found[0] if found else None
 
+    def to_json(self) -> str:
+        """Return the content of the result file."""
+        return self.model_dump_json(indent=1) + "\n"
+
     def save(self, folder: Path) -> None:
         """Write the result as a file in ``folder``."""
-        write_atomic(folder / RESULT_FILE, self.model_dump_json(indent=1) + "\n")
+        write_atomic(folder / RESULT_FILE, self.to_json())
 
     @classmethod
     def load(cls, folder: Path) -> RunResult:

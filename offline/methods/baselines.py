@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from offline.methods.space import Kept, Space
 
@@ -19,12 +18,14 @@ def random_kept(space: Space, rng: random.Random) -> dict[int, Kept]:
     }
 
 
-def most_used(space: Space, usage: Mapping[int, NDArray[np.int64]]) -> dict[int, Kept]:
+def most_used(space: Space, usage: Mapping[int, Sequence[int]]) -> dict[int, Kept]:
     """Drop the experts that the fewest tokens were routed to (EEP's Frequency; `min-euf`).
 
     :param usage: decoder layer -> tokens routed to each expert, [E]; ties keep the lower id
     """
     return {
-        layer: tuple(sorted(np.argsort(-usage[layer], kind="stable")[: space.keep].tolist()))
+        layer: tuple(
+            sorted(np.argsort(-np.asarray(usage[layer]), kind="stable")[: space.keep].tolist())
+        )
         for layer in space.layers
     }

@@ -10,6 +10,7 @@ released rates about half of all children are copies, and evaluating a copy teac
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def depth_groups(layers: tuple[int, ...], num_groups: int) -> tuple[tuple[int, .
     num_groups = min(num_groups, len(layers))
     size = len(layers) // num_groups
     starts = [i * size for i in range(num_groups)] + [len(layers)]
-    return tuple(layers[a:b] for a, b in zip(starts, starts[1:], strict=False))
+    return tuple(layers[a:b] for a, b in itertools.pairwise(starts))
 
 
 def kept_by_layer(genome: Genome, groups: tuple[tuple[int, ...], ...]) -> dict[int, Kept]:
@@ -98,17 +99,13 @@ def _random_genome(sizes: list[int], keep: int, rng: random.Random) -> Genome:
     return tuple(tuple(sorted(rng.sample(range(size), keep))) for size in sizes)
 
 
-def _parent(
-    population: list[Individual], settings: EepSettings, rng: random.Random
-) -> Individual:
+def _parent(population: list[Individual], settings: EepSettings, rng: random.Random) -> Individual:
     """Choose uniformly among those within the threshold of the best."""
     least = max(individual.fitness for individual in population) - settings.parent_threshold
     return rng.choice([i for i in population if i.fitness >= least - 1e-12])
 
 
-def _mutated(
-    genome: Genome, sizes: list[int], settings: EepSettings, rng: random.Random
-) -> Genome:
+def _mutated(genome: Genome, sizes: list[int], settings: EepSettings, rng: random.Random) -> Genome:
     """Move rows of some groups to experts that the group does not keep yet."""
     active: list[bool] = []
     while not any(active):

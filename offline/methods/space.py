@@ -76,7 +76,9 @@ class Space:
             )
             for layer, count in self.num_experts.items()
         )
-        seen = {k: tuple(int(n) for n in v) for k, v in tokens_seen.items()} if tokens_seen else None
+        seen = (
+            {k: tuple(int(n) for n in v) for k, v in tokens_seen.items()} if tokens_seen else None
+        )
         return RoutingMap.build(
             model_type=self.model_type,
             base=self.base,

@@ -1,0 +1,53 @@
+# Two commands do everything on a fresh machine with Python 3.11, gcc and make:
+#   make demo    the whole job on the embedded model
+#   make test    lint, types and tests
+VENV ?= .venv
+PYTHON ?= python3.11
+BIN := $(VENV)/bin
+# PyTorch's own index has the CPU build of torch; it is asked only if pip does not find the build
+# by itself, and for this one package.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH := $(shell grep '^torch==' requirements/cpu.lock)
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test test-all lint format bench lock clean
+
+install: $(STAMP)
+
+# --no-deps: the lock is complete, and leaves out three packages that break a CPU install
+# (requirements/lock.py says which and why).
+$(STAMP): requirements/cpu.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-deps '$(TORCH)' || \
+	  $(BIN)/pip install --quiet --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
+	$(BIN)/pip install --quiet --no-deps -r requirements/cpu.lock
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
+
+demo: install
+	$(BIN)/vmprune demo run --out demo
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+test-all: lint
+	$(BIN)/pytest -m ''
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/python -m benchmarks.rewrite
+	$(BIN)/python -m benchmarks.serving
+
+lock: install
+	$(BIN)/python requirements/lock.py > requirements/cpu.lock
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,1 @@
+"""The `vmprune` command: one file per subcommand, heavy imports inside the commands."""

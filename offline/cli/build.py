@@ -1,0 +1,56 @@
+"""`vmprune build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(epilog="Example: vmprune build --model base --map pruned.run --out pruned")
+@click.option("--model", type=click.Path(path_type=Path), required=True, help="base checkpoint")
+@click.option(
+    "--map", "map_path", type=click.Path(path_type=Path), required=True, help="routing map"
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write")
+@click.option("--force", is_flag=True, help="replace OUT if it exists")
+@click.option("--dry-run", is_flag=True, help="say what would be written, and write nothing")
+@click.option("--allow-other-base", is_flag=True, help="apply a map made for another base")
+@click.option("--max-shard-gib", type=float, default=4.0, show_default=True)
+def build(
+    model: Path,
+    map_path: Path,
+    out: Path,
+    force: bool,
+    dry_run: bool,
+    allow_other_base: bool,
+    max_shard_gib: float,
+) -> None:
+    """Write the pruned checkpoint that a routing map describes."""
+    from offline.build import build as run_build
+    from offline.build import plan_build
+    from offline.cli.console import bars, gib
+    from vllm_moe_prune.checkpoint import Checkpoint
+    from vllm_moe_prune.routing_map import RoutingMap
+
+    base, routing_map = Checkpoint.open(model), RoutingMap.load(map_path)
+    plan = plan_build(base, routing_map, allow_other=allow_other_base)
+    click.echo(routing_map.summary())
+    click.echo(
+        f"{gib(plan.num_bytes)} of {gib(plan.base_bytes)}: "
+        f"{plan.dropped} tensors dropped, {plan.merged} merged"
+    )
+    if dry_run:
+        return
+    with bars() as reporter:
+        reporter.stage("writing the checkpoint", plan.num_bytes)
+        run_build(
+            base,
+            routing_map,
+            out,
+            force=force,
+            allow_other=allow_other_base,
+            max_shard_bytes=int(max_shard_gib * 1024**3),
+            progress=reporter.step,
+        )
+    click.echo(f"written to {out}")

@@ -1,0 +1,99 @@
+"""`vmprune inspect`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
+
+
+@click.command(epilog="Example: vmprune inspect pruned --json")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="print JSON on stdout")
+def inspect(path: Path, as_json: bool) -> None:
+    """Describe a base checkpoint, a pruned checkpoint or a routing map."""
+    facts = describe(path)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        _show(facts)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return what is known of a path: kind, sizes, per-layer counts, the map and its provenance.
+
+    :raises PruneError: if it is neither a checkpoint nor a map
+    """
+    facts: dict[str, Any] = {"path": str(path), "kind": "base checkpoint"}
+    is_map_file = path.is_file()
+    if is_map_file or (path / MAP_FILE).exists():
+        facts |= _map_facts(RoutingMap.load(path))
+        facts["kind"] = "routing map"
+    elif not path.is_dir():
+        raise PruneError(f"{path} is neither a checkpoint folder nor a routing map")
+    if not is_map_file and (path / "config.json").exists():
+        facts |= _checkpoint_facts(path)
+        if "map" in facts:
+            facts["kind"] = f"pruned checkpoint ({facts['map']['form']})"
+    elif "map" not in facts:
+        raise PruneError(f"{path} has neither config.json nor {MAP_FILE}")
+    return facts
+
+
+def _checkpoint_facts(path: Path) -> dict[str, Any]:
+    from vllm_moe_prune.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open(path)
+    return {
+        "model_type": checkpoint.layout.model_type,
+        "num_bytes": checkpoint.num_bytes,
+        "expert_bytes": checkpoint.expert_bytes(),
+        "experts_per_layer": checkpoint.expert_counts(),
+        "top_k": checkpoint.layout.top_k(checkpoint.config),
+        "fingerprint": checkpoint.fingerprint().model_dump(),
+    }
+
+
+def _map_facts(routing_map: RoutingMap) -> dict[str, Any]:
+    fields = routing_map.model_dump(mode="json", exclude_none=True)
+    return {
+        "model_type": routing_map.model_type,
+        "map": {
+            "form": routing_map.form,
+            "summary": routing_map.summary(),
+            "digest": routing_map.digest(),
+            "layers": fields["layers"],
+        },
+        "provenance": fields["provenance"],
+    }
+
+
+def _show(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from offline.cli.console import gib
+
+    console = Console()
+    console.print(f"{facts['path']}: {facts['kind']} of {facts['model_type']}", soft_wrap=True)
+    if "num_bytes" in facts:
+        console.print(f"{gib(facts['num_bytes'])}, of that experts {gib(facts['expert_bytes'])}")
+    table = Table("layer", "experts", "top-k", "router", "kept")
+    if "map" in facts:
+        console.print(facts["map"]["summary"], soft_wrap=True)
+        for layer in facts["map"]["layers"]:
+            kept = layer["experts"].get("kept") or f"merged by {layer['experts']['matrix']}"
+            count = f"{layer['num_kept']} of {layer['num_experts']}"
+            row = (layer["layer"], count, layer["top_k"], layer["router"], kept)
+            table.add_row(*map(str, row))
+        made = facts["provenance"]
+        console.print(f"made by {made['method']}, seed {made.get('seed')}, {made['tool']}")
+    else:
+        for layer, count in facts["experts_per_layer"].items():
+            table.add_row(str(layer), str(count), str(facts["top_k"]), "", "all")
+    console.print(table)

@@ -1,0 +1,99 @@
+"""`vmprune demo run`: make, compress, serve, load-test and report, on the embedded model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from offline.compress import compress, transformers_engine
+from offline.demo.model import make_demo_model
+from offline.recipe import CompressRecipe
+from offline.report.render import write_report
+from offline.result import RunResult
+from offline.run import Reporter
+from vllm_moe_prune.errors import PruneError
+
+SERVING_FILE = "serving.json"
+# Sized for a few minutes on two cores: a search this short finds less than the defaults would.
+_RECIPE = {"task": "sciq", "keep": 4, "evaluations": 40, "initial": 15, "search_items": 100}
+_LESS = {"finalists": 3, "selection_items": 100, "test_items": 250, "random_maps": 3}
+_LOAD = ("--rounds", "1", "--duration", "25s", "--max-tokens", "48", "--enforce-eager")
+
+Bars = Callable[[], AbstractContextManager[Reporter]]
+
+
+def run_demo(out: Path, *, users: int, bars: Bars) -> None:
+    """Do the whole job in ``out``; steps whose output is there already are not repeated.
+
+    :raises PruneError: as the steps do
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    base, pruned = out / "base", out / "pruned"
+    with bars() as reporter:
+        if not base.exists():
+            make_demo_model(base, reporter=reporter)
+        if not pruned.exists():
+            recipe = CompressRecipe.model_validate({"model": base, **_RECIPE, **_LESS})
+            compress(recipe, pruned, make_engine=transformers_engine, reporter=reporter)
+    if not (pruned / SERVING_FILE).exists():
+        _load_test(base, pruned, out / "load", users)
+    report = write_report(pruned)
+    _show(RunResult.load(pruned), json.loads((pruned / SERVING_FILE).read_text()), users)
+    print(f"report: {report}")
+
+
+def _load_test(base: Path, pruned: Path, out: Path, users: int) -> None:
+    """Run the load-test room as a user would: it imports nothing of ours but the server."""
+    command = [sys.executable, "-m", "loadtest.compare", "--base", str(base)]
+    command += ["--candidate", str(pruned), "--candidate-load-format", "pruned_moe"]
+    command += ["--users", str(users), "--out", str(out), *_LOAD]
+    if subprocess.run(command, check=False).returncode != 0:
+        raise PruneError("the load test did not end well", hint=f"its logs are in {out}")
+    shutil.copyfile(out / "compare.json", pruned / SERVING_FILE)
+
+
+def _show(result: RunResult, serving: dict[str, Any], users: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from offline.cli.console import gib
+
+    table = Table("", "base", "pruned", title="demo: base against pruned")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    sizes = (result.base_size, result.pruned_size)
+    table.add_row("experts", *(str(size.experts) for size in sizes))
+    table.add_row("on disk", *(gib(size.num_bytes) for size in sizes))
+    for variant, split in (("frequency", "test"), ("random", "test"), (result.method, "test")):
+        before, after = result.quality_of("base", split), result.quality_of(variant, split)
+        if before and after:
+            title = f"{result.task} accuracy, {variant} ({after.items} held-out items)"
+            table.add_row(title, f"{before.accuracy:.3f}", f"{after.accuracy:.3f}")
+    for metric, title in _METRICS.items():
+        values = [_median(serving, side, metric, users) for side in ("base", "candidate")]
+        table.add_row(title, *(f"{value:.1f}" for value in values))
+    Console().print(table)
+
+
+_METRICS = {
+    "ttft_ms": "time to first token, p50 (ms)",
+    "itl_ms": "inter-token latency, p50 (ms)",
+    "output_tokens_per_second": "output tokens per second",
+}
+
+
+def _median(serving: dict[str, Any], side: str, metric: str, users: int) -> float:
+    """Return one side's metric at ``users``, the mean over its servers' lifetimes."""
+    values = []
+    for life in serving["lifetimes"]:
+        for point in life["points"]:
+            if life["side"] == side and point["users"] == users:
+                value = point[metric]
+                values.append(value["p50"] if isinstance(value, dict) else value)
+    return float(sum(values) / len(values))

@@ -1,0 +1,32 @@
+"""Prompts and measures that show whether a model's text has collapsed. Pure; no model here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+PROMPTS = (
+    "The capital of France is",
+    "Water boils when",
+    "def fibonacci(n):\n    ",
+    "Question: What do plants need to grow?\nAnswer:",
+    "Once upon a time there was a fisherman who",
+    "The three states of matter are",
+)
+CHAT_PROMPTS = (
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "Explain why the sky is blue.",
+    "Give me a recipe for a simple soup.",
+)
+_NGRAM = 4
+
+
+def repetition(tokens: Sequence[int]) -> float:
+    """Return the share of 4-grams that occurred before, 0..1: near 1 for text that loops."""
+    grams = [tuple(tokens[i : i + _NGRAM]) for i in range(len(tokens) - _NGRAM + 1)]
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def looks_english(text: str) -> float:
+    """Return the share of characters that are ASCII letters, digits, spaces or punctuation."""
+    return sum(c.isascii() and (c.isprintable() or c.isspace()) for c in text) / max(len(text), 1)
