@@ -55,7 +55,7 @@ def main(
     """Measure the serving ratio and print it as one line of JSON."""
     base = replace(Shape(), experts=experts, **sizes)
     pruned = replace(base, experts=kept)
-    progress = Console(stderr=True, highlight=False)
+    progress = Console(stderr=True, highlight=False, markup=False)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         settings = Settings(

@@ -21,8 +21,8 @@ class OneLineError(click.ClickException):
 
 
 def one_line(action: Callable[[], ResultT]) -> ResultT:
-    """Run ``action``; a mistake of the user's ends the program with one line."""
+    """Run ``action``; a mistake of the user's or a full disk ends the program with one line."""
     try:
         return action()
-    except PruneError as error:
+    except (PruneError, OSError) as error:
         raise OneLineError(str(error)) from error

@@ -94,7 +94,7 @@ def compare_command(out: Path, as_json: bool, **options: Any) -> None:
         extra=extra,
     )
     settings = Settings(**options)
-    progress = Console(stderr=True, highlight=False)
+    progress = Console(stderr=True, highlight=False, markup=False)
     result = one_line(
         lambda: compare(base, candidate, settings, out, flags, lambda line: progress.print(line))
     )

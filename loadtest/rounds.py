@@ -127,6 +127,8 @@ def _check(sides: Mapping[SideName, Target], settings: Settings) -> None:
     """Refuse bad input before the first server is started."""
     if not settings.users or min(settings.users) < 1:
         raise PruneError("the numbers of users must be 1 or more", hint="for example --users 1,8")
+    if len(set(settings.users)) < len(settings.users):
+        raise PruneError("a number of users is given twice")
     if settings.rounds < 1:
         raise PruneError("at least one round is needed")
     if settings.workload:
