@@ -1,0 +1,187 @@
+"""The tables of the report as strings; the template only lays them out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from offline.report import words
+from offline.report.inputs import Check, CheckItem, Ratio, Serving
+from offline.result import LayerOutcome, Quality, RunResult
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A caption, headings and rows; ``text`` are the numbers of the left-aligned columns."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text: frozenset[int] = frozenset({0})
+
+
+def quality_table(result: RunResult) -> Table:
+    """Accuracy of every variant on the held-out split."""
+    base = result.quality_of("base")
+    rows = []
+    for q in (q for q in result.quality if q.split == "test"):
+        gap = "" if base is None or q is base else words.points(q.accuracy - base.accuracy)
+        measured = (words.percent(q.accuracy), words.interval(q.low, q.high), gap)
+        rows.append((words.VARIANTS[q.variant], *measured, str(q.items), str(q.maps)))
+    head = ("variant", "accuracy", "95% interval", "against base, points", "items", "maps")
+    return Table(f"Accuracy on the held-out split of {result.task}", head, tuple(rows))
+
+
+def optimism_table(result: RunResult) -> Table | None:
+    """Accuracy along search -> selection -> test; None unless a variant has two of them."""
+    rows = []
+    for variant, name in words.VARIANTS.items():
+        steps = [q for split in words.SPLITS if (q := result.quality_of(variant, split))]
+        if len(steps) < 2:
+            continue
+        for before, step in zip([None, *steps], steps, strict=False):
+            gap = "" if before is None else words.points(step.accuracy - before.accuracy)
+            numbers = (words.percent(step.accuracy), words.interval(step.low, step.high), gap)
+            rows.append((name, words.SPLITS[step.split], *numbers, str(step.items)))
+    head = ("variant", "split", "accuracy", "95% interval", "step, points", "items")
+    caption = "From the items that drove the search to items that decided nothing"
+    return Table(caption, head, tuple(rows), frozenset({0, 1})) if rows else None
+
+
+def optimism_sentence(result: RunResult) -> str | None:
+    """How much of the search's fitness was luck."""
+    search, test = (result.quality_of(result.method, split) for split in ("search", "test"))
+    if search is None or test is None:
+        return None
+    gap = 100 * (search.accuracy - test.accuracy)
+    side = "above" if gap >= 0 else "below"
+    return (
+        f"On the items that drove the search the chosen map has {words.percent(search.accuracy)}; "
+        f"on held-out items {words.percent(test.accuracy)}. The search's own figure is "
+        f"{abs(gap):.1f} points {side} what a user will see."
+    )
+
+
+def layers_table(result: RunResult) -> Table:
+    """What every layer keeps: the heat map in words."""
+    rows = tuple(_layer_row(layer) for layer in result.layers)
+    head = ("layer", "kept", "dropped", "kept of", "top-k", "router", "routed tokens kept")
+    return Table("Experts kept and dropped in every layer", head, rows, frozenset({0, 1, 2, 5}))
+
+
+def _layer_row(layer: LayerOutcome) -> tuple[str, ...]:
+    number, size = str(layer.layer), str(layer.num_experts)
+    share = kept_share([layer])
+    if not layer.kept:  # merged experts have no ids of the base
+        return (number, "merged", "", size, str(layer.top_k), layer.router, "-")
+    dropped = tuple(e for e in range(layer.num_experts) if e not in layer.kept)
+    counts = f"{len(layer.kept)} of {size}"
+    names = (words.ids(layer.kept), words.ids(dropped) or "none")
+    kept = "-" if share is None else words.percent(share)
+    return (number, *names, counts, str(layer.top_k), layer.router, kept)
+
+
+def kept_share(layers: list[LayerOutcome]) -> float | None:
+    """Share of the base's routed tokens that went to experts which are kept."""
+    total = sum(sum(layer.usage) for layer in layers)
+    kept = sum(layer.usage[e] for layer in layers for e in layer.kept if e < len(layer.usage))
+    return kept / total if total else None
+
+
+def improvements_table(result: RunResult) -> Table | None:
+    """The candidates that were better than all before them."""
+    rows, best = [], float("-inf")
+    for p in result.search:
+        if p.fitness > best:
+            best = p.fitness
+            times = (f"{p.seconds:.1f}", f"{p.tokens:,}")
+            rows.append((str(p.evaluation), words.percent(p.fitness), *times))
+    head = ("evaluation", "fitness", "seconds", "tokens")
+    return Table("Candidates that improved on the best so far", head, tuple(rows)) if rows else None
+
+
+def sizes_table(result: RunResult) -> Table:
+    """Experts and bytes, before and after."""
+    base, pruned = result.base_size, result.pruned_size
+    rows = [("experts", f"{base.experts}", f"{pruned.experts}")]
+    rows += [
+        (name, f"{words.gib(b)} ({b:,} bytes)", f"{words.gib(p)} ({p:,} bytes)")
+        for name, b, p in (
+            ("on disk", base.num_bytes, pruned.num_bytes),
+            ("of these, experts", base.expert_bytes, pruned.expert_bytes),
+        )
+    ]
+    counts = [(base.experts, pruned.experts), (base.num_bytes, pruned.num_bytes)]
+    counts += [(base.expert_bytes, pruned.expert_bytes)]
+    full = [(*row, words.change(*pair)) for row, pair in zip(rows, counts, strict=True)]
+    return Table("Size before and after", ("", "base", "pruned", "change"), tuple(full))
+
+
+def serving_table(serving: Serving) -> Table:
+    """Both sides' medians, their ratio and the ratio of every round."""
+    rows = []
+    for ratio in serving.ratios:
+        default = (ratio.metric, ratio.metric, 1.0, 2)
+        name, _, unit, digits = words.METRICS.get(ratio.metric, default)
+        sides = [serving.value(s, ratio.metric, ratio.users) for s in ("base", "candidate")]
+        values = [words.number(None if v is None else v / unit, digits) for v in sides]
+        rounds = " ".join(f"{value:.2f}" for value in ratio.per_round)
+        users = "" if ratio.users is None else str(ratio.users)
+        rows.append((name, users, *values, f"{ratio.median:.2f}", rounds, verdict(ratio)))
+    head = ("metric", "users", "base", "pruned", "ratio", "per round", "pruned is")
+    caption = "Serving: pruned divided by base within each round, median of the rounds"
+    return Table(caption, head, tuple(rows), frozenset({0, 5, 6}))
+
+
+def verdict(ratio: Ratio) -> str:
+    """Say in a word how to read a ratio; rounds that disagree prove nothing."""
+    if ratio.higher_is_better is None:
+        return ""
+    rounds = ratio.per_round or (ratio.median,)
+    higher = [value > 1 for value in rounds]
+    if any(higher) != all(higher) or 1.0 in rounds:
+        return "unclear"
+    return "better" if all(higher) == ratio.higher_is_better else "worse"
+
+
+def checks_table(check: Check) -> Table:
+    """Every check with what it measured and what it allows."""
+    rows = tuple(
+        (item.name, "passed" if item.ok else "FAILED", *map(_plain, _facts(item)))
+        for item in check.checks
+    )
+    head = ("check", "outcome", "measured", "limit", "detail")
+    return Table("Checks of the served checkpoint", head, rows, frozenset({0, 1, 4}))
+
+
+def _facts(item: CheckItem) -> tuple[JsonValue, ...]:
+    return (item.value, item.limit, item.detail)
+
+
+def data_table(result: RunResult) -> Table | None:
+    """The items that decided, named so that they can be found again."""
+    data = result.provenance.data
+    rows = tuple((d.name, d.split, str(d.count), d.sha256) for d in data)
+    head = ("data", "split", "items", "identity")
+    return Table("Data that decided", head, rows, frozenset({0, 1, 3})) if rows else None
+
+
+def pairs_table(caption: str, head: tuple[str, str], pairs: dict[str, JsonValue]) -> Table | None:
+    """Names and values: settings, versions."""
+    rows = tuple((name, _plain(value)) for name, value in pairs.items())
+    return Table(caption, head, rows, frozenset({0, 1})) if rows else None
+
+
+def chosen_quality(result: RunResult) -> Quality | None:
+    """The held-out accuracy of the variant that was built."""
+    return result.quality_of(result.method)
+
+
+def _plain(value: JsonValue) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
