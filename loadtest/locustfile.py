@@ -16,6 +16,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -141,7 +142,8 @@ class StreamingUser(User):
             model = self.run_state.model(self.client)
         except (httpx.HTTPError, StreamError) as error:
             message = f"/v1/models: {error}"
-            failed = Record(kind=self.kind, started=0, arrivals=(), ended=0, error=message)
+            now = time.time()
+            failed = Record(kind=self.kind, started=now, arrivals=(), ended=0, error=message)
             self.run_state.report(failed)
             gevent.sleep(_BACK_OFF_SECONDS)
             return
