@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lm_eval.api.model import TemplateLM  # type: ignore[import-untyped]
+from lm_eval.api.model import TemplateLM
 
 from offline.engines.packing import Batch, build, group, pack
 
@@ -128,6 +128,7 @@ def target_log_probs(batch: Batch, logits: torch.Tensor) -> tuple[torch.Tensor, 
     """
     chunks = torch.split(logits, _CHUNK)
     normaliser = torch.cat([chunk.float().logsumexp(dim=-1) for chunk in chunks]).double()
-    best = logits.argmax(dim=-1)
-    log_probs = logits[batch.source, batch.target].double() - normaliser[batch.source]
-    return log_probs.cpu(), (best[batch.source] == batch.target).cpu()
+    greatest = logits.amax(dim=-1)  # many times faster than argmax in bfloat16
+    chosen = logits[batch.source, batch.target]
+    log_probs = chosen.double() - normaliser[batch.source]
+    return log_probs.cpu(), (chosen == greatest[batch.source]).cpu()

@@ -17,7 +17,7 @@ def read_yaml_task(path: Path) -> tuple[list[Item], list[Item]]:
         test split too; may be empty) and items for testing
     :raises PruneError: if the file is no task that can be scored by its choices
     """
-    from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
+    from lm_eval.tasks import TaskManager
 
     try:
         with quiet_libraries():

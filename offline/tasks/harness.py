@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
-from lm_eval.api.instance import Instance  # type: ignore[import-untyped]
-from lm_eval.api.task import ConfigurableTask  # type: ignore[import-untyped]
-from lm_eval.evaluator import evaluate  # type: ignore[import-untyped]
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.evaluator import evaluate
 
 from offline.demo.packages import cache_root
 from offline.engines.base import ItemResult, TaskResult

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Show neither lm-eval's notes nor the progress bars of datasets."""
-    from datasets.utils import logging as bars  # type: ignore[import-untyped]
+    from datasets.utils import logging as bars
 
     notes = logging.getLogger("lm_eval")
     level, shown = notes.level, bars.is_progress_bar_enabled()
