@@ -1,23 +1,16 @@
-"""The figures of the report, as plotly figures.
-
-Colours are of middle lightness, so that they stand out on a white and on a dark page; nothing
-is told by colour alone. Text and grid take the page's colours by CSS, which also serves print.
-"""
+"""The figures of the report that have axes: search, quality, serving."""
 
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
-from typing import Any
 
 import plotly.graph_objects as go
-from markupsafe import Markup
 
 from offline.report import words
+from offline.report.drawing import COLOURS, Figure, axis, layout_of
 from offline.report.inputs import Ratio, Serving
-from offline.result import LayerOutcome, Quality, RunResult
+from offline.result import Quality, RunResult
 
-COLOURS = {"base": "#7d8590", "random": "#c4761b", "frequency": "#2b9a74", "eep": "#3a86d0"}
 _PATTERNS = {"base": "", "random": "/", "frequency": ".", "eep": "x"}
 _DASHES = {"base": "solid", "random": "dot", "frequency": "dash", "eep": "dashdot"}
 _SYMBOL_COLOURS = {
@@ -27,135 +20,6 @@ _SYMBOL_COLOURS = {
     "triangle-up": COLOURS["base"],
 }
 _SYMBOLS = tuple(_SYMBOL_COLOURS)
-_PALE, _DEEP = "#eef3f9", "#0b3a75"
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
-_MAX_TICKS = 16
-_MIN_CELL = 7  # pixels: below this the heat map scrolls rather than shrinks
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A drawing and what to say to those who do not see it."""
-
-    name: str
-    drawing: go.Figure
-    label: str
-    min_width: int = 0
-
-    def json(self) -> Markup:
-        """Return data and layout as JSON that no HTML parser can leave early."""
-        text = str(self.drawing.to_json())
-        for sign in "<>&":
-            text = text.replace(sign, f"\\u{ord(sign):04x}")
-        return Markup(text)
-
-
-def _layout(height: int, **more: Any) -> dict[str, Any]:
-    return {
-        "height": height,
-        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-        "font": {"family": _FONT, "size": 13},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "dragmode": False,  # a finger that scrolls the page must not zoom
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        **more,
-    }
-
-
-def _axis(title: str, **more: Any) -> dict[str, Any]:
-    return {
-        "title": {"text": title, "standoff": 8},
-        "automargin": True,
-        "fixedrange": True,
-        "zeroline": False,
-        "gridcolor": "#8884",
-        **more,
-    }
-
-
-def heat_map(result: RunResult) -> Figure:
-    """Layers x experts: the base's usage as colour, dropped experts crossed out."""
-    layers = result.layers
-    most = max((layer.num_experts for layer in layers), default=0)
-    shares = [_shares(layer) for layer in layers]
-    columns = [[*row, *[None] * (most - len(row))] for row in shares]
-    top = max((s for row in shares for s in row if s is not None), default=0) or 1
-    heat = go.Heatmap(
-        z=[list(row) for row in zip(*columns, strict=True)],
-        zmin=0,
-        zmax=top,
-        colorscale=[[0, _PALE], [1, _DEEP]],
-        xgap=1,
-        ygap=1,
-        customdata=[[_fate(layer, e) for layer in layers] for e in range(most)],
-        text=[[str(layer.layer) for layer in layers] for _ in range(most)],
-        hovertemplate="layer %{text}, expert %{y}<br>%{z:.1f}% of the layer's tokens"
-        "<br>%{customdata}<extra></extra>",
-        colorbar={"title": {"text": "tokens, %", "side": "right"}, "thickness": 12, "len": 1},
-    )
-    height = min(1400, max(200, 26 * most if most <= 16 else 10 * most)) + 60
-    step = -(-len(layers) // _MAX_TICKS) or 1
-    ticks = list(range(0, len(layers), step))
-    drawing = go.Figure([heat, _crosses(layers, shares, top)])
-    drawing.update_layout(
-        **_layout(height, showlegend=False),
-        xaxis=_axis(
-            "decoder layer",
-            tickvals=ticks,
-            ticktext=[str(layers[i].layer) for i in ticks],
-            showgrid=False,
-        ),
-        yaxis=_axis("expert", autorange="reversed", showgrid=False, dtick=max(1, -(-most // 16))),
-    )
-    dropped = sum(layer.num_experts - len(layer.kept) for layer in layers if layer.kept)
-    label = (
-        f"Heat map of {len(layers)} layers and up to {most} experts per layer: share of each "
-        f"layer's tokens per expert; {dropped} dropped experts are crossed out. "
-        "The table below it lists the kept experts of every layer."
-    )
-    return Figure("heat-map", drawing, label, min_width=_MIN_CELL * len(layers) + 110)
-
-
-def _shares(layer: LayerOutcome) -> list[float | None]:
-    total = sum(layer.usage)
-    known = [100 * n / total for n in layer.usage] if total else []
-    return [known[e] if e < len(known) else None for e in range(layer.num_experts)]
-
-
-def _fate(layer: LayerOutcome, expert: int) -> str:
-    if expert >= layer.num_experts:
-        return ""
-    if not layer.kept:
-        return "merged"
-    return "kept" if expert in layer.kept else "dropped"
-
-
-def _crosses(
-    layers: tuple[LayerOutcome, ...], shares: list[list[float | None]], top: float
-) -> go.Scatter:
-    cells = [
-        (column, expert, shares[column][expert] or 0.0)
-        for column, layer in enumerate(layers)
-        for expert in range(layer.num_experts)
-        if _fate(layer, expert) == "dropped"
-    ]
-    return go.Scatter(
-        x=[column for column, _, _ in cells],
-        y=[expert for _, expert, _ in cells],
-        mode="markers",
-        name="dropped",
-        hoverinfo="skip",
-        marker={
-            "symbol": "x-thin",
-            "size": 5 if len(layers) > 40 else 7,
-            # an open cross is all line: dark on pale cells, pale on deep ones
-            "line": {
-                "width": 1.6,
-                "color": ["#ffffff" if s > 0.5 * top else "#1b1f24" for _, _, s in cells],
-            },
-        },
-    )
 
 
 def search_progress(result: RunResult) -> Figure:
@@ -184,9 +48,9 @@ def search_progress(result: RunResult) -> Figure:
         ]
     )
     drawing.update_layout(
-        **_layout(400),
-        xaxis=_axis("evaluation", range=[x[0] - 1, x[-1] + 1]),
-        yaxis=_axis("accuracy, %"),
+        **layout_of(400),
+        xaxis=axis("evaluation", range=[x[0] - 1, x[-1] + 1]),
+        yaxis=axis("accuracy, %"),
     )
     best = max(points, key=lambda p: p.fitness)
     label = (
@@ -226,23 +90,28 @@ def _baselines(result: RunResult, first: int, last: int) -> list[go.Scatter]:
 def quality_bars(result: RunResult) -> Figure:
     """Held-out accuracy with error bars; for a mean over maps, a dot for each of them."""
     measured = [q for q in result.quality if q.split == "test"]
-    bars = [_bar(q) for q in measured]
     dots = [
         go.Scatter(
-            x=[words.VARIANTS[q.variant]] * len(q.each),
+            x=[position + 0.36] * len(q.each),  # beside the bar, clear of its whisker
             y=[100 * value for value in q.each],
             mode="markers",
-            marker={"symbol": "circle-open", "size": 7, "color": "#1b1f24"},
+            marker={"symbol": "circle-open", "size": 6, "color": COLOURS[q.variant]},
             hovertemplate="one map: %{y:.1f}%<extra></extra>",
         )
-        for q in measured
+        for position, q in enumerate(measured)
         if len(q.each) > 1
     ]
+    bars = [_bar(position, q) for position, q in enumerate(measured)]
     drawing = go.Figure([*bars, *dots])
     drawing.update_layout(
-        **_layout(360, showlegend=False, bargap=0.45),
-        xaxis=_axis("", showgrid=False),
-        yaxis=_axis("held-out accuracy, %", rangemode="tozero"),
+        **layout_of(360, showlegend=False, bargap=0.45),
+        xaxis=axis(
+            "",
+            showgrid=False,
+            tickvals=list(range(len(measured))),
+            ticktext=[words.VARIANTS[q.variant] for q in measured],
+        ),
+        yaxis=axis("held-out accuracy, %", rangemode="tozero"),
     )
     said = (
         f"{words.VARIANTS[q.variant]} {words.percent(q.accuracy)} ({words.interval(q.low, q.high)})"
@@ -251,9 +120,9 @@ def quality_bars(result: RunResult) -> Figure:
     return Figure("quality", drawing, f"Held-out accuracy with 95% intervals: {'; '.join(said)}.")
 
 
-def _bar(q: Quality) -> go.Bar:
+def _bar(position: int, q: Quality) -> go.Bar:
     return go.Bar(
-        x=[words.VARIANTS[q.variant]],
+        x=[position],
         y=[100 * q.accuracy],
         error_y={
             "array": [100 * (q.high - q.accuracy)],
@@ -265,7 +134,8 @@ def _bar(q: Quality) -> go.Bar:
             "color": COLOURS[q.variant],
             "pattern": {"shape": _PATTERNS[q.variant], "size": 7, "solidity": 0.25},
         },
-        hovertemplate=f"%{{x}}: %{{y:.1f}}% ({words.interval(q.low, q.high)})<extra></extra>",
+        name=words.VARIANTS[q.variant],
+        hovertemplate=f"%{{y:.1f}}% ({words.interval(q.low, q.high)})",
     )
 
 
@@ -286,9 +156,9 @@ def serving_ratios(serving: Serving) -> Figure | None:
     drawing.add_vline(x=1, line={"color": "#7d8590", "width": 2})
     names = [_ratio_name(next(r for r in shown if r.metric == m)) for m in metrics]
     drawing.update_layout(
-        **_layout(52 * len(metrics) + 110),
-        xaxis=_axis("pruned / base"),
-        yaxis=_axis(
+        **layout_of(52 * len(metrics) + 110),
+        xaxis=axis("pruned / base"),
+        yaxis=axis(
             "",
             tickvals=list(range(len(metrics))),
             ticktext=names,

@@ -10,7 +10,8 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from offline.report import commands, figures, tables, words
+from offline.report import commands, figures, heatmap, tables, words
+from offline.report.drawing import Figure
 from offline.report.inputs import (
     CHECK_FILE,
     SERVING_FILE,
@@ -137,8 +138,8 @@ def _per_layer(result: RunResult) -> str:
     )
 
 
-def _figures(result: RunResult, serving: Serving | None) -> dict[str, figures.Figure]:
-    drawn = [figures.heat_map(result)]
+def _figures(result: RunResult, serving: Serving | None) -> dict[str, Figure]:
+    drawn = [heatmap.heat_map(result)]
     if result.search:
         drawn.append(figures.search_progress(result))
     if any(q.split == "test" for q in result.quality):

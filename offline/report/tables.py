@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pydantic import JsonValue
@@ -45,7 +46,7 @@ def optimism_table(result: RunResult) -> Table | None:
             gap = "" if before is None else words.points(step.accuracy - before.accuracy)
             numbers = (words.percent(step.accuracy), words.interval(step.low, step.high), gap)
             rows.append((name, words.SPLITS[step.split], *numbers, str(step.items)))
-    head = ("variant", "split", "accuracy", "95% interval", "step, points", "items")
+    head = ("variant", "split", "accuracy", "95% interval", "change, points", "items")
     caption = "From the items that drove the search to items that decided nothing"
     return Table(caption, head, tuple(rows), frozenset({0, 1})) if rows else None
 
@@ -105,18 +106,15 @@ def improvements_table(result: RunResult) -> Table | None:
 def sizes_table(result: RunResult) -> Table:
     """Experts and bytes, before and after."""
     base, pruned = result.base_size, result.pruned_size
-    rows = [("experts", f"{base.experts}", f"{pruned.experts}")]
-    rows += [
-        (name, f"{words.gib(b)} ({b:,} bytes)", f"{words.gib(p)} ({p:,} bytes)")
-        for name, b, p in (
-            ("on disk", base.num_bytes, pruned.num_bytes),
-            ("of these, experts", base.expert_bytes, pruned.expert_bytes),
-        )
-    ]
-    counts = [(base.experts, pruned.experts), (base.num_bytes, pruned.num_bytes)]
-    counts += [(base.expert_bytes, pruned.expert_bytes)]
-    full = [(*row, words.change(*pair)) for row, pair in zip(rows, counts, strict=True)]
-    return Table("Size before and after", ("", "base", "pruned", "change"), tuple(full))
+    shown: tuple[tuple[str, int, int, Callable[[int], str]], ...] = (
+        ("experts", base.experts, pruned.experts, "{:,}".format),
+        ("on disk", base.num_bytes, pruned.num_bytes, words.gib),
+        ("on disk, bytes", base.num_bytes, pruned.num_bytes, "{:,}".format),
+        ("expert weights", base.expert_bytes, pruned.expert_bytes, words.gib),
+        ("expert weights, bytes", base.expert_bytes, pruned.expert_bytes, "{:,}".format),
+    )
+    rows = tuple((name, say(b), say(p), words.change(b, p)) for name, b, p, say in shown)
+    return Table("Size before and after", ("", "base", "pruned", "change"), rows)
 
 
 def serving_table(serving: Serving) -> Table:
@@ -170,7 +168,7 @@ def data_table(result: RunResult) -> Table | None:
 
 def pairs_table(caption: str, head: tuple[str, str], pairs: dict[str, JsonValue]) -> Table | None:
     """Names and values: settings, versions."""
-    rows = tuple((name, _plain(value)) for name, value in pairs.items())
+    rows = tuple((name, _plain(value) or "-") for name, value in pairs.items())
     return Table(caption, head, rows, frozenset({0, 1})) if rows else None
 
 

@@ -1,0 +1,59 @@
+"""What all figures of the report share.
+
+Colours are of middle lightness, so that they stand out on a white and on a dark page; nothing
+is told by colour alone. Text and grid take the page's colours by CSS, which also serves print.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+from markupsafe import Markup
+
+COLOURS = {"base": "#7d8590", "random": "#c4761b", "frequency": "#2b9a74", "eep": "#3a86d0"}
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A drawing and what to say to those who do not see it."""
+
+    name: str
+    drawing: go.Figure
+    label: str
+    min_width: int = 0
+
+    def json(self) -> Markup:
+        """Return data and layout as JSON that no HTML parser can leave early."""
+        text = str(self.drawing.to_json())
+        for sign in "<>&":
+            text = text.replace(sign, f"\\u{ord(sign):04x}")
+        return Markup(text)
+
+
+def layout_of(height: int, **more: Any) -> dict[str, Any]:
+    """Return the layout of a figure ``height`` pixels high."""
+    return {
+        "height": height,
+        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+        "font": {"family": _FONT, "size": 13},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "dragmode": False,  # a finger that scrolls the page must not zoom
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        **more,
+    }
+
+
+def axis(title: str, **more: Any) -> dict[str, Any]:
+    """Return an axis that cannot be zoomed."""
+    return {
+        "title": {"text": title, "standoff": 8},
+        "automargin": True,
+        "fixedrange": True,
+        "zeroline": False,
+        "gridcolor": "#8884",
+        **more,
+    }
