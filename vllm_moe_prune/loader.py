@@ -68,7 +68,7 @@ class PrunedMoELoader(DefaultModelLoader):
         if self._subject is None:
             return super().create_model(vllm_config, model_config, prefix)
         routing_map = self._subject.routing_map
-        _check_parallel(vllm_config, routing_map)
+        check_parallel(vllm_config, routing_map)
         layout, layers = self._subject.checkpoint.layout, routing_map.by_layer()
         config = model_config.hf_text_config
         # Whatever asks the config later, after the layers exist, gets the largest count.
@@ -174,7 +174,11 @@ def _map_beside(folder: Path) -> Path:
     return folder / MAP_FILE
 
 
-def _check_parallel(vllm_config: VllmConfig, routing_map: RoutingMap) -> None:
+def check_parallel(vllm_config: VllmConfig, routing_map: RoutingMap) -> None:
+    """Refuse kinds of parallelism that a compact or map-only model does not support.
+
+    :raises PruneError: naming the rule and what to use instead
+    """
     parallel = vllm_config.parallel_config
     counts = {layer.num_kept for layer in routing_map.layers}
     if parallel.enable_expert_parallel and len(counts) > 1:

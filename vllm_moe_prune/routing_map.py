@@ -211,7 +211,7 @@ class RoutingMap(BaseModel):
         file = path / MAP_FILE if path.is_dir() else path
         fields = _read_json(file)
         version = fields.get("schema_version")
-        if not isinstance(version, int) or version > SCHEMA_VERSION:
+        if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
             raise PruneError(
                 f"routing map {file} has schema_version {version}, "
                 f"this program reads up to {SCHEMA_VERSION}",
@@ -257,7 +257,7 @@ def _read_matrices(file: Path, layers: tuple[LayerMap, ...]) -> dict[str, Matrix
         return dict(load_file(file))
     except FileNotFoundError:
         raise PruneError(f"routing map names matrices but {file} is missing") from None
-    except SafetensorError as error:
+    except (SafetensorError, TypeError) as error:  # TypeError: a dtype that numpy has not
         raise PruneError(f"{file} is damaged: {error}") from None
 
 
@@ -277,6 +277,8 @@ def _check_matrices(layers: tuple[LayerMap, ...], matrices: Mapping[str, Matrix]
                     f"{where} has shape {list(matrix.shape)}, "
                     f"not [{layer.num_kept}, {layer.num_experts}]"
                 )
+            if matrix.dtype != np.float32:
+                raise PruneError(f"{where} is {matrix.dtype}, not float32")
             if not np.isfinite(matrix).all():
                 raise PruneError(f"{where} has a value that is not finite")
     unused = matrices.keys() - {name for layer in layers for name in _named(layer)}

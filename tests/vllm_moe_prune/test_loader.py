@@ -1,0 +1,164 @@
+"""The loader's decisions, without an engine: what it reads, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from offline.build import build
+from tests.maps import mixed_map, uniform_map
+from tests.tiny import make_tiny_mixtral
+from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.plugin import register
+
+vllm = pytest.importorskip("vllm", reason="the plugin side needs vLLM")
+
+from vllm.config.load import LoadConfig  # noqa: E402
+from vllm.model_executor.model_loader import get_model_loader  # noqa: E402
+
+from vllm_moe_prune import vllm_compat  # noqa: E402
+from vllm_moe_prune.loader import PrunedMoELoader, apply_map, check_parallel  # noqa: E402
+
+UNIFORM = [(0, 2, 5, 7)] * 4
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_mixtral(tmp_path_factory.mktemp("base"), layers=4)
+
+
+@pytest.fixture(scope="module")
+def compact(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("compact") / "out"
+    build(Checkpoint.open(base), mixed_map(base), out)
+    return out
+
+
+def loader(**extra: Any) -> PrunedMoELoader:
+    register()
+    config = LoadConfig(load_format="pruned_moe", model_loader_extra_config=extra)
+    made = get_model_loader(config)
+    assert isinstance(made, PrunedMoELoader)
+    return made
+
+
+def model_config(folder: Path) -> Any:
+    return SimpleNamespace(model=str(folder), revision=None)
+
+
+def test_registering_twice_changes_nothing() -> None:
+    register()
+    before = type(get_model_loader(LoadConfig()))
+    register()
+    assert type(get_model_loader(LoadConfig())) is before
+
+
+@pytest.mark.parametrize("load_format", ["auto", "safetensors", "hf", "dummy"])
+def test_a_compact_checkpoint_is_refused_by_every_other_format(
+    compact: Path, load_format: str
+) -> None:
+    register()
+    with pytest.raises(PruneError, match=r"compact pruned checkpoint.*--load-format pruned_moe"):
+        get_model_loader(LoadConfig(load_format=load_format)).load_model(
+            SimpleNamespace(), model_config(compact)
+        )
+
+
+def test_map_only_reads_no_dropped_expert(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    routing_map = uniform_map(base, UNIFORM)
+    subject = apply_map(Checkpoint.open(base), routing_map)
+    read: list[str] = []
+    whole: Callable[[Checkpoint, str], torch.Tensor] = Checkpoint.tensor
+
+    def spy(self: Checkpoint, name: str) -> torch.Tensor:
+        read.append(name)
+        return whole(self, name)
+
+    monkeypatch.setattr(Checkpoint, "tensor", spy)
+    made = loader()
+    made._subject = subject
+    weights = dict(made.get_all_weights(model_config(base), torch.nn.Module()))
+    experts = {int(name.split(".experts.")[1].split(".")[0]) for name in read if "experts" in name}
+    assert experts == {0, 2, 5, 7}
+    assert sum("experts" in name for name in weights) == 4 * 4 * 3
+    original = Checkpoint.open(base).tensor("model.layers.0.block_sparse_moe.experts.5.w1.weight")
+    assert torch.equal(weights["model.layers.0.block_sparse_moe.experts.2.w1.weight"], original)
+
+
+def test_a_map_for_another_base_is_refused(base: Path, tmp_path: Path) -> None:
+    other = make_tiny_mixtral(tmp_path / "other", layers=4, seed=7)
+    uniform_map(other, UNIFORM).save(tmp_path / "map")
+    with pytest.raises(PruneError, match=r"another base.*routers hash differs"):
+        loader(routing_map=str(tmp_path / "map"))._open(model_config(base))
+    allowed = loader(routing_map=str(tmp_path / "map"), allow_other_base=True)
+    assert allowed._open(model_config(base)) is not None
+
+
+def test_a_map_on_a_pruned_checkpoint_is_refused(compact: Path, base: Path) -> None:
+    with pytest.raises(PruneError, match="already pruned"):
+        loader(routing_map=str(compact))._open(model_config(compact))
+
+
+def test_a_model_without_a_map_is_refused(base: Path) -> None:
+    with pytest.raises(PruneError, match=r"has no routing_map\.json"):
+        loader()._open(model_config(base))
+
+
+def test_a_plain_checkpoint_is_loaded_as_it_is(base: Path, tmp_path: Path) -> None:
+    build(Checkpoint.open(base), uniform_map(base, UNIFORM), tmp_path / "out")
+    assert loader()._open(model_config(tmp_path / "out")) is None
+
+
+def test_a_compact_checkpoint_with_another_map_is_refused(
+    compact: Path, base: Path, tmp_path: Path
+) -> None:
+    uniform_map(base, UNIFORM).save(tmp_path)
+    beside = (compact / "routing_map.json").read_text()
+    try:
+        (compact / "routing_map.json").write_text((tmp_path / "routing_map.json").read_text())
+        with pytest.raises(PruneError, match="layer 0 has 8 experts, its routing map says 4"):
+            loader()._open(model_config(compact))
+    finally:
+        (compact / "routing_map.json").write_text(beside)
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="routing_mapp"):
+        loader(routing_mapp="typo")
+
+
+@pytest.mark.parametrize("version", ["0.31.4", "0.33.0", "1.0.0+cpu"])
+def test_an_unsupported_vllm_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm.version.__version__", version)
+    with pytest.raises(PruneError, match=rf"vLLM {version[:4]}.*install vLLM 0.32"):
+        loader()
+
+
+def test_expert_parallelism_needs_uniform_counts(base: Path) -> None:
+    parallel = SimpleNamespace(enable_expert_parallel=True, enable_eplb=False)
+    config: Any = SimpleNamespace(parallel_config=parallel)
+    with pytest.raises(PruneError, match=r"same number of experts in every layer.*3 to 8"):
+        check_parallel(config, mixed_map(base))
+    check_parallel(config, uniform_map(base, UNIFORM))
+
+
+def test_expert_load_balancing_is_refused(base: Path) -> None:
+    parallel = SimpleNamespace(enable_expert_parallel=True, enable_eplb=True)
+    config: Any = SimpleNamespace(parallel_config=parallel)
+    with pytest.raises(PruneError, match="EPLB"):
+        check_parallel(config, uniform_map(base, UNIFORM))
+
+
+def test_the_seam_is_where_the_compat_layer_expects_it() -> None:
+    """The contract test for the supported window: the two names that are replaced exist."""
+    from vllm.model_executor.models import mixtral
+
+    assert callable(mixtral.make_layers)
+    assert callable(mixtral.FusedMoEFactory)
+    vllm_compat.check_version()
