@@ -78,8 +78,9 @@ def test_every_kind_of_failure_is_counted_and_said(tmp_path: Path) -> None:
     with fake_openai(Behaviour(first=0.01, gap=0.005, faults=faults)) as server:
         flags = ["-u", "6", "-r", "100", "--requests", "7", "--host", server.url]
         flags += ["--completion-weight", "1", "--chat-weight", "0", "--records", str(records)]
-        done = locust(*flags, "--json")
-    assert done.returncode == 1  # locust's own verdict on a test with failures
+        done = locust(*flags, "--json", "--slo-itl-ms", "1")
+    assert done.returncode == 1
+    assert "SLO missed: completion p95 itl" in done.stderr
     assert stats(done)["completion", "e2e"]["num_failures"] == 5
     assert "ignore_eos" not in server.behaviour.bodies[0]
     errors = " | ".join(sorted(r.error for r in read_records(records) if r.error))
@@ -87,15 +88,18 @@ def test_every_kind_of_failure_is_counted_and_said(tmp_path: Path) -> None:
         assert part in errors
 
 
-def test_missed_objective_fails_the_run_and_running_time_cuts_answers(tmp_path: Path) -> None:
+def test_end_of_the_running_time_cuts_answers_whose_tokens_still_count(tmp_path: Path) -> None:
     records = tmp_path / "records.jsonl"
-    with fake_openai(Behaviour(first=0.1, gap=0.05, chunks=10)) as server:
-        flags = ["-u", "3", "-r", "100", "--run-time", "2s", "--host", server.url]
+    with fake_openai(Behaviour(first=0.1, gap=0.05, chunks=1000)) as server:
+        flags = ["-u", "3", "-r", "100", "--run-time", "3s", "--host", server.url]
         done = locust(*flags, "--slo-ttft-ms", "5", "--records", str(records))
     assert done.returncode == 1
-    assert "SLO missed: chat p95 ttft" in done.stderr
+    assert "SLO missed: no ttft was measured" in done.stderr
     summary = summarise(read_records(records), users=3)
-    assert 1 <= summary.cut <= 3 and summary.errors == 0 and summary.requests >= 3
+    # On a starved machine a user may not have come to ask at all.
+    assert summary.cut == len(server.behaviour.bodies) > 0
+    assert (summary.errors, summary.requests) == (0, 0)
+    assert summary.output_tokens_per_second > 1
 
 
 def test_nobody_answers_is_a_failure_not_a_busy_loop(tmp_path: Path) -> None:
