@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from offline.engines.packing import ROW_TOKENS, build, group, pack
@@ -10,6 +10,7 @@ tokens = st.lists(st.integers(1, 50), min_size=1, max_size=12)
 pairs = st.lists(st.tuples(tokens, tokens), min_size=1, max_size=30)
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(pairs)
 def test_each_token_sees_its_own_context_and_continuation_only(
     pairs: list[tuple[list[int], list[int]]],

@@ -65,7 +65,9 @@ def blocks(engine: TransformersEngine, input_ids: torch.Tensor) -> list[tuple[Ar
 
 
 @settings(
-    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=6,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(seed=st.integers(0, 2**32 - 1))
 @pytest.mark.parametrize("kind", KINDS)
