@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import MoeLayout, layout_of
 from vllm_moe_prune.rewrite import (
+    ITEM_BYTES,
     Combine,
     Copy,
     Drop,
@@ -112,7 +113,12 @@ class Checkpoint:
         )
 
     def raw(self, name: str) -> bytes:
-        """Return the bytes of a tensor."""
+        """Return the bytes of a tensor.
+
+        :raises PruneError: if there is none of this name
+        """
+        if name not in self.stored:
+            raise PruneError(f"the checkpoint has no tensor {name}")
         stored = self.stored[name]
         with stored.file.open("rb") as stream:
             stream.seek(stored.begin)
@@ -176,7 +182,9 @@ def _stored(folder: Path) -> dict[str, StoredTensor]:
     index_file = folder / INDEX_FILE
     if index_file.exists():
         weight_map = _read_object(index_file).get("weight_map")
-        if not isinstance(weight_map, dict):
+        if not isinstance(weight_map, dict) or not all(
+            isinstance(name, str) for name in weight_map.values()
+        ):
             raise PruneError(f"{index_file} has no weight_map")
         files = [folder / name for name in sorted(set(weight_map.values()))]
         stored = {name: s for file in files for name, s in _read_header(file)}
@@ -207,6 +215,10 @@ def _read_header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
         ) from None
     header.pop("__metadata__", None)
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
+        if entry["dtype"] not in ITEM_BYTES:
+            raise PruneError(
+                f"shard {file}: tensor {name} has dtype {entry['dtype']}, which is not known"
+            )
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
         info = TensorInfo(name, entry["dtype"], tuple(entry["shape"]))
         yield name, StoredTensor(info, file, begin, end)

@@ -148,9 +148,8 @@ class RoutingMap(BaseModel):
         """Return ``sha256:...`` of what the map does: layers and matrices, not who made it."""
         digest = hashlib.sha256()
         for layer in sorted(self.layers, key=lambda item: item.layer):
-            digest.update(
-                f"{layer.layer}/{layer.num_experts}/{layer.top_k}/{layer.router}".encode()
-            )
+            head = f"{layer.layer}/{layer.num_experts}/{layer.top_k}/{layer.router}"
+            digest.update(head.encode())
             digest.update(self.expert_matrix(layer).tobytes())
             digest.update(self.router_matrix(layer).tobytes())
         return "sha256:" + digest.hexdigest()
