@@ -1,0 +1,83 @@
+"""Every tensor of a model is either known or refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import make_tiny_mixtral
+from tests.vllm_moe_prune.bare import MIXTRAL
+from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.layouts import Role, layout_of
+from vllm_moe_prune.rewrite import expert_counts
+
+
+def test_every_tensor_that_transformers_saves_classifies(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(make_tiny_mixtral(tmp_path / "base", layers=2, experts=8))
+    roles = {name: MIXTRAL.classify(name) for name in checkpoint.tensors}
+    assert Counter(role.kind if role else "other" for role in roles.values()) == {
+        "expert": 2 * 8 * 3,
+        "router": 2,
+        "other": 2 * 6 + 3,  # attention and norms of a layer; embedding, last norm, head
+    }
+    assert not [name for name, role in roles.items() if role is None and "moe" in name]
+
+
+@pytest.mark.parametrize("projection", ["w1", "w2", "w3"])
+def test_names_are_made_and_read_by_the_same_template(projection: str) -> None:
+    name = MIXTRAL.expert_name(11, 7, projection)
+    assert name == f"model.layers.11.block_sparse_moe.experts.7.{projection}.weight"
+    assert MIXTRAL.classify(name) == Role("expert", 11, 7)
+    assert MIXTRAL.classify(MIXTRAL.router_name(11)) == Role("router", 11)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.block_sparse_moe.experts.0.w4.weight",
+        "model.layers.0.block_sparse_moe.experts.0.w1.weight_scale",
+        "model.layers.0.block_sparse_moe.experts.gate_up_proj",
+        "model.layers.0.block_sparse_moe.gate.bias",
+    ],
+)
+def test_an_unknown_tensor_of_an_moe_block_is_refused_by_name(name: str) -> None:
+    with pytest.raises(PruneError) as caught:
+        MIXTRAL.classify(name)
+    assert caught.value.message == (
+        f"tensor {name} belongs to an MoE block but is not known for mixtral"
+    )
+
+
+def test_dots_in_templates_match_dots_only() -> None:
+    assert MIXTRAL.classify("modelXlayers.0.block_sparse_moe.gate.weight") is None
+
+
+@pytest.mark.parametrize("config", [{"model_type": "llama"}, {}, {"model_type": None}])
+def test_an_unknown_architecture_is_refused_with_the_known_ones(config: dict[str, str]) -> None:
+    with pytest.raises(PruneError, match=r"^model type .* is not supported") as caught:
+        layout_of(config)
+    assert caught.value.hint is not None
+    assert "mixtral" in caught.value.hint
+
+
+@pytest.mark.parametrize("value", [None, 0, "8", 2.0])
+def test_an_unusable_count_in_the_config_is_one_line(value: object) -> None:
+    with pytest.raises(PruneError) as caught:
+        MIXTRAL.num_experts({"num_local_experts": value})
+    assert caught.value.message == (
+        f"config.json has no usable num_local_experts (found {value!r})"
+    )
+
+
+def test_experts_are_counted_by_name_and_a_gap_is_refused() -> None:
+    names = [MIXTRAL.expert_name(2, expert, "w1") for expert in (0, 1, 2)]
+    assert expert_counts(names, MIXTRAL) == {2: 3}
+    with pytest.raises(PruneError, match=r"layer 2: experts \[0, 2\] are not numbered 0\.\.E-1"):
+        expert_counts([names[0], names[2]], MIXTRAL)
+    with pytest.raises(PruneError, match=r"layer 5: experts \[\] are not numbered 0\.\.E-1"):
+        expert_counts([MIXTRAL.router_name(5)], MIXTRAL)
+    with pytest.raises(PruneError, match="no expert tensors of a mixtral model were found"):
+        expert_counts(["model.norm.weight"], MIXTRAL)
