@@ -20,7 +20,7 @@ $(STAMP): requirements/cpu.lock requirements/vllm-name/pyproject.toml pyproject.
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-deps '$(TORCH)' || \
 	  $(BIN)/pip install --quiet --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
-	$(BIN)/pip install --quiet --no-deps -r requirements/cpu.lock
+	$(BIN)/pip install --quiet --no-deps --no-compile -r requirements/cpu.lock
 	$(BIN)/pip install --quiet --no-deps ./requirements/vllm-name
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
