@@ -11,6 +11,7 @@ from pathlib import Path
 
 from offline.build import BuildPlan, build, plan_build
 from offline.choose import choose, count_usage
+from offline.device import pick_device
 from offline.engines.base import Engine
 from offline.evaluations import Evaluations, run_folder
 from offline.methods.space import Space
@@ -87,7 +88,8 @@ def transformers_engine(recipe: CompressRecipe) -> Engine:
     """Load the base model in transformers on the recipe's device."""
     from offline.engines.transformers import TransformersEngine
 
-    return TransformersEngine(recipe.model, device=recipe.device, dtype=recipe.dtype)
+    device = pick_device(recipe.device)
+    return TransformersEngine(recipe.model, device=device, dtype=recipe.dtype)
 
 
 def _result(

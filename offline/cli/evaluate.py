@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import click
+
+from offline.recipe import DType
 
 
 @click.command(name="eval", epilog="Example: vmprune eval --model pruned --task sciq --limit 200")
@@ -14,8 +17,9 @@ import click
 @click.option("--split", default="test", show_default=True, help="search, selection or test")
 @click.option("--limit", type=click.IntRange(min=1), help="items; all if not given")
 @click.option("--map", "map_path", type=click.Path(path_type=Path), help="routing map to apply")
+@click.option("--allow-other-base", is_flag=True, help="apply a map made for another base")
 @click.option("--device", default="auto", show_default=True)
-@click.option("--dtype", default="auto", show_default=True)
+@click.option("--dtype", type=click.Choice(get_args(DType)), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="print JSON on stdout, with every item")
 def evaluate(
     model: Path,
@@ -23,8 +27,9 @@ def evaluate(
     split: str,
     limit: int | None,
     map_path: Path | None,
+    allow_other_base: bool,
     device: str,
-    dtype: str,
+    dtype: DType,
     as_json: bool,
 ) -> None:
     """Measure a checkpoint's accuracy on a task, with its 95 % confidence interval.
@@ -34,11 +39,16 @@ def evaluate(
     from offline.tasks.catalog import check_split, get_task
 
     task, known_split = get_task(task_name), check_split(split)
+    from offline.device import pick_device
     from offline.engines.transformers import TransformersEngine
     from vllm_moe_prune.routing_map import RoutingMap
 
     routing_map = RoutingMap.load(map_path) if map_path else None
-    engine = TransformersEngine(model, device=device, dtype=dtype)  # type: ignore[arg-type]
+    engine = TransformersEngine(model, device=pick_device(device), dtype=dtype)
+    if routing_map is not None:
+        routing_map.check_base(
+            engine.fingerprint, engine.expert_counts, allow_other=allow_other_base
+        )
     engine.apply(routing_map)
     result = engine.evaluate(task, known_split, limit)
     low, high = result.confidence_interval()
