@@ -19,7 +19,10 @@ from vllm_moe_prune.writer import DEFAULT_SHARD_BYTES, Progress, write_shards
 
 # Everything else in the base folder (tokenizer, chat template, generation settings, licence) is
 # part of the model and is copied.
-_NOT_COPIED_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".safetensors.index.json")
+_NOT_COPIED_SUFFIXES = (
+    ".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".gguf", ".h5", ".msgpack",
+    ".safetensors.index.json", ".bin.index.json",
+)  # fmt: skip
 _NOT_COPIED_NAMES = ("config.json", "README.md", "report.html", ".gitattributes")
 
 
@@ -85,6 +88,8 @@ def build(
     :raises PruneError: if the map does not fit, ``out`` exists, or the disk is full
     """
     check_absent(out, force=force)
+    if base.folder.resolve().is_relative_to(out.resolve()):
+        raise PruneError(f"{out} would replace the base model", hint="choose another --out")
     plan = plan_build(base, routing_map, allow_other=allow_other)
     with staged(out, force=force) as partial:
         weights = partial / COMPACT_FOLDER if plan.form == "compact" else partial

@@ -55,7 +55,7 @@ def main() -> None:
         extra = _EXTRAS.get(name, "offline")
         _fail(f"this command needs {name}", f"pip install 'vllm-moe-prune[{extra}]'")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise
         _fail(f"{error.filename or 'output'}: {error.strerror}", "choose another place to write to")
 
