@@ -92,6 +92,22 @@ def map_of(*layers: dict[str, Any], matrices: Any = None, **changes: Any) -> Rou
     return RoutingMap.build(matrices=matrices, **map_fields(*layers, **changes))
 
 
+MERGED = layer_fields(
+    num_experts=4,
+    num_kept=2,
+    top_k=1,
+    experts={"matrix": "em"},
+    router="mapped",
+    router_rows={"matrix": "rm"},
+)
+
+
+def two(**changes: Any) -> dict[str, NDArray[Any]]:
+    """Return the two matrices of ``MERGED``; a change to None leaves one out."""
+    matrices = {"em": np.full((2, 4), 0.25), "rm": np.eye(4)[:2]}
+    return {k: v for k, v in (matrices | changes).items() if v is not None}
+
+
 @st.composite
 def routing_maps(
     draw: st.DrawFn, *, with_matrices: bool = True, layers: int | None = None, experts: int = 0
