@@ -16,7 +16,13 @@ import click
 @click.option("--force", is_flag=True, help="replace OUT if it exists")
 @click.option("--dry-run", is_flag=True, help="say what would be written, and write nothing")
 @click.option("--allow-other-base", is_flag=True, help="apply a map made for another base")
-@click.option("--max-shard-gib", type=float, default=4.0, show_default=True)
+@click.option(
+    "--max-shard-gib",
+    type=click.FloatRange(min=0, min_open=True),
+    default=4.0,
+    show_default=True,
+    help="size of a weight file",
+)
 def build(
     model: Path,
     map_path: Path,
