@@ -255,7 +255,7 @@ def _killed_when_the_log_has(lines: int, arguments: list[str], out: Path) -> Non
     command = [sys.executable, "-c", "from offline.cli.main import main; main()", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as child:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while not log.exists() or log.read_bytes().count(b"\n") < lines:
             assert child.poll() is None, child.stderr and child.stderr.read()
             assert time.monotonic() < deadline
