@@ -62,6 +62,8 @@ def train(rank: int, work: Path, settings: Settings, parts: Ingredients) -> None
     start = _restore(work / "joint.pt", values, optimizer)
     slices = Slices.cut(parts.dense, parts.neurons)
     for step in range(start, settings.steps):
+        # by step, so that a continued run draws the same positions
+        torch.manual_seed(settings.seed + settings.ranks * step + rank)
         began = time.monotonic()
         losses = _backward(_batch(rank, step, settings, parts), slices, values, settings, parts)
         _share_gradients(values, settings.ranks)
