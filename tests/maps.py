@@ -69,6 +69,4 @@ def mixed_map(base: Path, seed: int = 0) -> RoutingMap:
 
 
 def _layer(layer: int, kept: int, top_k: int, experts: Selection, **more: Any) -> LayerMap:
-    return LayerMap(
-        layer=layer, num_experts=8, num_kept=kept, top_k=top_k, experts=experts, **more
-    )
+    return LayerMap(layer=layer, num_experts=8, num_kept=kept, top_k=top_k, experts=experts, **more)

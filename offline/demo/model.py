@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offline.demo.card import CARD
-from vllm_moe_prune.errors import PruneError
+from offline.staging import staged
 
 if TYPE_CHECKING:  # torch is slow to import, and `vmprune --help` must not
     from torch import Tensor
@@ -34,29 +33,13 @@ def make_demo_model(
     tokenizer with chat template, model card. Downloads the dense base (93 MB) the first time.
     ``out`` appears complete or not at all; an existing one is replaced only with ``force``.
     """
-    if out.exists() and not force:
-        raise PruneError(f"{out} exists already", hint="choose another --out, or pass --force")
-    partial = out.with_name(out.name + ".partial")
     from offline.demo.network import LAYERS
 
     tell = reporter.step if reporter else _silent
-    if reporter:
-        reporter.stage("making the demo model", LAYERS + 2)
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with staged(out, force=force) as partial:
+        if reporter:
+            reporter.stage("making the demo model", LAYERS + 2)
         _write_model(partial, deltas_file, tell)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise PruneError(f"cannot write {out}: {error.strerror or error}") from error
-    except PruneError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if out.is_dir() and not out.is_symlink():
-        shutil.rmtree(out)
-    elif out.exists():
-        out.unlink()
-    partial.rename(out)
     return out
 
 
@@ -126,6 +109,7 @@ def _write_shards(folder: Path, dense: Dense, deltas: Deltas, tell: Callable[...
     for number, tensors in enumerate(_shards(dense, deltas, tell), start=1):
         name = f"model-{number:05d}-of-{count:05d}.safetensors"
         save_file(tensors, folder / name, {"format": "pt"})
+        (folder / name).chmod(0o644)  # the library makes files that only their owner can read
         index |= dict.fromkeys(tensors, name)
         size += sum(t.numel() * t.element_size() for t in tensors.values())
     whole = {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))}

@@ -41,7 +41,7 @@ class TransformersEngine:
     :param model: folder of a checkpoint that transformers can open
     :param device: a torch device
     :param dtype: of weights and activations; ``auto`` takes the checkpoint's
-    :param tokens_per_batch: tokens of one forward pass while scoring; 1024 on a CPU, else 8192
+    :param tokens_per_batch: tokens of one forward pass while scoring; 4096 on a CPU, else 8192
     :raises PruneError: if the folder has no supported model, or one that needs vLLM
     """
 
@@ -64,7 +64,7 @@ class TransformersEngine:
         self._scorer = PackedLM(
             self.model,
             self.tokenizer,
-            tokens_per_batch=tokens_per_batch or (1024 if device == "cpu" else 8192),
+            tokens_per_batch=tokens_per_batch or (4096 if device == "cpu" else 8192),
             max_length=int(config.get("max_position_embeddings", 2048)),
         )
 
