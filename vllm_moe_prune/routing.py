@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vllm_moe_prune.layouts import Score
 
 # A continuous W_RM may be negative, so k mapped weights can cancel out. Dividing by no less than
-# this share of their absolute sum bounds the result, and changes nothing for positive weights.
+# this share of their absolute sum bounds the result; weights of one sign are never changed.
 _LEAST_SHARE = 0.05
 
 
@@ -27,10 +27,14 @@ def scores(logits: torch.Tensor, score: Score) -> torch.Tensor:
 
 
 def renormalised(weights: torch.Tensor) -> torch.Tensor:
-    """Scale the weights [T, k] to sum to one, guarding against a sum near or below zero."""
+    """Divide the weights [T, k] by their sum (EEP), guarded where they nearly cancel out.
+
+    Weights that are all negative become positive, as in the released code: their order is kept by
+    the top-k before, and they sum to one.
+    """
     total = weights.sum(dim=-1, keepdim=True)
-    least = _LEAST_SHARE * weights.abs().sum(dim=-1, keepdim=True)
-    return weights / total.maximum(least).clamp_min(1e-20)
+    least = (_LEAST_SHARE * weights.abs().sum(dim=-1, keepdim=True)).clamp_min(1e-20)
+    return weights / total.where(total.abs() >= least, least.copysign(total))
 
 
 def route(

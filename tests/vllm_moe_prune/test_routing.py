@@ -141,3 +141,8 @@ def test_weights_that_cancel_out_stay_finite_and_bounded(values: list[float]) ->
 def test_weights_that_sum_to_zero_keep_their_signs() -> None:
     result = renormalised(torch.tensor([[0.5, -0.5], [0.0, 0.0]]))
     assert result.tolist() == [pytest.approx([10.0, -10.0]), [0.0, 0.0]]
+
+
+def test_weights_that_are_all_negative_sum_to_one_as_in_the_released_code() -> None:
+    result = renormalised(torch.tensor([[-0.1, -0.3]]))
+    assert result.tolist() == [pytest.approx([0.25, 0.75])]
