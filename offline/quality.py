@@ -30,9 +30,8 @@ def _variants(run: Run, chosen: RoutingMap, usage: Usage) -> dict[str, list[Rout
     rng = random.Random(f"random maps {run.recipe.seed}")
     variants: dict[str, list[RoutingMap | None]] = {"base": [None]}
     if run.recipe.random_maps:
-        variants["random"] = [
-            run.map(random_kept(run.space, rng)) for _ in range(run.recipe.random_maps)
-        ]
+        maps = [run.map(random_kept(run.space, rng)) for _ in range(run.recipe.random_maps)]
+        variants["random"] = [chosen, *maps] if run.recipe.method == "random" else [*maps]
     variants["frequency"] = [run.map(most_used(run.space, usage))]
     if run.recipe.method == "eep":
         variants["eep"] = [chosen]

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.routing_map import one_line
+from vllm_moe_prune.errors import PruneError, one_line
 
 Method = Literal["eep", "random", "frequency"]
 DType = Literal["auto", "bfloat16", "float32"]

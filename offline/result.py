@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.errors import PruneError, one_line
 from vllm_moe_prune.provenance import Provenance, write_atomic
-from vllm_moe_prune.routing_map import Form, one_line
+from vllm_moe_prune.routing_map import Form
 
 RESULT_FILE = "vmprune_result.json"
 

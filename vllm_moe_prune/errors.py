@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class PruneError(ValueError):
     """A mistake in the user's input or surroundings.
@@ -17,3 +22,11 @@ class PruneError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.message} (hint: {self.hint})" if self.hint else self.message
+
+
+def one_line(error: ValidationError) -> str:
+    """Return the first complaint of pydantic as one line that names the field."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    text = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {text}" if place and "layer" not in text else text

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.errors import PruneError, one_line
 from vllm_moe_prune.layer_map import LayerMap, Selection
 from vllm_moe_prune.provenance import Provenance, write_atomic
 
@@ -71,6 +71,11 @@ class RoutingMap(BaseModel):
                 raise ValueError(f"layer {layer.layer} appears twice")
             _check_groups(layer, self.num_groups)
         return self
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, RoutingMap):
+            return NotImplemented
+        return self.digest() == other.digest() and self.model_dump() == other.model_dump()
 
     @classmethod
     def build(cls, *, matrices: Mapping[str, Any] | None = None, **fields: Any) -> RoutingMap:
@@ -227,14 +232,6 @@ class RoutingMap(BaseModel):
             raise PruneError(f"routing map {file}: {error.message}") from None
         routing_map._matrices.update(matrices)
         return routing_map
-
-
-def one_line(error: ValidationError) -> str:
-    """Return the first complaint of pydantic as one line that names the field."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    text = first["msg"].removeprefix("Value error, ")
-    return f"{place}: {text}" if place and "layer" not in text else text
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.routing_map import one_line
+from vllm_moe_prune.errors import PruneError, one_line
 
 SERVING_FILE = "serving.json"
 CHECK_FILE = "check.json"

@@ -10,15 +10,6 @@ from offline.engines.transformers import TransformersEngine
 from tests.tiny import make_tiny_mixtral
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors lose more to waiting threads than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_mixtral(tmp_path_factory.mktemp("tiny"))

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.tiny import make_tiny_mixtral
 
@@ -19,15 +17,6 @@ doc_to_text: "which {{{{noun}}}} is {{{{place}}}} ? the"
 doc_to_choice: ["red", "green", "blue", "old"]
 doc_to_target: "{{{{right}}}}"
 """
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors lose more to waiting threads than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
