@@ -25,8 +25,3 @@ def repetition(tokens: Sequence[int]) -> float:
     """Return the share of 4-grams that occurred before, 0..1: near 1 for text that loops."""
     grams = [tuple(tokens[i : i + _NGRAM]) for i in range(len(tokens) - _NGRAM + 1)]
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def looks_english(text: str) -> float:
-    """Return the share of characters that are ASCII letters, digits, spaces or punctuation."""
-    return sum(c.isascii() and (c.isprintable() or c.isspace()) for c in text) / max(len(text), 1)
