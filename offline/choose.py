@@ -1,63 +1,110 @@
-"""Choosing the experts to keep: runs the recipe's method on the search and selection splits."""
+"""Choosing the map: runs the recipe's method on the search and selection splits."""
 
 from __future__ import annotations
 
 import random
 
+from offline.baselines import Observations
+from offline.fitness.assessment import Assessment
 from offline.methods import eep
-from offline.methods.baselines import most_used, random_kept
-from offline.methods.space import Kept
-from offline.run import Run, Usage
+from offline.methods.genome import Genome
+from offline.recipe import Baseline, CompressRecipe
+from offline.result import SearchPoint, Variant
+from offline.run import Run
+from offline.search import Search
 from vllm_moe_prune.routing_map import RoutingMap
 
-
-def count_usage(run: Run) -> Usage:
-    """Count the tokens that the base model routes to each expert on the search items."""
-    run.reporter.stage("counting tokens per expert", 1)
-    run.engine.apply(None)
-    counts = run.engine.usage(run.task, "search", run.recipe.search_items)
-    run.reporter.step()
-    return {layer: tuple(int(n) for n in row) for layer, row in counts.items()}
+Chosen = dict[Variant, RoutingMap]  # what the method found; the last one is built
+_SEEDS: tuple[Baseline, ...] = ("frequency", "soft_activation")
 
 
-def choose(run: Run, usage: Usage) -> RoutingMap:
-    """Return the map that the recipe's method finds."""
-    rng = random.Random(run.recipe.seed)
-    if run.recipe.method == "random":
-        kept = random_kept(run.space, rng)
-    elif run.recipe.method == "frequency":
-        kept = most_used(run.space, usage)
-    else:
-        kept = _eep(run, rng)
-    return run.map(kept, usage)
+def eep_settings(recipe: CompressRecipe, num_layers: int) -> eep.EepSettings:
+    """Return the search's numbers: the preset's, changed by what the recipe gives.
 
-
-def _eep(run: Run, rng: random.Random) -> dict[int, Kept]:
-    """Search on the search split, then re-rank the best few on items the search never saw."""
-    recipe, space = run.recipe, run.space
-    settings = eep.EepSettings(
-        num_groups=recipe.num_groups(len(space.layers)),
-        num_initial=min(recipe.initial, recipe.evaluations),
+    :raises PruneError: if they do not fit together
+    """
+    return eep.settings_of(
+        recipe.preset,
+        phases=recipe.phases,
+        num_groups=recipe.num_groups(num_layers),
         num_evaluations=recipe.evaluations,
+        prune_until=recipe.prune_evaluations,
+        num_initial=recipe.initial,
+        children=recipe.children,
     )
-    groups = eep.depth_groups(space.layers, settings.num_groups)
 
-    def fitness(genome: eep.Genome) -> float:
-        routing_map = run.map(eep.kept_by_layer(genome, groups))
-        result = run.evaluate(routing_map, "search", recipe.search_items)
-        run.log(result)
-        return result.accuracy
 
+def choose(run: Run, seen: Observations) -> Chosen:
+    """Return the map that the recipe's method finds; of EEP also what pruning alone had found."""
+    method = run.recipe.method
+    if method == "eep":
+        return _eep(run, seen)
+    return {method: seen.maps(method, random.Random(run.recipe.seed))[0]}
+
+
+def _eep(run: Run, seen: Observations) -> Chosen:
+    """Search, then re-rank the best few on items that the search never saw."""
+    settings = eep_settings(run.recipe, len(run.space.layers))
+    search = Search(run.space, settings, run.assessor, run.provenance)
+    initial = _initial(run, seen, search)
     run.reporter.stage("searching", settings.num_evaluations)
-    population: list[eep.Individual] = []
-    for population in eep.search(space, settings, fitness, rng):
-        run.reporter.step(note=f"best {eep.best(population)[0].fitness:.3f}")
-    finalists = eep.best(population, recipe.finalists)
-    run.reporter.stage("re-ranking the finalists", len(finalists))
-    ranked = []
-    for finalist in finalists:
-        kept = eep.kept_by_layer(finalist.genome, groups)
-        result = run.evaluate(run.map(kept), "selection", recipe.selection_items)
-        ranked.append((result.accuracy, finalist.fitness, kept))
+    population = search.run(random.Random(run.recipe.seed), initial)
+    run.reporter.step(settings.num_evaluations - len(population))  # where no more could be found
+    run.search_log += _points(search.candidates, population)
+    pruned = [one for one in population if one.phase != "merge"]
+    if len(pruned) in (0, len(population)) or run.space.keeps_all:
+        return {"eep": _finalist(run, seen, search, population)}
+    return {
+        "eep_prune": _finalist(run, seen, search, pruned),
+        "eep": _finalist(run, seen, search, population),
+    }
+
+
+def _initial(run: Run, seen: Observations, search: Search) -> list[Genome]:
+    """Return the one-shot methods' maps, where the first generation begins with them."""
+    recipe, space = run.recipe, run.space
+    seeding = recipe.preset == "fast" if recipe.seeding is None else recipe.seeding
+    if not seeding or space.keeps_all:
+        return []
+    more: tuple[Baseline, ...] = ("naee",) if "naee" in recipe.baselines else ()
+    return seen.genomes((*_SEEDS, *more), search.groups)
+
+
+def _points(candidates: list[Assessment], population: eep.Population) -> list[SearchPoint]:
+    """Return what the report shows of every candidate."""
+    points: list[SearchPoint] = []
+    best: float | None = None
+    for candidate, individual in zip(candidates, population, strict=True):
+        if candidate.complete:
+            best = candidate.fitness if best is None else max(best, candidate.fitness)
+        points.append(
+            SearchPoint(
+                evaluation=len(points) + 1,
+                phase="merge" if individual.phase == "merge" else "prune",
+                fitness=candidate.fitness,
+                best=candidate.fitness if best is None else best,
+                complete=candidate.complete,
+                items=candidate.items,
+                seconds=candidate.seconds,
+                tokens=candidate.tokens,
+            )
+        )
+    return points
+
+
+def _finalist(
+    run: Run, seen: Observations, search: Search, population: eep.Population
+) -> RoutingMap:
+    """Return the map that does best on the selection split; ties go to the search's order."""
+    finalists = eep.best(population, run.recipe.finalists)
+    maps = [
+        run.space.genome_map(one.genome, search.groups, run.provenance, seen.tokens)
+        for one in finalists
+    ]
+    run.reporter.stage("re-ranking the finalists", len(maps))
+    base = run.assessor.evaluate(None, "selection") if run.objective.needs_base else None
+    scores = []
+    for routing_map in maps:
+        scores.append(run.objective.fitness(run.assessor.evaluate(routing_map, "selection"), base))
         run.reporter.step()
-    return max(ranked, key=lambda entry: entry[:2])[2]
+    return maps[max(range(len(maps)), key=lambda number: scores[number])]

@@ -6,32 +6,36 @@ base -> engine -> method (search split) -> finalists (selection split) -> routin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from offline.baselines import Observations
 from offline.build import BuildPlan, build, plan_build
-from offline.choose import choose, count_usage
-from offline.device import pick_device
+from offline.choose import choose, eep_settings
 from offline.engines.base import Engine
-from offline.evaluations import Evaluations, run_folder
+from offline.engines.load import EngineFactory, load_engine, open_engines
+from offline.fitness.assess import Assessor
+from offline.evaluations import run_folder
+from offline.fitness.log import EvaluationLog
+from offline.fitness.objective import Objective
+from offline.fitness.racing import RacingSettings
 from offline.methods.space import Space
 from offline.quality import measure_quality
 from offline.recipe import CompressRecipe
 from offline.result import RESULT_FILE, LayerOutcome, Quality, RunResult, Size
-from offline.run import Reporter, Run, Usage, provenance_of
+from offline.run import Reporter, Run, items_of, provenance_of
 from offline.staging import check_absent
-from offline.tasks.catalog import get_task
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.routing_map import RoutingMap
-
-EngineFactory = Callable[[CompressRecipe], Engine]
 
 
 def compress(
     recipe: CompressRecipe,
     out: Path,
     *,
-    make_engine: EngineFactory,
+    make_engine: EngineFactory = load_engine,
     reporter: Reporter,
     force: bool = False,
 ) -> RunResult:
@@ -43,60 +47,85 @@ def compress(
     :raises PruneError: for anything in the recipe or the base that cannot work, before any work
     """
     check_absent(out, force=force)
-    run = _begin(recipe, out, make_engine, reporter, force=force)
-    with run.timed("search"):
-        usage = count_usage(run)
-        chosen = choose(run, usage)
-        chosen.save(run.evaluations.file.parent)
-    with run.timed("held-out"):
-        quality = measure_quality(run, chosen, usage)
+    subject = _Subject.of(recipe)
+    folder = run_folder(out, subject.identity(), force=force)
+    reporter.stage("loading the model", 1)
+    with open_engines(recipe, make_engine) as engines:
+        reporter.step()
+        run = subject.begin(engines, folder, reporter)
+        with run.timed("search"):
+            seen = Observations.of(run)
+            found = choose(run, seen)
+            chosen = list(found.values())[-1]
+            chosen.save(folder)
+        with run.timed("held-out"):
+            quality = measure_quality(run, found, seen)
     plan = plan_build(run.base, chosen)
-    result = _result(run, out, chosen, usage, quality, plan)
+    result = _result(run, out, chosen, seen.tokens, quality, plan)
     reporter.stage("writing the checkpoint", plan.num_bytes)
     beside = {RESULT_FILE: result.to_json()}
     build(run.base, chosen, out, force=force, progress=reporter.step, beside=beside)
     return result
 
 
-def _begin(
-    recipe: CompressRecipe,
-    out: Path,
-    make_engine: EngineFactory,
-    reporter: Reporter,
-    *,
-    force: bool,
-) -> Run:
-    base = Checkpoint.open(recipe.model)
-    space = Space.of(base, recipe.keep, recipe.top_k)
-    recipe.num_groups(len(space.layers))  # refuse nonsense before the model is loaded
-    task = get_task(recipe.task)
-    provenance = provenance_of(recipe, task)
-    identity = {
-        "recipe": recipe.model_dump(mode="json", exclude={"model", "device"}),
-        "base": space.base.model_dump(exclude={"name"}),
-        "data": [data.model_dump() for data in provenance.data],
-    }
-    folder = run_folder(out, identity, force=force)
-    reporter.stage("loading the model", 1)
-    engine = make_engine(recipe)
-    reporter.step()
-    evaluations = Evaluations(folder / "evaluations.jsonl", engine)
-    return Run(recipe, base, space, task, engine, evaluations, reporter, provenance)
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What a recipe speaks of, opened and checked before the model is loaded."""
 
+    recipe: CompressRecipe
+    base: Checkpoint
+    space: Space
+    objective: Objective
+    provenance: Provenance
 
-def transformers_engine(recipe: CompressRecipe) -> Engine:
-    """Load the base model in transformers on the recipe's device."""
-    from offline.engines.transformers import TransformersEngine
+    @classmethod
+    def of(cls, recipe: CompressRecipe) -> _Subject:
+        base = Checkpoint.open(recipe.model)
+        space = Space.of(base, recipe.keep, recipe.top_k, budget=recipe.budget, floor=recipe.floor)
+        if recipe.method == "eep":
+            space.groups(eep_settings(recipe, len(space.layers)).num_groups)
+        objective = Objective.parse(
+            recipe.task, measure=recipe.fitness, guard=recipe.guard, items=items_of(recipe)
+        )
+        return cls(recipe, base, space, objective, provenance_of(recipe, objective))
 
-    device = pick_device(recipe.device)
-    return TransformersEngine(recipe.model, device=device, dtype=recipe.dtype)
+    def identity(self) -> dict[str, object]:
+        """Return all that results depend on: a run with another identity is another run."""
+        places = {"model", "device", "replicas", "ray_address"}
+        return {
+            "recipe": self.recipe.model_dump(mode="json", exclude=places),
+            "base": self.space.base.model_dump(exclude={"name"}),
+            "data": [data.model_dump() for data in self.provenance.data],
+        }
+
+    def begin(self, engines: Sequence[Engine], folder: Path, reporter: Reporter) -> Run:
+        """Start the run, continuing what is in the folder's log."""
+        fast = self.recipe.preset == "fast"
+        racing = fast if self.recipe.racing is None else self.recipe.racing
+        assessor = Assessor(
+            engines,
+            self.objective,
+            EvaluationLog(folder / "evaluations.jsonl"),
+            racing=RacingSettings() if racing else None,
+            on_done=lambda one: reporter.step(note=f"{one.fitness:.3f}"),
+        )
+        return Run(
+            self.recipe,
+            self.base,
+            self.space,
+            self.objective,
+            engines,
+            assessor,
+            reporter,
+            self.provenance,
+        )
 
 
 def _result(
     run: Run,
     out: Path,
     chosen: RoutingMap,
-    usage: Usage,
+    usage: dict[int, tuple[int, ...]],
     quality: tuple[Quality, ...],
     plan: BuildPlan,
 ) -> RunResult:
@@ -104,6 +133,7 @@ def _result(
         LayerOutcome(
             layer=layer.layer,
             num_experts=layer.num_experts,
+            num_kept=layer.num_kept,
             kept=layer.experts.kept or (),
             top_k=layer.top_k,
             router=layer.router,
@@ -116,7 +146,9 @@ def _result(
         model=run.base.folder.resolve().name,
         out=out.name,
         method=run.recipe.method,
-        task=run.task.name,
+        task=run.recipe.task,
+        tasks=run.objective.names,
+        fitness=run.objective.measure,
         form=chosen.form,
         summary=chosen.summary(),
         map_digest=chosen.digest(),

@@ -1,58 +1,101 @@
-"""Accuracy of the base, the baselines and the chosen map on items that decided nothing."""
+"""Accuracy of the base, the baselines and the chosen maps on items that decided nothing."""
 
 from __future__ import annotations
 
 import random
 import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import get_args
 
+from offline.baselines import Observations
+from offline.choose import Chosen
 from offline.engines.base import TaskResult
-from offline.methods.baselines import most_used, random_kept
-from offline.result import Quality
-from offline.run import Run, Usage
+from offline.fitness.assess import Assessor
+from offline.fitness.objective import Measure, Objective
+from offline.result import Quality, Variant
+from offline.run import Run
+from offline.tasks.catalog import Split
 from vllm_moe_prune.routing_map import RoutingMap
 
-
-def measure_quality(run: Run, chosen: RoutingMap, usage: Usage) -> tuple[Quality, ...]:
-    """Evaluate all variants on the held-out split; the chosen one also where it was chosen."""
-    variants = _variants(run, chosen, usage)
-    run.reporter.stage("measuring on held-out items", sum(map(len, variants.values())))
-    quality = []
-    for variant, routing_maps in variants.items():
-        results = []
-        for routing_map in routing_maps:
-            results.append(run.evaluate(routing_map, "test", run.recipe.test_items))
-            run.reporter.step()
-        quality.append(_entry(variant, "test", results))
-    return (*quality, *_optimism(run, chosen))
+Variants = Mapping[Variant, Sequence[RoutingMap | None]]
 
 
-def _variants(run: Run, chosen: RoutingMap, usage: Usage) -> dict[str, list[RoutingMap | None]]:
+def measure_quality(run: Run, chosen: Chosen, seen: Observations) -> tuple[Quality, ...]:
+    """Evaluate all variants on the held-out split; what EEP chose also where it was chosen."""
+    variants = _variants(run, chosen, seen)
+    assessors = _assessors(run)
+    run.reporter.stage(
+        "measuring on held-out items", len(assessors) * sum(map(len, variants.values()))
+    )
+    quality: list[Quality] = []
+    for measure, assessor in assessors:
+        for variant, maps in variants.items():
+            quality += _measured(run, assessor, measure, variant, maps, "test")
+        found: Variants = {v: [m] for v, m in chosen.items() if run.recipe.method == "eep"}
+        for variant, maps in found.items():
+            for split in ("search", "selection"):
+                quality += _measured(run, assessor, measure, variant, maps, split)
+    order = get_args(Variant)
+    return tuple(sorted(quality, key=lambda q: (q.split != "test", order.index(q.variant))))
+
+
+def _variants(run: Run, chosen: Chosen, seen: Observations) -> Variants:
+    """Return what to measure: name -> maps, of which the mean is taken; None is the base."""
     rng = random.Random(f"random maps {run.recipe.seed}")
-    variants: dict[str, list[RoutingMap | None]] = {"base": [None]}
-    if run.recipe.random_maps:
-        maps = [run.map(random_kept(run.space, rng)) for _ in range(run.recipe.random_maps)]
-        variants["random"] = [chosen, *maps] if run.recipe.method == "random" else [*maps]
-    variants["frequency"] = [run.map(most_used(run.space, usage))]
-    if run.recipe.method == "eep":
-        variants["eep"] = [chosen]
-    return variants
+    variants: dict[Variant, Sequence[RoutingMap | None]] = {"base": [None]}
+    if not run.space.keeps_all:
+        for name in run.recipe.baselines:
+            count = run.recipe.random_maps if name == "random" else 1
+            variants[name] = seen.maps(name, rng, count)
+    for variant, routing_map in chosen.items():
+        before = variants.get(variant, ()) if variant == "random" else ()
+        variants[variant] = [routing_map, *before]
+    return {variant: maps for variant, maps in variants.items() if maps}
 
 
-def _optimism(run: Run, chosen: RoutingMap) -> list[Quality]:
-    """Return the chosen map on the splits that it was chosen by: how much of it was luck."""
-    if run.recipe.method != "eep":
-        return []
-    search = run.evaluate(chosen, "search", run.recipe.search_items)
-    selection = run.evaluate(chosen, "selection", run.recipe.selection_items)
-    return [_entry("eep", "search", [search]), _entry("eep", "selection", [selection])]
+def _assessors(run: Run) -> list[tuple[Measure, Assessor]]:
+    """Return what measures accuracy on tasks with answers, and agreement where it is the aim."""
+    labelled = tuple(entry for entry in run.objective.tasks if entry.task.kind != "text")
+    found: list[tuple[Measure, Assessor]] = []
+    if labelled:
+        accuracy = Objective(labelled, "accuracy", items=run.objective.items)
+        found.append(("accuracy", Assessor(run.engines, accuracy, run.assessor.log)))
+    if run.objective.measure == "agreement":
+        agreement = replace(run.objective, guard=None)
+        found.append(("agreement", Assessor(run.engines, agreement, run.assessor.log)))
+    return found
 
 
-def _entry(variant: str, split: str, results: list[TaskResult]) -> Quality:
+def _measured(
+    run: Run,
+    assessor: Assessor,
+    measure: Measure,
+    variant: Variant,
+    maps: Sequence[RoutingMap | None],
+    split: Split,
+) -> list[Quality]:
+    each = []
+    for results in assessor.evaluate_all(maps, split):
+        each.append(results)
+        if split == "test":
+            run.reporter.step()
+    return [
+        _entry(variant, split, measure, task, [results[task] for results in each])
+        for task in assessor.objective.names
+    ]
+
+
+def _entry(
+    variant: Variant, split: Split, measure: Measure, task: str, results: list[TaskResult]
+) -> Quality:
     each = [result.accuracy for result in results]
     low, high = results[0].confidence_interval() if len(each) == 1 else _interval(each)
     return Quality.model_validate(
         {
             "variant": variant,
+            "task": task,
+            "measure": measure,
             "split": split,
             "accuracy": statistics.fmean(each),
             "low": low,

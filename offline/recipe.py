@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vllm_moe_prune.errors import PruneError, one_line
 
-Method = Literal["eep", "random", "frequency"]
+Method = Literal["eep", "random", "frequency", "soft_activation", "naee"]
+Baseline = Literal["random", "frequency", "soft_activation", "naee"]
+Measure = Literal["accuracy", "margin", "agreement"]
+Phases = Literal["both", "prune", "merge"]
+Preset = Literal["fast", "paper"]
+EngineName = Literal["transformers", "vllm"]
 DType = Literal["auto", "bfloat16", "float32"]
+BASELINES: tuple[Baseline, ...] = ("random", "frequency", "soft_activation", "naee")
 
 
 class CompressRecipe(BaseModel):
@@ -20,16 +26,60 @@ class CompressRecipe(BaseModel):
 
     model: Path = Field(description="base checkpoint: a local folder")
     method: Method = Field(default="eep", description="how the kept experts are chosen")
-    task: str = Field(default="sciq", description="task whose accuracy is the fitness")
-    keep: int = Field(ge=1, description="experts to keep in every layer (E')")
-    top_k: int | None = Field(
-        default=None, ge=1, description="active experts per token; the model's own if not given"
+    task: str = Field(
+        default="sciq",
+        description="what the model is for: a task, several with weights (sciq:2,arc_easy:1), "
+        "an lm-eval YAML file, or text:FILE",
+    )
+    fitness: Measure = Field(
+        default="accuracy",
+        description="what a search maximises; agreement (with the base, token by token) needs "
+        "no labels",
+    )
+    guard: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="no task may fall more than this below the base, e.g. 0.05",
+    )
+    keep: int | None = Field(
+        default=None, ge=1, description="experts to keep in every layer (E'); all to merge only"
+    )
+    budget: int | None = Field(
+        default=None, ge=1, description="experts to keep in all layers together, instead of --keep"
+    )
+    floor: int = Field(default=1, ge=1, description="with --budget: no layer keeps fewer")
+    top_k: str | None = Field(
+        default=None,
+        description="active experts per token, for all layers (1) or by layer (0-14:2,15-29:1); "
+        "the model's own if not given",
     )
     seed: int = Field(default=0, ge=0, description="seed of all random choices")
-    evaluations: int = Field(default=100, ge=1, description="candidates that eep evaluates")
-    initial: int = Field(default=30, ge=1, description="random candidates that eep begins with")
+    preset: Preset = Field(
+        default="fast",
+        description="eep's numbers: the released search (paper) or ours, which races candidates",
+    )
+    phases: Phases = Field(default="both", description="eep: prune, merge, or one after the other")
+    evaluations: int | None = Field(
+        default=None, ge=1, description="candidates that eep evaluates; the preset's if not given"
+    )
+    prune_evaluations: int | None = Field(
+        default=None, ge=1, description="of these, before merging begins"
+    )
+    initial: int | None = Field(
+        default=None, ge=1, description="random candidates that eep begins with"
+    )
+    children: int | None = Field(
+        default=None, ge=1, description="candidates per generation: what replicas can share"
+    )
     groups: str = Field(
-        default="4", description="depth groups that share kept experts: a number, or `layer`"
+        default="4", description="depth groups that share matrices: a number, or `layer`"
+    )
+    racing: bool | None = Field(
+        default=None, description="drop a candidate as soon as it is statistically hopeless"
+    )
+    seeding: bool | None = Field(
+        default=None, description="begin with the one-shot criteria's maps beside random ones"
     )
     search_items: int = Field(default=200, ge=1, description="items of the fitness (search split)")
     finalists: int = Field(
@@ -42,8 +92,45 @@ class CompressRecipe(BaseModel):
     random_maps: int = Field(
         default=10, ge=0, description="random maps to compare with on the held-out split"
     )
+    compare: str = Field(
+        default="random,frequency",
+        description=f"baselines to measure beside it: any of {', '.join(BASELINES)}; or none",
+    )
+    engine: EngineName = Field(
+        default="transformers", description="what runs the model while searching"
+    )
+    replicas: int = Field(default=1, ge=1, description="engines that share the candidates (Ray)")
+    ray_address: str = Field(
+        default="local", description="Ray cluster to place replicas on; local starts one here"
+    )
+    tensor_parallel: int = Field(default=1, ge=1, description="with --engine vllm: its own TP size")
     device: str = Field(default="auto", description="cpu, cuda, cuda:1, ...; auto takes a GPU")
     dtype: DType = Field(default="auto", description="auto is the dtype that is stored")
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        if (self.keep is None) == (self.budget is None):
+            raise ValueError("give either --keep (experts per layer) or --budget (in all layers)")
+        if self.budget is not None and self.method != "eep":
+            raise ValueError(f"--budget is spread by the search; {self.method} needs --keep")
+        if self.engine == "vllm" and "naee" in (self.method, *self.baselines):
+            raise ValueError("naee reads what experts compute: it needs --engine transformers")
+        return self
+
+    @property
+    def baselines(self) -> tuple[Baseline, ...]:
+        """Return the baselines to compare with.
+
+        :raises ValueError: naming the word that is none
+        """
+        words = [word.strip() for word in self.compare.split(",")]
+        known: dict[str, Baseline] = {name: name for name in BASELINES}
+        if words == ["none"]:
+            return ()
+        for word in words:
+            if word not in known:
+                raise ValueError(f"--compare: {word!r} is none of {', '.join(BASELINES)}, none")
+        return tuple(dict.fromkeys(known[word] for word in words))
 
     @classmethod
     def merge(cls, recipe: Path | None, flags: dict[str, Any]) -> CompressRecipe:
@@ -53,12 +140,15 @@ class CompressRecipe(BaseModel):
         """
         entries = _read_recipe(recipe) if recipe else {}
         entries.update({key: value for key, value in flags.items() if value is not None})
+        if isinstance(entries.get("top_k"), int):  # a YAML file says `top_k: 1`
+            entries["top_k"] = str(entries["top_k"])
         try:
             return cls.model_validate(entries)
         except ValidationError as error:
-            missing = error.errors()[0]["type"] == "missing"
+            first = error.errors()[0]
+            missing = first["type"] == "missing"
             source = f"recipe {recipe}" if recipe else "settings"
-            name = str(error.errors()[0]["loc"][0])
+            name = str(first["loc"][0]) if first["loc"] else ""
             hint = f"add --{name.replace('_', '-')}" if missing else None
             raise PruneError(f"{source}: {one_line(error)}", hint=hint) from None
 

@@ -19,10 +19,19 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Quality(_Frozen):
-    """Accuracy of one variant on one split, 0..1, with its 95 % interval."""
+Variant = Literal["base", "random", "frequency", "soft_activation", "naee", "eep_prune", "eep"]
 
-    variant: Literal["base", "random", "frequency", "eep"]
+
+class Quality(_Frozen):
+    """Accuracy of one variant on one task and split, 0..1, with its 95 % interval.
+
+    With measure ``agreement`` it is the mean acceptance of the variant's next tokens by the base.
+    ``eep_prune`` is what EEP had found when its pruning phase ended.
+    """
+
+    variant: Variant
+    task: str
+    measure: Literal["accuracy", "agreement"] = "accuracy"
     split: Literal["search", "selection", "test"]
     accuracy: float
     low: float
@@ -41,20 +50,30 @@ class Size(_Frozen):
 
 
 class SearchPoint(_Frozen):
-    """One evaluated candidate, in the order of evaluation."""
+    """One evaluated candidate, in the order of evaluation.
+
+    ``complete`` is False where racing dropped it; ``fitness`` is then over the ``items`` it saw.
+    """
 
     evaluation: int
+    phase: Literal["prune", "merge"]
     fitness: float
     best: float
+    complete: bool = True
+    items: int
     seconds: float
     tokens: int
 
 
 class LayerOutcome(_Frozen):
-    """What became of one layer; ``usage`` are tokens per expert of the base on the search split."""
+    """What became of one layer; ``usage`` are tokens per expert of the base on the search split.
+
+    ``kept`` is empty where the new experts are merged from several.
+    """
 
     layer: int
     num_experts: int
+    num_kept: int
     kept: tuple[int, ...]
     top_k: int
     router: str
@@ -64,11 +83,13 @@ class LayerOutcome(_Frozen):
 class RunResult(_Frozen):
     """Everything a reader wants to know of a run, without the weights."""
 
-    schema_version: int = 1
+    schema_version: int = 2
     model: str
     out: str
     method: str
     task: str
+    tasks: tuple[str, ...]
+    fitness: str
     form: Form
     summary: str
     map_digest: str
@@ -80,10 +101,16 @@ class RunResult(_Frozen):
     seconds: dict[str, float]  # stage -> seconds
     provenance: Provenance
 
-    def quality_of(self, variant: str, split: str = "test") -> Quality | None:
-        """Return the entry for a variant and a split, if it was measured."""
-        found = [q for q in self.quality if (q.variant, q.split) == (variant, split)]
-        return found[0] if found else None
+    def quality_of(
+        self, variant: str, split: str = "test", task: str | None = None
+    ) -> Quality | None:
+        """Return the entry for a variant, a split and a task (the first), if it was measured."""
+        found = (
+            q
+            for q in self.quality
+            if (q.variant, q.split) == (variant, split) and task in (None, q.task)
+        )
+        return next(found, None)
 
     def to_json(self) -> str:
         """Return the content of the result file."""

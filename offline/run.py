@@ -1,25 +1,25 @@
-"""One compression under way: its recipe, model, task, engine and log; shared by all stages."""
+"""One compression under way: its recipe, model, objective, engines and log; for all stages."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from offline.engines.base import Engine, TaskResult
-from offline.evaluations import Evaluations
-from offline.methods.space import Kept, Space
+from offline.engines.base import Engine, ExpertUse
+from offline.fitness.assess import Assessor
+from offline.fitness.objective import Objective
+from offline.methods.space import Space
 from offline.recipe import CompressRecipe
 from offline.result import SearchPoint
-from offline.tasks.catalog import Split, Task
+from offline.tasks.catalog import Split
 from offline.tasks.splits import data_identity
 from vllm_moe_prune.checkpoint import Checkpoint
-from vllm_moe_prune.provenance import Provenance
-from vllm_moe_prune.routing_map import RoutingMap
+from vllm_moe_prune.provenance import DataIdentity, Provenance
 
-Usage = Mapping[int, tuple[int, ...]]  # decoder layer -> tokens routed to each expert
+Usage = Mapping[int, ExpertUse]  # decoder layer -> how the base's router used its experts
 
 
 class Reporter(Protocol):
@@ -39,9 +39,9 @@ class Run:
     recipe: CompressRecipe
     base: Checkpoint
     space: Space
-    task: Task
-    engine: Engine
-    evaluations: Evaluations
+    objective: Objective
+    engines: Sequence[Engine]
+    assessor: Assessor
     reporter: Reporter
     provenance: Provenance
     seconds: dict[str, float] = field(default_factory=dict)
@@ -54,37 +54,34 @@ class Run:
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
 
-    def map(self, kept: Mapping[int, Kept], usage: Usage | None = None) -> RoutingMap:
-        """Make the routing map of these kept experts, with this run's provenance."""
-        return self.space.routing_map(kept, self.provenance, tokens_seen=usage)
-
-    def evaluate(
-        self, routing_map: RoutingMap | None, split: Split, limit: int | None
-    ) -> TaskResult:
-        """Evaluate a map (None: the base) on this run's task, or look the result up."""
-        return self.evaluations(routing_map, self.task, split, limit)
-
-    def log(self, result: TaskResult) -> None:
-        """Note a candidate of the search."""
-        best = max((point.best for point in self.search_log), default=0.0)
-        point = SearchPoint(
-            evaluation=len(self.search_log) + 1,
-            fitness=result.accuracy,
-            best=max(best, result.accuracy),
-            seconds=result.seconds,
-            tokens=result.tokens,
-        )
-        self.search_log.append(point)
+    def items(self, split: Split) -> int | None:
+        """Return how many items of each task a split has for this run; None is all."""
+        return self.objective.items.get(split)
 
 
-def provenance_of(recipe: CompressRecipe, task: Task) -> Provenance:
+def items_of(recipe: CompressRecipe) -> dict[Split, int | None]:
+    """Return split -> items of each task."""
+    return {
+        "search": recipe.search_items,
+        "selection": recipe.selection_items,
+        "test": recipe.test_items,
+    }
+
+
+def provenance_of(recipe: CompressRecipe, objective: Objective) -> Provenance:
     """Say how a run's map is made: settings, seed, and the items that decide."""
-    splits: list[tuple[Split, int]] = [("search", recipe.search_items)]
+    splits: list[Split] = ["search"]
     if recipe.method == "eep":
-        splits.append(("selection", recipe.selection_items))
+        splits.append("selection")
+    data: list[DataIdentity] = [
+        data_identity(entry.task, split, objective.items.get(split))
+        for entry in objective.tasks
+        for split in splits
+    ]
+    places = {"model", "device", "replicas", "ray_address", "seed"}  # where, not what
     return Provenance.now(
         recipe.method,
-        settings=recipe.model_dump(mode="json", exclude={"model", "device", "seed"}),
+        settings=recipe.model_dump(mode="json", exclude=places),
         seed=recipe.seed,
-        data=tuple(data_identity(task, split, limit) for split, limit in splits),
+        data=tuple(data),
     )

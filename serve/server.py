@@ -64,7 +64,7 @@ class ServerSpec:
         if cpu_build():
             defaults["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB; vLLM would take half of the machine
             if self.tensor_parallel_size > 1:
-                defaults["VLLM_CPU_OMP_THREADS_BIND"] = _split_cpus(self.tensor_parallel_size)
+                defaults["VLLM_CPU_OMP_THREADS_BIND"] = split_cpus(self.tensor_parallel_size)
         return {**defaults, **os.environ, **self.env}
 
 
@@ -202,7 +202,7 @@ def _checked_port(port: int | None) -> int:
     return port
 
 
-def _split_cpus(parts: int) -> str:
+def split_cpus(parts: int) -> str:
     """vLLM's syntax for giving each of ``parts`` workers its share of this process's CPUs."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if len(cpus) < parts:

@@ -1,4 +1,4 @@
-"""The ``vllm.general_plugins`` entry point: makes ``--load-format pruned_moe`` known to vLLM.
+"""The ``vllm.general_plugins`` entry point: makes our load formats known to vLLM.
 
 vLLM calls `register` in the API server, in the engine core and in every worker, maybe twice.
 """
@@ -8,18 +8,21 @@ from __future__ import annotations
 import sys
 
 LOAD_FORMAT = "pruned_moe"
+LIVE_LOAD_FORMAT = "live_moe"  # for searching: an unpruned model whose routing can be switched
 
 
 def register() -> None:
-    """Register the load format, once. Does nothing in a process that has not imported vLLM."""
+    """Register the load formats, once. Does nothing in a process that has not imported vLLM."""
     if "vllm" not in sys.modules:
         return
     from vllm.model_executor import model_loader
 
     if LOAD_FORMAT in model_loader._LOAD_FORMAT_TO_MODEL_LOADER:
         return
+    from vllm_moe_prune.live_loader import LiveMoELoader
     from vllm_moe_prune.loader import PrunedMoELoader, refuse_compact
     from vllm_moe_prune.vllm_compat import guard_other_loaders
 
     model_loader.register_model_loader(LOAD_FORMAT)(PrunedMoELoader)
+    model_loader.register_model_loader(LIVE_LOAD_FORMAT)(LiveMoELoader)
     guard_other_loaders(refuse_compact, ours=LOAD_FORMAT)

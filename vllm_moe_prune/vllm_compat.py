@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layouts import MoeLayout
+from vllm_moe_prune.live import LiveExperts, LiveLayer, LiveRouting
 
 SUPPORTED = ((0, 32), (0, 32))  # lowest and highest minor version, both inclusive
 
@@ -89,6 +91,26 @@ def built_by_layer(
 
 
 @contextmanager
+def routed_by(layout: MoeLayout, routing: Callable[[int, int], RoutingFunction]) -> Iterator[None]:
+    """Within this context vLLM builds each MoE layer with a routing function of its own.
+
+    :param routing: makes one from the layer's number of experts and its top-k
+    """
+    module: Any = import_module(layout.vllm_module)
+    factory = module.FusedMoEFactory
+
+    def factory_each(**arguments: Any) -> Any:
+        function = routing(arguments["num_experts"], arguments["top_k"])
+        return factory(**{**arguments, "custom_routing_function": function})
+
+    module.FusedMoEFactory = factory_each
+    try:
+        yield
+    finally:
+        module.FusedMoEFactory = factory
+
+
+@contextmanager
 def _answering(config: Any, layout: MoeLayout, layer: LayerMap) -> Iterator[None]:
     keys = (layout.num_experts_key, layout.top_k_key)
     before = [getattr(config, key) for key in keys]
@@ -127,3 +149,82 @@ def _guarded(loader: Any, refuse: Callable[[str], None]) -> type:
 
     Guarded.__name__ = Guarded.__qualname__ = loader.__name__
     return Guarded
+
+
+# `observe_steps` reads the first of vLLM's two model runners.
+LIVE_ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
+
+
+def live_layers(model: torch.nn.Module) -> dict[int, LiveLayer]:
+    """Return decoder layer -> its switchable parts, for a model of `LiveMoELoader`."""
+    found = {}
+    for name, module in model.named_modules():
+        experts = getattr(module, "routed_experts", None)
+        routing = getattr(getattr(module, "router", None), "custom_routing_function", None)
+        if experts is not None and isinstance(routing, LiveRouting):
+            found[_layer_number(name)] = LiveLayer(routing, LiveExperts(experts))
+    return found
+
+
+def is_quantised(experts: Any) -> bool:
+    """Whether the experts of a layer are stored in a form that cannot be added up."""
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import (
+        UnquantizedFusedMoEMethod,
+    )
+
+    return not isinstance(experts.quant_method, UnquantizedFusedMoEMethod)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRows:
+    """Those rows of a step's hidden states that belong to the prompt of one request.
+
+    Row ``offset + i`` is prompt position ``start + i``, for i below ``count``.
+    """
+
+    note: Any  # what the request's `SamplingParams.extra_args` say under NOTE
+    start: int
+    count: int
+    offset: int
+    prompt_length: int
+
+
+NOTE = "moe_note"
+
+
+def observe_steps(
+    model_runner: Any, observe: Callable[[list[PromptRows], torch.Tensor], None]
+) -> None:
+    """Call ``observe`` after each forward pass with the noted prompts and hidden states [T, D].
+
+    T counts real tokens only. vLLM asks for the log-probabilities of prompts at just this place:
+    hidden states are final, the batch is still that of the step, logits may be computed.
+    """
+    original = model_runner._get_prompt_logprobs_dict
+
+    def observed(hidden: torch.Tensor, scheduled: dict[str, int]) -> Any:
+        rows = [r for r in (_rows(model_runner, *item) for item in scheduled.items()) if r]
+        if rows:
+            observe(rows, hidden)
+        return original(hidden, scheduled)
+
+    model_runner._get_prompt_logprobs_dict = observed
+
+
+def _rows(model_runner: Any, request_id: str, scheduled: int) -> PromptRows | None:
+    request = model_runner.requests[request_id]
+    extra = request.sampling_params.extra_args if request.sampling_params else None
+    note = (extra or {}).get(NOTE)
+    length = len(request.prompt_token_ids or ())
+    start = request.num_computed_tokens
+    count = min(scheduled, length - start)
+    if note is None or count <= 0:
+        return None
+    index = model_runner.input_batch.req_id_to_index[request_id]
+    offset = int(model_runner.query_start_loc.np[index])
+    return PromptRows(note, start, count, offset, length)
+
+
+def shut_down(llm: Any) -> None:
+    """End the processes of a `vllm.LLM`."""
+    llm.llm_engine.engine_core.shutdown()

@@ -9,6 +9,7 @@ import click
 
 from offline.cli.build import build
 from offline.cli.check import check
+from offline.cli.coefficients import import_eep
 from offline.cli.compress import compress
 from offline.cli.demo import demo
 from offline.cli.evaluate import evaluate
@@ -34,7 +35,7 @@ def cli() -> None:
     """
 
 
-for _command in (compress, build, inspect, check, evaluate, report, demo):
+for _command in (compress, build, inspect, check, evaluate, report, import_eep, demo):
     cli.add_command(_command)
 
 

@@ -27,15 +27,23 @@ def options_of(model: type[BaseModel]) -> Callable[[Command], Command]:
             if field.default not in (PydanticUndefined, None):
                 text += f"  [default: {field.default}]"
             flag = f"--{name.replace('_', '-')}"
-            command = click.option(flag, name, type=_type(field.annotation), help=text)(command)
+            if _of(field.annotation) is bool:
+                flag += f"/--no-{name.replace('_', '-')}"
+            command = click.option(
+                flag, name, type=_type(field.annotation), default=None, help=text
+            )(command)
         return command
 
     return add
 
 
 def _type(annotation: Any) -> Any:
-    if get_origin(annotation) is Literal:
-        return click.Choice(get_args(annotation))
-    if get_origin(annotation) is UnionType:  # `int | None`
-        return _type(get_args(annotation)[0])
-    return click.Path(path_type=Path) if annotation is Path else annotation
+    kind = _of(annotation)
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    return click.Path(path_type=Path) if kind is Path else kind
+
+
+def _of(annotation: Any) -> Any:
+    """Return the type without `| None`."""
+    return get_args(annotation)[0] if get_origin(annotation) is UnionType else annotation

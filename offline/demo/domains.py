@@ -15,7 +15,7 @@ import subprocess
 import sysconfig
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,8 +53,8 @@ class Corpus:
         return hashlib.sha256("\0".join([*self.train, "\1", *self.heldout]).encode()).hexdigest()
 
 
-def load_corpora(seed: int = 0) -> dict[str, Corpus]:
-    """The eight corpora by name, in the order of ``DOMAINS`` (expert d serves domain d)."""
+def load_corpora(seed: int = 0, names: Sequence[str] = DOMAINS) -> dict[str, Corpus]:
+    """The corpora by name; all eight are in the order of ``DOMAINS`` (expert d serves domain d)."""
     readers: dict[str, Callable[[], Iterator[str]]] = {
         "code": _code,
         "maths": _maths,
@@ -65,7 +65,7 @@ def load_corpora(seed: int = 0) -> dict[str, Corpus]:
         "speeches": partial(_books, "sotu/data"),
         "old_prose": partial(_books, "moby-dick/data"),
     }
-    return {name: _split(list(readers[name]()), f"{name}-{seed}") for name in DOMAINS}
+    return {name: _split(list(readers[name]()), f"{name}-{seed}") for name in names}
 
 
 def train_questions() -> list[str]:

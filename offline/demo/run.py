@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from offline.compress import compress, transformers_engine
+from offline.compress import compress
 from offline.demo.model import make_demo_model
 from offline.recipe import CompressRecipe
 from offline.report.render import write_report
@@ -42,7 +42,7 @@ def run_demo(out: Path, *, users: int, bars: Bars) -> None:
             make_demo_model(base, reporter=reporter)
         if not pruned.exists():
             recipe = CompressRecipe.model_validate({"model": base, **_RECIPE, **_ITEMS, **_LESS})
-            compress(recipe, pruned, make_engine=transformers_engine, reporter=reporter)
+            compress(recipe, pruned, reporter=reporter)
     if not (pruned / SERVING_FILE).exists():
         _load_test(base, pruned, out / "load", users)
     report = write_report(pruned)

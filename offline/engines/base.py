@@ -22,10 +22,11 @@ _Z_95 = 1.959963984540054  # two-sided 95 % of a normal distribution
 class ItemResult:
     """What the model made of one item of a task.
 
-    ``correct`` is 0 or 1 (between them for tasks with partial credit). ``margin`` is the score of
-    the right choice minus that of the best wrong one, in the unit of the task's metric: nats for
-    ``acc``, nats per character for ``acc_norm``; None where a task has no choices.
-    ``prediction`` is the index of the choice taken, or the text generated.
+    ``correct`` is 0 or 1 (between them for tasks with partial credit); of an agreement it is the
+    mean acceptance over the item's tokens. ``margin`` is the score of the right choice minus that
+    of the best wrong one, in the unit of the task's metric: nats for ``acc``, nats per character
+    for ``acc_norm``; None where a task has no choices. ``prediction`` is the index of the choice
+    taken, or the text generated; empty for an agreement.
     """
 
     item: str
@@ -74,6 +75,19 @@ class TaskResult:
         return cls(**{**fields, "items": items})
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertUse:
+    """How the router of one layer spread some tokens over its E experts.
+
+    ``tokens`` [E] counts the tokens routed to each expert; it sums to tokens x top-k. ``scores``
+    [E] sums each expert's router score over *all* tokens, chosen or not (EEP's Soft Activation,
+    appendix A.2); it sums to the number of tokens where scores are a softmax.
+    """
+
+    tokens: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+
 class Engine(Protocol):
     """A loaded base model that can behave as any routing map of it would.
 
@@ -105,18 +119,32 @@ class Engine(Protocol):
         """
         ...
 
-    def evaluate(self, task: Task, split: Split, limit: int | None = None) -> TaskResult:
-        """Score the first ``limit`` items of a split with the map now applied.
+    def evaluate(
+        self, task: Task, split: Split, limit: int | None = None, first: int = 0
+    ) -> TaskResult:
+        """Score items ``first`` to ``limit`` (exclusive) of a split with the map now applied.
 
-        :raises PruneError: if the task's data cannot be had or the limit is below one
+        :raises PruneError: if the task's data cannot be had or the range holds no item
         """
         ...
 
-    def usage(
-        self, task: Task, split: Split, limit: int | None = None
-    ) -> dict[int, NDArray[np.int64]]:
-        """Count the tokens routed to each expert on the texts of the items.
+    def agreement(
+        self, task: Task, split: Split, limit: int | None = None, first: int = 0
+    ) -> TaskResult:
+        """Compare with the base on the items' texts, without labels, with the map now applied.
 
-        :returns: decoder layer -> counts [E]; each sums to tokens x top-k of that layer
+        Of each item ``correct`` is the mean over its tokens of sum_v min(p_v, q_v), p and q the
+        next-token distributions of the base and of the model now: the expected acceptance rate
+        of speculative decoding (Leviathan et al. 2023, theorem 3.5). The base's distributions are
+        computed once and kept.
+
+        :raises PruneError: as `evaluate`
+        """
+        ...
+
+    def usage(self, task: Task, split: Split, limit: int | None = None) -> dict[int, ExpertUse]:
+        """Watch the router on the texts of the items, each question once with all its choices.
+
+        :returns: decoder layer -> use of its experts
         """
         ...

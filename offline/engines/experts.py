@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from offline.engines.base import ExpertUse
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layouts import MoeLayout
-from vllm_moe_prune.routing import route
+from vllm_moe_prune.routing import route, scores
 from vllm_moe_prune.routing_map import RoutingMap
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _FUSED = ("gate_up_proj", "down_proj")
+_COLUMNS = 1 << 20  # numbers of each expert that are in float32 at the same time
 Routed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -30,16 +31,19 @@ Routed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 class LayerControl:
     """The experts of one decoder layer, switchable between the base and a map.
 
-    ``real`` restricts counting to those tokens [T] that are no padding.
+    While there is a ``use``, what the router does is added to it, restricted to those tokens [T]
+    that are ``real``, which padding is not. ``block`` is the module that holds both.
     """
 
     layer: int
+    block: torch.nn.Module
     router: torch.nn.Module
     experts: Any
     layout: MoeLayout
-    counts: NDArray[np.int64] | None = None
+    use: ExpertUse | None = None
     real: torch.Tensor | None = None
     _pristine: dict[str, torch.Tensor] = field(default_factory=dict)
+    _combined: bool = False
     _rule: _Rule | None = None
 
     @property
@@ -51,37 +55,74 @@ class LayerControl:
         self.router.register_forward_hook(self._after_router)
 
     def _after_router(self, _: Any, __: Any, output: Routed) -> Routed | None:
-        """Replace the router's choice by the map's; count what is chosen."""
+        """Replace the router's choice by the map's; note what is chosen."""
         routed = output if self._rule is None else self._rule(output[0])
-        if self.counts is not None:
-            ids = routed[2] if self.real is None else routed[2][self.real]
-            self.counts += np.bincount(ids.flatten().cpu().numpy(), minlength=self.num_experts)
+        if self.use is not None:
+            self._note(self.use, output[0], routed[2])
         return None if self._rule is None else routed
 
+    def _note(self, use: ExpertUse, logits: torch.Tensor, ids: torch.Tensor) -> None:
+        if self.real is not None:
+            logits, ids = logits[self.real], ids[self.real]
+        counts = np.bincount(ids.flatten().cpu().numpy(), minlength=self.num_experts)
+        np.add(use.tokens, counts, out=use.tokens)
+        sums = scores(logits, self.layout.score).double().sum(dim=0)
+        np.add(use.scores, sums.cpu().numpy(), out=use.scores)
+
     def apply(self, routing_map: RoutingMap | None) -> None:
-        """Behave as the map's entry for this layer says, or as the base."""
-        with torch.no_grad():
-            for name, weight in self._pristine.items():
-                getattr(self.experts, name).copy_(weight)
-        self._pristine.clear()
-        self._rule = None
+        """Behave as the map's entry for this layer says, or as the base.
+
+        A copy of the base's experts is made for the first map with a continuous W_EM and kept
+        until the base is asked for, so that a search pays for it once.
+        """
         entry = routing_map.by_layer()[self.layer] if routing_map else None
         if routing_map is None or entry is None:
+            self._restore()
+            self._pristine.clear()
+            self._rule = None
             return
         if entry.experts.kept is None:
             self._combine(torch.from_numpy(routing_map.expert_matrix(entry)))
+        else:
+            self._restore()
         self._rule = _Rule.of(entry, routing_map, self.layout, self.experts.gate_up_proj.device)
 
+    def _restore(self) -> None:
+        if self._combined:
+            with torch.no_grad():
+                for name, weight in self._pristine.items():
+                    getattr(self.experts, name).copy_(weight)
+        self._combined = False
+
     def _combine(self, w_em: torch.Tensor) -> None:
-        """Put new expert j = sum_i W_EM[j, i] * expert i into slot j; W_EM is [E', E]."""
+        """Put new expert j = sum_i W_EM[j, i] * expert i into slot j; W_EM is [E', E].
+
+        Slots from E' on keep what they have: the router cannot choose them.
+        """
+        self._combined = True
         for name in _FUSED:
             weight = getattr(self.experts, name)
-            self._pristine[name] = weight.detach().clone()
+            if name not in self._pristine:
+                self._pristine[name] = weight.detach().clone()
+            old = self._pristine[name].flatten(1)  # [E, A]
+            new = weight.detach().view(len(old), -1)
             matrix = w_em.to(weight.device)
-            with torch.no_grad():
-                for j, row in enumerate(matrix):
-                    old = self._pristine[name]
-                    weight[j] = sum(row[i] * old[i].float() for i in row.nonzero().flatten())
+            for at in range(0, old.shape[1], _COLUMNS):
+                part = slice(at, at + _COLUMNS)
+                new[: len(matrix), part] = matrix @ old[:, part].float()
+
+    def scores_of(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the base router's scores [T, E] in float32 for the block's input [T, D]."""
+        rule, self._rule = self._rule, None
+        logits: torch.Tensor = self.router(hidden)[0]
+        self._rule = rule
+        return scores(logits, self.layout.score)
+
+    def output_of(self, expert: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the output [T, D] of one expert alone for the block's input [T, D]."""
+        ids = torch.full((len(hidden), 1), expert, device=hidden.device)
+        output: torch.Tensor = self.experts(hidden, ids, hidden.new_ones(len(hidden), 1))
+        return output
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +177,7 @@ def find_layers(model: torch.nn.Module, layout: MoeLayout) -> dict[int, LayerCon
         if not isinstance(router, torch.nn.Module):
             raise PruneError(f"{name} has experts but no router that this program knows")
         number = int(layer[1])
-        found[number] = LayerControl(number, router, experts, layout)
+        found[number] = LayerControl(number, module, router, experts, layout)
     if not found:
         raise PruneError(
             f"found no fused experts in this {layout.model_type} model",

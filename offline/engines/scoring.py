@@ -1,83 +1,105 @@
-"""An lm-evaluation-harness model on a live transformers model, for log-likelihood tasks."""
+"""An lm-evaluation-harness model on a live transformers model: log-likelihoods and generation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
-from lm_eval.api.model import TemplateLM
 
-from offline.engines.packing import Batch, build, group, pack
+from offline.engines.encoding import Encoder, Pair, TokenPair
+from offline.engines.generation import Prompt, generate
+from offline.engines.packing import BLOCK, ROW_TOKENS, Batch, Question, build, group, pack
+from vllm_moe_prune.errors import PruneError
 
 _CHUNK = 256  # positions whose logits are in float32 at the same time
-_REMEMBERED = 8  # sets of requests kept tokenised and packed
-Pair = tuple[str, str]
+_REMEMBERED = 256  # blocks of requests kept tokenised and packed
 
 
-class PackedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
-    """Scores continuations with each context computed once (see packing.py).
+class PackedLM(Encoder):
+    """Scores continuations with each context computed once (see packing.py), and generates.
 
     ``tokens`` counts the tokens that went through the model, without padding.
+
+    :param tokens_per_batch: tokens of one forward pass, with padding
+    :param max_length: of a sequence; longer contexts lose their beginning
+    :param share_contexts: False gives every (context, continuation) a row of its own, as
+        lm-evaluation-harness does: there to measure what sharing saves
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, tokens_per_batch: int, max_length: int
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        tokens_per_batch: int,
+        max_length: int,
+        share_contexts: bool = True,
     ) -> None:
-        super().__init__()
-        self.model, self.tokenizer = model, tokenizer
-        self.tokens_per_batch, self.max_length = tokens_per_batch, max_length
-        self.tokens = 0
-        self._batches: dict[tuple[Pair, ...], list[Batch]] = {}
-
-    @property
-    def eot_token_id(self) -> int:
-        """Token that ends a text."""
-        return int(self.tokenizer.eos_token_id)
-
-    @property
-    def prefix_token_id(self) -> int:
-        """Token that stands before a text without context."""
-        bos = self.tokenizer.bos_token_id
-        return self.eot_token_id if bos is None else int(bos)
-
-    def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, **_: Any
-    ) -> list[int]:
-        """Return token ids, with the tokenizer's own special tokens unless told otherwise."""
-        special = add_special_tokens is not False
-        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=special)
-        return ids
+        super().__init__(tokenizer, max_length)
+        self.model, self.share_contexts = model, share_contexts
+        self.tokens_per_batch = tokens_per_batch
+        self._batches: dict[Hashable, list[Batch]] = {}
 
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = True
     ) -> list[tuple[float, bool]]:
         """Return (log-likelihood in nats, whether greedy decoding gives it) of each request."""
-        return self._score(self.batches([request.args for request in requests]))
+        results: list[tuple[float, bool]] = []
+        for block in blocks(requests):
+            results += self._score(self.batches([request.args for request in block]))
+        return results
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
+        """Return the greedy continuation of each request, up to its stop strings or length."""
+        texts: list[str] = []
+        for block in blocks(requests):
+            prompts = [Prompt.of(self, *request.args) for request in block]
+            answers = generate(self.model, prompts, self.tokenizer, self.tokens_per_batch)
+            self.tokens += sum(answer.num_tokens for answer in answers)
+            texts += [answer.text for answer in answers]
+        return texts
 
     def batches(self, pairs: Sequence[Pair]) -> list[Batch]:
         """Return the packed batches of (context, continuation) texts; made once for each set."""
-        key = tuple(pairs)
+        return self._remembered(tuple(pairs), lambda: self._packed(self.encode_pairs(pairs)))
+
+    def passage_batches(self, texts: Sequence[str]) -> list[Batch]:
+        """Return the packed batches of plain texts: each token but the first is a target.
+
+        ``places`` are those of the texts.
+
+        :raises PruneError: if a text has fewer than two tokens
+        """
+        return self._remembered((None, *texts), lambda: self._passages(texts))
+
+    def _remembered(self, key: Hashable, make: Callable[[], list[Batch]]) -> list[Batch]:
         if key not in self._batches:
             if len(self._batches) >= _REMEMBERED:
                 del self._batches[next(iter(self._batches))]
-            self._batches[key] = self._packed([self._encode(*pair) for pair in key])
+            self._batches[key] = make()
         return self._batches[key]
+
+    def _passages(self, texts: Sequence[str]) -> list[Batch]:
+        questions = []
+        for place, text in enumerate(texts):
+            first, *rest = self.encode_text(text)
+            if not rest:
+                raise PruneError(f"the text {text[:40]!r} is a single token: nothing is predicted")
+            questions.append(Question((first,), (tuple(rest),), (place,)))
+        rows = pack(questions, self.tokens_per_batch)
+        return [build(batch, self.model.device) for batch in rows]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Pair, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
         return self._score(self._packed([(request[1], request[2]) for request in requests]))
 
-    def _packed(self, pairs: list[tuple[list[int], list[int]]]) -> list[Batch]:
-        rows = pack(group(pairs, self.max_length), self.tokens_per_batch)
+    def _packed(self, pairs: list[TokenPair]) -> list[Batch]:
+        questions = group(pairs, self.max_length, share=self.share_contexts)
+        rows = pack(questions, self.tokens_per_batch, ROW_TOKENS if self.share_contexts else 0)
         return [build(batch, self.model.device) for batch in rows]
-
-    def _encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        if context:
-            pair: tuple[list[int], list[int]] = self._encode_pair(context, continuation)
-            return pair
-        return [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
 
     def _score(self, batches: list[Batch]) -> list[tuple[float, bool]]:
         results: dict[int, tuple[float, bool]] = {}
@@ -112,13 +134,11 @@ class PackedLM(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         logits: torch.Tensor = output.logits[0]
         return logits
 
-    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-        """Not offered: no task of this project asks for the likelihood of whole documents."""
-        raise NotImplementedError
 
-    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-        """Not offered: tasks are scored by log-likelihood."""
-        raise NotImplementedError
+def blocks(requests: Sequence[Any]) -> Iterator[list[Any]]:
+    """Yield lm-eval's requests in the blocks of items that are packed together."""
+    for _, block in itertools.groupby(requests, key=lambda request: (request.doc_id or 0) // BLOCK):
+        yield list(block)
 
 
 def target_log_probs(batch: Batch, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +13,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import transformers
-from numpy.typing import NDArray
 
-from offline.engines.base import TaskResult
+from offline.engines.agreement import BaseDistributions, compare, remember
+from offline.engines.base import ExpertUse, TaskResult
 from offline.engines.experts import find_layers
+from offline.engines.packing import Batch
+from offline.engines.reconstruction import MAX_SUBSETS, Discrepancy, Subset, measure, subsets_of
 from offline.engines.scoring import PackedLM
 from offline.tasks.catalog import Split, Task
-from offline.tasks.harness import local_task, run
+from offline.tasks.harness import local_task, run, texts_of
 from vllm_moe_prune.checkpoint import Checkpoint, read_config
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import MoeLayout, layout_of
@@ -42,6 +46,7 @@ class TransformersEngine:
     :param device: a torch device
     :param dtype: of weights and activations; ``auto`` takes the checkpoint's
     :param tokens_per_batch: tokens of one forward pass while scoring; 4096 on a CPU, else 8192
+    :param share_contexts: whether the context that choices have in common is computed once
     :raises PruneError: if the folder has no supported model, or one that needs vLLM
     """
 
@@ -52,6 +57,7 @@ class TransformersEngine:
         device: str = "cpu",
         dtype: Dtype = "bfloat16",
         tokens_per_batch: int | None = None,
+        share_contexts: bool = True,
     ) -> None:
         config = read_config(model)
         self.layout: MoeLayout = layout_of(config)
@@ -66,7 +72,10 @@ class TransformersEngine:
             self.tokenizer,
             tokens_per_batch=tokens_per_batch or (4096 if device == "cpu" else 8192),
             max_length=int(config.get("max_position_embeddings", 2048)),
+            share_contexts=share_contexts,
         )
+        self._applied: RoutingMap | None = None
+        self._base = BaseDistributions()
 
     @property
     def expert_counts(self) -> Mapping[int, int]:
@@ -82,7 +91,7 @@ class TransformersEngine:
         """Make the model behave as ``routing_map`` says; None makes it the base again, bit by bit.
 
         One-hot experts are masks on the router. Layers with continuous W_EM are combined in place
-        from a copy of the layer's experts, which is kept until the next ``apply``.
+        from a copy of the layer's experts, which is kept until ``apply(None)``.
 
         :raises PruneError: if the map was not made for a model with these experts
         """
@@ -91,36 +100,117 @@ class TransformersEngine:
             routing_map.check_base(own, self.expert_counts, allow_other=True)
         for layer in self._layers.values():
             layer.apply(routing_map)
+        self._applied = routing_map
 
-    def evaluate(self, task: Task, split: Split, limit: int | None = None) -> TaskResult:
-        """Score the first ``limit`` items of a split with the map now applied.
+    def evaluate(
+        self, task: Task, split: Split, limit: int | None = None, first: int = 0
+    ) -> TaskResult:
+        """Score items ``first`` to ``limit`` (exclusive) of a split with the map now applied.
 
-        :raises PruneError: if the task's data cannot be had or the limit is below one
+        Ranges that begin and end at multiples of 25 give each item the same bits however they
+        are cut (see packing.py).
+
+        :raises PruneError: if the task's data cannot be had or the range holds no item
         """
-        return run(self._scorer, task, split, limit)
+        return run(self._scorer, task, split, limit, first)
 
-    def usage(
-        self, task: Task, split: Split, limit: int | None = None
-    ) -> dict[int, NDArray[np.int64]]:
-        """Count the tokens routed to each expert on the items: each question once, all choices.
+    def agreement(
+        self, task: Task, split: Split, limit: int | None = None, first: int = 0
+    ) -> TaskResult:
+        """Compare with the base on the items' texts (see `Engine.agreement` and agreement.py).
 
-        With a map applied, the counts are of its routing, under the ids of the base's experts; in
-        a layer with continuous W_EM they are of the new experts.
-
-        :returns: decoder layer -> counts [E]; each sums to tokens x top-k of that layer
+        The first call for an item also runs the base on it; ``tokens`` counts both.
         """
-        batches = self._scorer.batches(local_task(task, split, limit).texts)
-        for layer in self._layers.values():
-            layer.counts = np.zeros(layer.num_experts, np.int64)
+        texts, key = texts_of(task, split, limit, first), (task, split)
+        self._scorer.tokens, started = 0, time.perf_counter()
+        if any((key, name) not in self._base for name, _ in texts):
+            with self._as_base():
+                remember(self._scorer, texts, first, key, self._base)
+        items = compare(self._scorer, texts, first, key, self._base)
+        seconds = time.perf_counter() - started
+        return TaskResult(task.name, split, items, self._scorer.tokens, seconds)
+
+    def usage(self, task: Task, split: Split, limit: int | None = None) -> dict[int, ExpertUse]:
+        """Watch the router on the items: each question once with all its choices, or each text.
+
+        With a map applied, tokens are those of its routing, under the ids of the base's experts;
+        in a layer with continuous W_EM they are of the new experts. Scores are always the base
+        router's, over all E.
+
+        :returns: decoder layer -> use of its experts; tokens sum to tokens x top-k of that layer
+        """
+        found = {}
+        for number, layer in self._layers.items():
+            experts = layer.num_experts
+            found[number] = ExpertUse(np.zeros(experts, np.int64), np.zeros(experts, np.float64))
+            layer.use = found[number]
         try:
-            for batch in batches:
+            for batch in self._batches(task, split, limit):
                 for layer in self._layers.values():
                     layer.real = batch.real
                 self._scorer.forward(batch)
-            return {n: c.counts for n, c in self._layers.items() if c.counts is not None}
         finally:
             for layer in self._layers.values():
-                layer.counts = layer.real = None
+                layer.use = layer.real = None
+        return found
+
+    def reconstruction(
+        self,
+        task: Task,
+        split: Split,
+        limit: int | None,
+        keep: int | Mapping[int, int],
+        *,
+        top_k: int | Mapping[int, int] | None = None,
+        max_subsets: int = MAX_SUBSETS,
+        seed: int = 0,
+    ) -> dict[int, dict[Subset, float]]:
+        """Measure what each layer's output loses with only ``keep`` of its experts (NAEE).
+
+        The map now applied plays no part: inputs and full outputs are the base's.
+
+        :param keep: experts to keep, of every layer or by decoder layer
+        :param top_k: active experts with a subset, likewise; None takes the base's, at most
+            ``keep``
+        :param max_subsets: where a layer has more, so many random ones by ``seed`` are tried
+        :returns: decoder layer -> kept experts -> Frobenius norm over the tokens of the items
+        :raises PruneError: if the data cannot be had or there is no such subset
+        """
+        subsets, layers = {}, {}
+        for number, layer in self._layers.items():
+            kept = keep if isinstance(keep, int) else keep[number]
+            usual = min(self.top_k, kept)
+            active = top_k if isinstance(top_k, int) else (top_k or {}).get(number, usual)
+            subsets[number] = subsets_of(layer.num_experts, kept, most=max_subsets, seed=seed)
+            layers[number] = Discrepancy.of(layer, subsets[number], active, self.top_k)
+        batches = self._batches(task, split, limit)
+        with self._as_base():
+            measure(self._scorer, batches, layers)
+        return {
+            number: dict(
+                zip(subsets[number], found.squared.clamp_min(0).sqrt().tolist(), strict=True)
+            )
+            for number, found in layers.items()
+        }
+
+    def _batches(self, task: Task, split: Split, limit: int | None) -> list[Batch]:
+        """Return the texts of the items, ready to run: questions with choices where there are."""
+        if task.kind == "choice":
+            return self._scorer.batches(local_task(task, split, limit).texts)
+        return self._scorer.passage_batches([text for _, text in texts_of(task, split, limit)])
+
+    @contextmanager
+    def _as_base(self) -> Iterator[None]:
+        """Be the base for a while, then again what the map now applied says."""
+        applied = self._applied
+        if applied is None:
+            yield
+            return
+        self.apply(None)
+        try:
+            yield
+        finally:
+            self.apply(applied)
 
     def logits(self, input_ids: torch.Tensor | Sequence[Sequence[int]]) -> torch.Tensor:
         """Return the logits [B, L, V] in float32 of token ids [B, L]."""

@@ -1,31 +1,181 @@
-"""What a search has to beat: random maps, and keeping the experts that are used most."""
+"""One-shot methods: what a search has to beat, and what its first generation may begin with.
+
+Source: EEP (arXiv 2407.00945), appendix A.2. Each keeps a set of experts by one look at the base.
+Where a global budget is to be spread, the layers (or groups) whose experts score highest get it.
+"""
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from offline.engines.base import ExpertUse
+from offline.methods.groups import Groups, by_layer, even_rows, total_kept
 from offline.methods.space import Kept, Space
+from vllm_moe_prune.errors import PruneError
+
+# decoder layer -> subset that is kept -> how far the layer's output is from the whole layer's
+Discrepancies = Mapping[int, Mapping[Kept, float]]
+Need = Literal["use", "discrepancies"]
+T = TypeVar("T")
 
 
 def random_kept(space: Space, rng: random.Random) -> dict[int, Kept]:
-    """Keep a uniformly random set of experts in every layer (EEP, appendix A.2)."""
+    """Keep a uniformly random set of experts in every layer; a budget is spread evenly."""
+    counts = space.even_counts()
     return {
-        layer: tuple(sorted(rng.sample(range(count), space.keep)))
-        for layer, count in space.num_experts.items()
+        layer: tuple(sorted(rng.sample(range(experts), counts[layer])))
+        for layer, experts in space.num_experts.items()
     }
 
 
-def most_used(space: Space, usage: Mapping[int, Sequence[int]]) -> dict[int, Kept]:
+def most_used(
+    space: Space, usage: Mapping[int, Sequence[int]], groups: Groups | None = None
+) -> dict[int, Kept]:
     """Drop the experts that the fewest tokens were routed to (EEP's Frequency; `min-euf`).
 
     :param usage: decoder layer -> tokens routed to each expert, [E]; ties keep the lower id
+    :param groups: keep the same experts within each, by the sum over its layers; None: every
+        layer on its own
     """
-    return {
-        layer: tuple(
-            sorted(np.argsort(-np.asarray(usage[layer]), kind="stable")[: space.keep].tolist())
-        )
-        for layer in space.layers
-    }
+    return _highest(space, usage, groups)
+
+
+def soft_activation(
+    space: Space, scores: Mapping[int, Sequence[float]], groups: Groups | None = None
+) -> dict[int, Kept]:
+    """Drop the experts with the lowest router score, summed over all tokens.
+
+    :param scores: decoder layer -> accumulated score of each expert, [E]
+    :param groups: as `most_used`
+    """
+    return _highest(space, scores, groups)
+
+
+def naee(
+    space: Space, discrepancies: Discrepancies, groups: Groups | None = None
+) -> dict[int, Kept]:
+    """Keep, in each layer, the subset whose output is nearest to the whole layer's (NAEE).
+
+    NAEE compares subsets of one size, so a budget is spread evenly (`Space.even_counts`).
+
+    :param discrepancies: of all subsets of a layer, or of many; ties keep the first
+    :param groups: as `most_used`; the subsets must be the same for all layers of a group
+    """
+    groups = space.groups() if groups is None else groups
+    chosen = []
+    for group, rows in zip(groups, even_rows(groups, space.budget), strict=True):
+        each = [discrepancies[layer] for layer in group.layers]
+        total = {kept: math.fsum(layer[kept] for layer in each) for kept in each[0]}
+        assert all(len(kept) == rows for kept in total), "subsets of another size were measured"
+        chosen.append(tuple(sorted(min(total, key=total.__getitem__))))
+    return dict(by_layer(chosen, groups))
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was seen of the base; a one-shot method says which of it it `needs`."""
+
+    use: Mapping[int, ExpertUse] | None = None
+    discrepancies: Discrepancies | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OneShot:
+    """A one-shot method: how it chooses (groups None: each layer apart), and from what."""
+
+    choose: Callable[[Space, Evidence, random.Random, Groups | None], dict[int, Kept]]
+    needs: frozenset[Need] = frozenset()
+
+
+def _random(
+    space: Space, _: Evidence, rng: random.Random, groups: Groups | None
+) -> dict[int, Kept]:
+    if groups is None:
+        return random_kept(space, rng)
+    rows = even_rows(groups, space.budget)
+    kept = [
+        tuple(sorted(rng.sample(range(group.num_experts), count)))
+        for group, count in zip(groups, rows, strict=True)
+    ]
+    return dict(by_layer(kept, groups))
+
+
+def _frequency(
+    space: Space, evidence: Evidence, _: random.Random, groups: Groups | None
+) -> dict[int, Kept]:
+    use = _given(evidence.use)
+    return most_used(space, {n: layer.tokens.tolist() for n, layer in use.items()}, groups)
+
+
+def _soft_activation(
+    space: Space, evidence: Evidence, _: random.Random, groups: Groups | None
+) -> dict[int, Kept]:
+    use = _given(evidence.use)
+    return soft_activation(space, {n: layer.scores.tolist() for n, layer in use.items()}, groups)
+
+
+def _naee(
+    space: Space, evidence: Evidence, _: random.Random, groups: Groups | None
+) -> dict[int, Kept]:
+    return naee(space, _given(evidence.discrepancies), groups)
+
+
+ONE_SHOT: Mapping[str, OneShot] = {
+    "random": OneShot(_random),
+    "frequency": OneShot(_frequency, frozenset({"use"})),
+    "soft_activation": OneShot(_soft_activation, frozenset({"use"})),
+    "naee": OneShot(_naee, frozenset({"discrepancies"})),
+}
+
+
+def _given(evidence: T | None) -> T:
+    assert evidence is not None, "the method needs what was not measured"
+    return evidence
+
+
+def _highest(
+    space: Space, scores: Mapping[int, Sequence[float]], groups: Groups | None
+) -> dict[int, Kept]:
+    """Keep the experts with the highest scores; ties keep the lower id."""
+    groups = space.groups() if groups is None else groups
+    shares = [_shares([scores[layer] for layer in group.layers]) for group in groups]
+    ranked = [np.argsort(-share, kind="stable") for share in shares]
+    rows = _spread(groups, space.budget, [s[r] for s, r in zip(shares, ranked, strict=True)])
+    kept = [tuple(sorted(order[:n].tolist())) for order, n in zip(ranked, rows, strict=True)]
+    return dict(by_layer(kept, groups))
+
+
+def _shares(scores: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """Return each expert's mean share [E] of its layer's scores [layers of a group, E]."""
+    table = np.asarray(scores, np.float64)
+    if not np.isfinite(table).all() or (table < 0).any():
+        raise PruneError("an expert's score is negative or not finite")
+    total = table.sum(axis=1, keepdims=True)
+    return np.asarray((table / np.where(total > 0, total, 1)).mean(axis=0))
+
+
+def _spread(
+    groups: Groups, budget: int | None, ranked: Sequence[NDArray[np.float64]]
+) -> tuple[int, ...]:
+    """Give each expert of the budget to the group whose best dropped expert scores highest.
+
+    :param ranked: shares [E] of each group's experts, highest first
+    """
+    rows = [group.least for group in groups]
+    if budget is None:
+        return tuple(rows)
+    left = budget - total_kept(rows, groups)
+    while True:
+        open_ = [g for g, group in enumerate(groups) if rows[g] < group.most and group.size <= left]
+        if not open_:
+            return tuple(rows)
+        highest = max(open_, key=lambda g: ranked[g][rows[g]])
+        rows[highest] += 1
+        left -= groups[highest].size

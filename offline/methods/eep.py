@@ -1,125 +1,262 @@
-"""EEP's pruning phase: a gradient-free evolutionary search over one-hot maps.
+"""EEP: a gradient-free evolutionary search over routing maps, pruning first, then merging.
 
-Source: arXiv 2407.00945, algorithm 1 and appendix A.1; the numbers are those of the released
-search (imagination-research/EEP). Layers are split by depth into groups that share one set of
-kept experts. The population only grows: every evaluated individual stays a possible parent.
+Source: arXiv 2407.00945, algorithm 1 and appendix A.1; the released search gives the numbers
+(imagination-research/EEP). Layers are split by depth into groups that share one W_EM and one W_RM.
+The population only grows: every evaluated individual stays a possible parent.
 
-One deviation: a child that equals an individual of the population is drawn again. With the
-released rates about half of all children are copies, and evaluating a copy teaches nothing.
+The search goes by generations. A generation is drawn from the population as it was when it began,
+so the outcome does not depend on how many candidates are evaluated at the same time.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import numpy as np
 
-from offline.methods.space import Kept, Space
+from offline.methods import variation
+from offline.methods.genome import Genome
+from offline.methods.groups import Groups, depth_groups
+from offline.methods.presets import PRESETS, EepSettings, settings_of
+from offline.methods.space import Space
+from vllm_moe_prune.errors import PruneError
 
-Genome = tuple[Kept, ...]
-Fitness = Callable[[Genome], float]
+__all__ = [
+    "PRESETS", "Assess", "Assessed", "EepSettings", "Genome", "Individual", "Population", "best",
+    "depth_groups", "search", "settings_of",
+]  # fmt: skip
+
+Phase = Literal["initial", "prune", "merge"]
 
 _MAX_DRAWS = 1000
+_TOLERANCE = 1e-12  # fitness values are means, whose last bits depend on how they were summed
 
 
-class EepSettings(BaseModel):
-    """The pruning phase's numbers; the defaults are the released ones."""
+@dataclass(frozen=True, slots=True)
+class Assessed:
+    """A genome's fitness, higher is better; not ``complete`` if racing dropped it on the way."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_groups: int = Field(default=4, ge=1, description="depth groups that share kept experts")
-    num_initial: int = Field(default=30, ge=1, description="random individuals at the start")
-    num_evaluations: int = Field(default=100, ge=1, description="individuals evaluated in all")
-    group_probability: float = Field(default=0.25, gt=0, le=1)
-    row_probability: float = Field(default=0.15, gt=0, le=1)
-    parent_threshold: float = Field(
-        default=0.03, ge=0, description="a parent's fitness may be this much below the best"
-    )
+    fitness: float
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Individual:
-    """A genome (kept experts per group, one row each) and its fitness in 0..1."""
+    """A genome, what it is worth, and where it comes from.
+
+    ``parents`` are places in the population: none for the initial ones, two after a crossover.
+    """
 
     genome: Genome
-    fitness: float
+    assessed: Assessed
+    phase: Phase
+    generation: int
+    parents: tuple[int, ...] = ()
+
+    @property
+    def fitness(self) -> float:
+        """Higher is better."""
+        return self.assessed.fitness
+
+    @property
+    def is_eligible(self) -> bool:
+        """Whether it may be a parent or a finalist: seen on all items, with a finite fitness."""
+        return self.assessed.complete and math.isfinite(self.fitness)
 
 
-def depth_groups(layers: tuple[int, ...], num_groups: int) -> tuple[tuple[int, ...], ...]:
-    """Split layers by depth into equal groups; the last one takes the remainder."""
-    num_groups = min(num_groups, len(layers))
-    size = len(layers) // num_groups
-    starts = [i * size for i in range(num_groups)] + [len(layers)]
-    return tuple(layers[a:b] for a, b in itertools.pairwise(starts))
+Population = list[Individual]
+Assess = Callable[[Sequence[Genome]], Sequence[Assessed]]
 
 
-def kept_by_layer(genome: Genome, groups: tuple[tuple[int, ...], ...]) -> dict[int, Kept]:
-    """Expand a genome to the kept experts of every layer."""
-    return {layer: kept for group, kept in zip(groups, genome, strict=True) for layer in group}
+@dataclass(frozen=True, slots=True)
+class _Child:
+    genome: Genome
+    parents: tuple[int, ...] = ()
 
 
 def search(
-    space: Space, settings: EepSettings, fitness: Fitness, rng: random.Random
-) -> Iterator[list[Individual]]:
-    """Run the pruning phase; yields the population after each evaluation.
+    space: Space,
+    settings: EepSettings,
+    assess: Assess,
+    rng: random.Random,
+    *,
+    initial: Sequence[Genome] = (),
+) -> Iterator[Population]:
+    """Run the phases; yields the population, the same growing list, after each generation.
 
-    All randomness comes from ``rng``, so a run that is repeated with the same seed and the same
-    fitness values goes the same way: resuming is repeating with remembered values.
+    The first generation is ``initial`` and random genomes up to ``num_initial``; with every expert
+    kept (E' = E) it is the identity and ``initial``, and the pruning phase falls away. All chance
+    comes from ``rng``: repeated with the same seed and the same fitness values, a search goes the
+    same way, so resuming is repeating with remembered values.
 
-    :param fitness: genome -> score, higher is better
+    :param assess: the genomes of a generation -> what each is worth, in order
+    :param initial: genomes to begin with, such as those of one-shot methods
+    :raises PruneError: if the phases cannot be run in this space, before anything is assessed
     """
-    groups = depth_groups(space.layers, settings.num_groups)
-    sizes = [space.num_experts[group[0]] for group in groups]
-    population: list[Individual] = []
-    known: set[Genome] = set()
-    while len(population) < settings.num_evaluations:
-        for _ in range(_MAX_DRAWS):
-            if len(population) < settings.num_initial:
-                genome = _random_genome(sizes, space.keep, rng)
+    groups = space.groups(settings.num_groups)
+    initial = list({genome.key: genome for genome in reversed(initial)}.values())[::-1]
+    assert all(space.accepts(genome, groups) for genome in initial), "initial genomes do not fit"
+    _check_phases(space, settings, initial)
+    breeder = _Breeder(groups, space, settings, np.random.default_rng(rng.getrandbits(128)))
+    population: Population = []
+    known: set[str] = set()
+    generation = 0
+    for phase, until in _schedule(space, settings, len(initial)):
+        while len(population) < until:
+            size = until - len(population)
+            if phase != "initial":
+                size = min(size, settings.children)
+            brood = breeder.brood(phase, population, known, size, initial)
+            if not brood:
+                break  # every genome that can be reached has been evaluated
+            results = assess([child.genome for child in brood])
+            population += [
+                Individual(child.genome, result, phase, generation, child.parents)
+                for child, result in zip(brood, results, strict=True)
+            ]
+            generation += 1
+            yield population
+
+
+def best(population: Population, count: int = 1) -> Population:
+    """Return the fittest that are eligible, best first; ties go to the one found first."""
+    eligible = [individual for individual in population if individual.is_eligible]
+    return sorted(eligible, key=lambda individual: -individual.fitness)[:count]
+
+
+def _check_phases(space: Space, settings: EepSettings, initial: Sequence[Genome]) -> None:
+    if settings.phases == "merge" and not space.keeps_all and not initial:
+        raise PruneError(
+            "merging alone needs a map to begin with where experts are dropped",
+            hint="run both phases, give a map, or keep all experts",
+        )
+    if settings.phases != "prune" and space.num_groups > 1:
+        raise PruneError(
+            f"a router that first chooses among {space.num_groups} groups cannot be mapped",
+            hint="run the pruning phase only",
+        )
+    if settings.phases != "merge" and not all(g.is_one_hot and g.is_tied for g in initial):
+        raise PruneError(
+            "the pruning phase cannot begin with merged experts", hint="run the merging phase only"
+        )
+
+
+def _schedule(space: Space, settings: EepSettings, given: int) -> list[tuple[Phase, int]]:
+    """Return the phases, each with the size of the population at its end."""
+    total = settings.num_evaluations
+    prunes = settings.phases != "merge" and not space.keeps_all
+    first = given + space.keeps_all
+    if prunes:
+        first = max(settings.num_initial, given)
+    schedule: list[tuple[Phase, int]] = [("initial", min(first, total))]
+    if prunes:
+        schedule.append(("prune", min(settings.prune_until, total)))
+    if settings.phases != "prune":
+        schedule.append(("merge", total))
+    return schedule
+
+
+@dataclass(frozen=True, slots=True)
+class _Breeder:
+    """Draws generations of new genomes."""
+
+    groups: Groups
+    space: Space
+    settings: EepSettings
+    draw: np.random.Generator
+
+    def brood(
+        self,
+        phase: Phase,
+        population: Population,
+        known: set[str],
+        size: int,
+        initial: Sequence[Genome],
+    ) -> list[_Child]:
+        """Draw up to ``size`` new genomes and note them in ``known``; fewer where none are left.
+
+        The initial genomes always differ; later ones may come again if `skip_known` is off.
+        """
+        brood: list[_Child] = []
+        given = [_Child(genome) for genome in initial] if phase == "initial" else []
+        if phase == "initial" and self.space.keeps_all:
+            given.insert(0, _Child(Genome.identity([g.num_experts for g in self.groups])))
+        may_repeat = phase != "initial" and not self.settings.skip_known
+        for _ in range(size):
+            for _ in range(_MAX_DRAWS):
+                child = given.pop(0) if given else self._child(phase, population)
+                key = child.genome.key
+                if may_repeat or key not in known:
+                    break
             else:
-                genome = _mutated(_parent(population, settings, rng).genome, sizes, settings, rng)
-            if _unordered(genome) not in known:
                 break
+            known.add(key)
+            brood.append(child)
+        return brood
+
+    def _child(self, phase: Phase, population: Population) -> _Child:
+        settings, draw = self.settings, self.draw
+        if phase == "initial":
+            return _Child(variation.random_genome(self.groups, self.space.budget, draw))
+        active = variation.draw_active(
+            len(self.groups),
+            settings.expert_group_probability,
+            settings.router_group_probability,
+            draw,
+        )
+        child = self._before_mutation(phase, population, active)
+        genome = child.genome
+        if phase == "prune":
+            genome = variation.swap_experts(genome, active, settings.swap_probability, draw)
         else:
-            return  # every map that can be reached has been evaluated
-        known.add(_unordered(genome))
-        population.append(Individual(genome, fitness(genome)))
-        yield population
+            genome = variation.add_noise(
+                genome, active, settings.noise_probability, settings.noise_scale, draw
+            )
+        if self.space.budget is not None and draw.random() < settings.move_probability:
+            genome = variation.move_budget(genome, self.groups, draw)
+        if draw.random() < settings.normalise_probability:
+            genome = variation.normalise_rows(genome)
+        return _Child(genome, child.parents)
 
+    def _before_mutation(
+        self, phase: Phase, population: Population, active: variation.Active
+    ) -> _Child:
+        """Copy one parent, or cross two where the phase has crossover and there are two."""
+        settings, draw = self.settings, self.draw
+        crosses = phase == "merge" or settings.crossover_phases == "both"
+        if crosses and draw.random() < settings.crossover_probability:
+            parents = self._parents(
+                population, settings.crossover_threshold, settings.crossover_rank
+            )
+            if len(parents) > 1:
+                pair = tuple(int(i) for i in draw.choice(parents, 2, replace=False))
+                front, back = (population[i].genome for i in pair)
+                return _Child(self._crossed(phase, front, back, active), pair)
+        parents = self._parents(population, settings.mutation_threshold, settings.mutation_rank)
+        parent = parents[draw.integers(len(parents))]
+        return _Child(population[parent].genome, (parent,))
 
-def best(population: list[Individual], count: int = 1) -> list[Individual]:
-    """Return the fittest, best first; ties go to the one found first."""
-    return sorted(population, key=lambda individual: -individual.fitness)[:count]
+    def _crossed(
+        self, phase: Phase, front: Genome, back: Genome, active: variation.Active
+    ) -> Genome:
+        if self.settings.align_rows:
+            back = variation.aligned(back, front)
+        cross = variation.cross_kept if phase == "prune" else variation.cross_rows
+        return cross(front, back, active, self.settings.from_front_probability, self.draw)
 
+    def _parents(self, population: Population, threshold: float, rank: int) -> list[int]:
+        """Return who is within the threshold of the best, but at least the first ``rank``.
 
-def _random_genome(sizes: list[int], keep: int, rng: random.Random) -> Genome:
-    return tuple(tuple(sorted(rng.sample(range(size), keep))) for size in sizes)
-
-
-def _parent(population: list[Individual], settings: EepSettings, rng: random.Random) -> Individual:
-    """Choose uniformly among those within the threshold of the best."""
-    least = max(individual.fitness for individual in population) - settings.parent_threshold
-    return rng.choice([i for i in population if i.fitness >= least - 1e-12])
-
-
-def _mutated(genome: Genome, sizes: list[int], settings: EepSettings, rng: random.Random) -> Genome:
-    """Move rows of some groups to experts that the group does not keep yet."""
-    active: list[bool] = []
-    while not any(active):
-        active = [rng.random() < settings.group_probability for _ in genome]
-    child = []
-    for kept, is_active, size in zip(genome, active, sizes, strict=True):
-        rows = list(kept)
-        for row in range(len(rows)):
-            if is_active and len(rows) < size and rng.random() < settings.row_probability:
-                rows[row] = rng.choice([e for e in range(size) if e not in rows])
-        child.append(tuple(rows))
-    return tuple(child)
-
-
-def _unordered(genome: Genome) -> Genome:
-    """The order of kept experts changes nothing that a model computes."""
-    return tuple(tuple(sorted(kept)) for kept in genome)
+        Ties are put in random order first, so that the rank favours none of them.
+        """
+        eligible = [i for i, individual in enumerate(population) if individual.is_eligible]
+        assert eligible, "racing dropped every candidate"
+        order = [eligible[i] for i in self.draw.permutation(len(eligible))]
+        order.sort(key=lambda i: -population[i].fitness)
+        least = population[order[0]].fitness - threshold - _TOLERANCE
+        within = sum(population[i].fitness >= least for i in order)
+        return order[: max(within, rank)]

@@ -27,8 +27,11 @@ def reproduce_command(result: RunResult) -> str:
         settings["seed"] = result.provenance.seed
     words = ["vmprune", "compress", "--model", result.model]
     for name, value in settings.items():
-        if isinstance(value, str | int | float) and not isinstance(value, bool):
-            words += ["--" + name.replace("_", "-"), str(value)]
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words += [f"--{flag}" if value else f"--no-{flag}"]
+        elif isinstance(value, str | int | float):
+            words += [f"--{flag}", str(value)]
     return shlex.join([*words, "--out", result.out])
 
 

@@ -12,7 +12,15 @@ from typing import Any
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-COLOURS = {"base": "#7d8590", "random": "#c4761b", "frequency": "#2b9a74", "eep": "#3a86d0"}
+COLOURS = {
+    "base": "#7d8590",
+    "random": "#c4761b",
+    "frequency": "#2b9a74",
+    "soft_activation": "#8d8a1f",
+    "naee": "#b8578f",
+    "eep_prune": "#6f7fd8",
+    "eep": "#3a86d0",
+}
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 
 

@@ -9,10 +9,18 @@ import plotly.graph_objects as go
 from offline.report import words
 from offline.report.drawing import COLOURS, Figure, axis, layout_of
 from offline.report.inputs import Ratio, Serving
-from offline.result import Quality, RunResult
+from offline.result import Quality, RunResult, SearchPoint
 
-_PATTERNS = {"base": "", "random": "/", "frequency": ".", "eep": "x"}
-_DASHES = {"base": "solid", "random": "dot", "frequency": "dash", "eep": "dashdot"}
+_PATTERNS = {
+    "base": "",
+    "random": "/",
+    "frequency": ".",
+    "soft_activation": "-",
+    "naee": "|",
+    "eep_prune": "+",
+    "eep": "x",
+}
+_DASHES = {"base": "solid", "random": "dot", "frequency": "dash"}
 _SYMBOL_COLOURS = {
     "circle": COLOURS["eep"],
     "diamond": COLOURS["random"],
@@ -28,14 +36,8 @@ def search_progress(result: RunResult) -> Figure:
     x = [p.evaluation for p in points]
     drawing = go.Figure(
         [
-            go.Scatter(
-                x=x,
-                y=[100 * p.fitness for p in points],
-                mode="markers",
-                name="candidate",
-                marker={"color": COLOURS["eep"], "size": 6, "opacity": 0.7},
-                hovertemplate="evaluation %{x}<br>%{y:.1f}%<extra></extra>",
-            ),
+            _candidates([p for p in points if p.complete], "candidate", "circle"),
+            _candidates([p for p in points if not p.complete], "dropped by racing", "x-thin-open"),
             go.Scatter(
                 x=x,
                 y=[100 * p.best for p in points],
@@ -50,15 +52,35 @@ def search_progress(result: RunResult) -> Figure:
     drawing.update_layout(
         **layout_of(400),
         xaxis=axis("evaluation", range=[x[0] - 1, x[-1] + 1]),
-        yaxis=axis("accuracy, %"),
+        yaxis=axis(f"{result.fitness}, {words.UNITS[result.fitness]}"),
     )
-    best = max(points, key=lambda p: p.fitness)
+    merging = next((p.evaluation for p in points if p.phase == "merge"), None)
+    if merging is not None and merging > x[0]:
+        drawing.add_vline(
+            x=merging - 0.5,
+            line={"color": "#7d8590", "width": 1.5, "dash": "dot"},
+            annotation_text="merging begins",
+        )
+    best = max(points, key=lambda p: (p.complete, p.fitness))
     label = (
-        f"Search progress: {len(points)} candidates, best fitness {words.percent(best.fitness)} "
-        f"first reached at evaluation {best.evaluation}, "
+        f"Search progress: {len(points)} candidates, {sum(not p.complete for p in points)} of them "
+        f"dropped by racing, best fitness {words.percent(best.fitness)} first reached at "
+        f"evaluation {best.evaluation}, "
         f"first candidate {words.percent(points[0].fitness)}."
     )
     return Figure("search-progress", drawing, label)
+
+
+def _candidates(points: list[SearchPoint], name: str, symbol: str) -> go.Scatter:
+    return go.Scatter(
+        x=[p.evaluation for p in points],
+        y=[100 * p.fitness for p in points],
+        customdata=[p.items for p in points],
+        mode="markers",
+        name=name,
+        marker={"color": COLOURS["eep"], "size": 6, "opacity": 0.7, "symbol": symbol},
+        hovertemplate="evaluation %{x}<br>%{y:.1f} over %{customdata} items<extra></extra>",
+    )
 
 
 def _baselines(result: RunResult, first: int, last: int) -> list[go.Scatter]:
@@ -90,6 +112,7 @@ def _baselines(result: RunResult, first: int, last: int) -> list[go.Scatter]:
 def quality_bars(result: RunResult) -> Figure:
     """Held-out accuracy with error bars; for a mean over maps, a dot for each of them."""
     measured = [q for q in result.quality if q.split == "test"]
+    several = len({(q.task, q.measure) for q in measured}) > 1
     dots = [
         go.Scatter(
             x=[position + 0.36] * len(q.each),  # beside the bar, clear of its whisker
@@ -109,15 +132,21 @@ def quality_bars(result: RunResult) -> Figure:
             "",
             showgrid=False,
             tickvals=list(range(len(measured))),
-            ticktext=[words.VARIANTS[q.variant] for q in measured],
+            ticktext=[_bar_name(q, several) for q in measured],
         ),
-        yaxis=axis("held-out accuracy, %", rangemode="tozero"),
+        yaxis=axis("on held-out items, %", rangemode="tozero"),
     )
     said = (
-        f"{words.VARIANTS[q.variant]} {words.percent(q.accuracy)} ({words.interval(q.low, q.high)})"
+        f"{_bar_name(q, several, ' on ')} {words.percent(q.accuracy)} "
+        f"({words.interval(q.low, q.high)})"
         for q in measured
     )
     return Figure("quality", drawing, f"Held-out accuracy with 95% intervals: {'; '.join(said)}.")
+
+
+def _bar_name(q: Quality, several: bool, between: str = "<br>") -> str:
+    name = words.VARIANTS[q.variant]
+    return f"{name}{between}{words.task(q)}" if several else name
 
 
 def _bar(position: int, q: Quality) -> go.Bar:

@@ -129,11 +129,11 @@ def _users(ratio: Ratio) -> str:
 
 
 def _per_layer(result: RunResult) -> str:
-    kept = sorted({len(layer.kept) for layer in result.layers if layer.kept})
+    kept = sorted({layer.num_kept for layer in result.layers})
     sizes = sorted({layer.num_experts for layer in result.layers})
     top_k = sorted({layer.top_k for layer in result.layers})
     counts = ["/".join(map(str, values)) for values in (kept, sizes, top_k)]
-    return f"{counts[0] or 'merged'} of {counts[1]} per layer, top-{counts[2]}, " + (
+    return f"{counts[0]} of {counts[1]} per layer, top-{counts[2]}, " + (
         f"{len(result.layers)} layers"
     )
 

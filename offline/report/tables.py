@@ -24,36 +24,52 @@ class Table:
 
 
 def quality_table(result: RunResult) -> Table:
-    """Accuracy of every variant on the held-out split."""
-    base = result.quality_of("base")
+    """Accuracy of every variant on the held-out split of every task."""
+    held_out = [q for q in result.quality if q.split == "test"]
+    bases = {(q.task, q.measure): q for q in held_out if q.variant == "base"}
     rows = []
-    for q in (q for q in result.quality if q.split == "test"):
+    for q in held_out:
+        base = bases.get((q.task, q.measure))
         gap = "" if base is None or q is base else words.points(q.accuracy - base.accuracy)
         measured = (words.percent(q.accuracy), words.interval(q.low, q.high), gap)
-        rows.append((words.VARIANTS[q.variant], *measured, str(q.items), str(q.maps)))
-    head = ("variant", "accuracy", "95% interval", "against base, points", "items", "maps")
-    return Table(f"Accuracy on the held-out split of {result.task}", head, tuple(rows))
+        names = (words.VARIANTS[q.variant], words.task(q))
+        rows.append((*names, *measured, str(q.items), str(q.maps)))
+    head = ("variant", "task", "accuracy", "95% interval", "against base, points", "items", "maps")
+    caption = f"Accuracy on the held-out split of {result.task}"
+    return Table(caption, head, tuple(rows), frozenset({0, 1}))
 
 
 def optimism_table(result: RunResult) -> Table | None:
     """Accuracy along search -> selection -> test; None unless a variant has two of them."""
     rows = []
-    for variant, name in words.VARIANTS.items():
-        steps = [q for split in words.SPLITS if (q := result.quality_of(variant, split))]
-        if len(steps) < 2:
+    for (variant, task), entries in _by_variant_and_task(result).items():
+        if len(entries) < 2:
             continue
-        for before, step in zip([None, *steps], steps, strict=False):
+        for before, step in zip([None, *entries], entries, strict=False):
             gap = "" if before is None else words.points(step.accuracy - before.accuracy)
             numbers = (words.percent(step.accuracy), words.interval(step.low, step.high), gap)
-            rows.append((name, words.SPLITS[step.split], *numbers, str(step.items)))
-    head = ("variant", "split", "accuracy", "95% interval", "change, points", "items")
+            names = (words.VARIANTS[variant], task, words.SPLITS[step.split])
+            rows.append((*names, *numbers, str(step.items)))
+    head = ("variant", "task", "split", "accuracy", "95% interval", "change, points", "items")
     caption = "From the items that drove the search to items that decided nothing"
-    return Table(caption, head, tuple(rows), frozenset({0, 1})) if rows else None
+    return Table(caption, head, tuple(rows), frozenset({0, 1, 2})) if rows else None
+
+
+def _by_variant_and_task(result: RunResult) -> dict[tuple[str, str], list[Quality]]:
+    """Group the entries; within a group in the order search, selection, held-out."""
+    found: dict[tuple[str, str], list[Quality]] = {}
+    for split in words.SPLITS:
+        for q in result.quality:
+            if q.split == split:
+                found.setdefault((q.variant, words.task(q)), []).append(q)
+    return found
 
 
 def optimism_sentence(result: RunResult) -> str | None:
-    """How much of the search's fitness was luck."""
-    search, test = (result.quality_of(result.method, split) for split in ("search", "test"))
+    """How much of the search's fitness was luck, on the first task."""
+    search, test = (
+        result.quality_of(result.method, split, result.tasks[0]) for split in ("search", "test")
+    )
     if search is None or test is None:
         return None
     gap = 100 * (search.accuracy - test.accuracy)
@@ -76,7 +92,8 @@ def _layer_row(layer: LayerOutcome) -> tuple[str, ...]:
     number, size = str(layer.layer), str(layer.num_experts)
     share = kept_share([layer])
     if not layer.kept:  # merged experts have no ids of the base
-        return (number, "merged", "", size, str(layer.top_k), layer.router, "-")
+        counts = f"{layer.num_kept} of {size}"
+        return (number, "merged", "", counts, str(layer.top_k), layer.router, "-")
     dropped = tuple(e for e in range(layer.num_experts) if e not in layer.kept)
     counts = f"{len(layer.kept)} of {size}"
     names = (words.ids(layer.kept), words.ids(dropped) or "none")
@@ -95,12 +112,32 @@ def improvements_table(result: RunResult) -> Table | None:
     """The candidates that were better than all before them."""
     rows, best = [], float("-inf")
     for p in result.search:
-        if p.fitness > best:
+        if p.complete and p.fitness > best:
             best = p.fitness
             times = (f"{p.seconds:.1f}", f"{p.tokens:,}")
-            rows.append((str(p.evaluation), words.percent(p.fitness), *times))
-    head = ("evaluation", "fitness", "seconds", "tokens")
-    return Table("Candidates that improved on the best so far", head, tuple(rows)) if rows else None
+            rows.append((str(p.evaluation), p.phase, f"{100 * p.fitness:.1f}", *times))
+    head = ("evaluation", "phase", f"{result.fitness} x 100", "seconds", "tokens")
+    caption = "Candidates that improved on the best so far"
+    return Table(caption, head, tuple(rows), frozenset({0, 1})) if rows else None
+
+
+def cost_table(result: RunResult) -> Table | None:
+    """What the search cost: candidates, items, tokens, seconds."""
+    rows = []
+    for phase in dict.fromkeys(p.phase for p in result.search):
+        points = [p for p in result.search if p.phase == phase]
+        seconds, dropped = sum(p.seconds for p in points), sum(not p.complete for p in points)
+        numbers = (
+            len(points),
+            dropped,
+            sum(p.items for p in points),
+            sum(p.tokens for p in points),
+        )
+        times = (f"{seconds:.1f}", f"{seconds / len(points):.2f}")
+        rows.append((phase, *(f"{n:,}" for n in numbers), *times))
+    counts = ("candidates", "dropped by racing", "items evaluated", "tokens")
+    head = ("phase", *counts, "seconds", "seconds per candidate")
+    return Table("What the search cost", head, tuple(rows)) if rows else None
 
 
 def sizes_table(result: RunResult) -> Table:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 
+from offline.result import Quality
+
 VARIANTS = {
     "base": "base",
     "random": "random",
     "frequency": "frequency",
+    "soft_activation": "soft activation",
+    "naee": "NAEE",
+    "eep_prune": "EEP, pruning phase",
     "eep": "EEP",
 }
+UNITS = {"accuracy": "%", "margin": "nats x 100", "agreement": "%"}
 SPLITS = {"search": "search", "selection": "selection", "test": "held-out"}
 
 # Metric of compare.json -> (name in tables, name in the plot, divisor, digits).
@@ -26,6 +32,12 @@ METRICS = {
     "peak_bytes": ("peak host memory, GiB", "peak memory", 2.0**30, 2),
     "natural_output_tokens": ("natural answer length, tokens", "natural length", 1.0, 1),
 }
+
+
+def task(quality: Quality) -> str:
+    """Name what was measured: the task, and agreement where it is not accuracy."""
+    name = quality.task.replace("<", "").replace("&", "")  # a user's file may be called anything
+    return name if quality.measure == "accuracy" else f"{name} ({quality.measure})"
 
 
 def percent(value: float, digits: int = 1) -> str:

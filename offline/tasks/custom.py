@@ -1,4 +1,4 @@
-"""A user's own task: any multiple-choice task that lm-evaluation-harness reads from YAML."""
+"""A user's own task: what lm-evaluation-harness reads from YAML, to choose or to generate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def read_yaml_task(path: Path) -> tuple[list[Item], list[Item]]:
 
     :returns: items for searching (the training split, else the validation split if there is a
         test split too; may be empty) and items for testing
-    :raises PruneError: if the file is no task that can be scored by its choices
+    :raises PruneError: if the file is no task that can be scored by its choices or by its text
     """
     from lm_eval.tasks import TaskManager
 
@@ -27,10 +27,11 @@ def read_yaml_task(path: Path) -> tuple[list[Item], list[Item]]:
     if len(tasks) != 1:
         raise PruneError(f"{path} defines {len(tasks)} tasks, give one")
     task: Any = next(iter(tasks.values()))
-    if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
+    if task.OUTPUT_TYPE not in ("multiple_choice", "generate_until") or task.multiple_input:
         raise PruneError(
             f"task {path} is of type {task.OUTPUT_TYPE}",
-            hint="only `output_type: multiple_choice` with one prompt per item can be used",
+            hint="`output_type: multiple_choice` with one prompt per item and "
+            "`output_type: generate_until` can be used",
         )
     pool = None
     if task.has_training_docs():
@@ -41,14 +42,33 @@ def read_yaml_task(path: Path) -> tuple[list[Item], list[Item]]:
 
 
 def _items(task: Any, docs: Any, origin: str) -> list[Item]:
+    make = _choice if task.OUTPUT_TYPE == "multiple_choice" else _written
     items = []
     for number, doc in enumerate(docs or ()):
-        gold = task.doc_to_target(doc)
-        choices = tuple(str(choice).strip() for choice in task.doc_to_choice(doc))
-        if isinstance(gold, str):
-            gold = choices.index(gold) if gold in choices else -1
-        if not isinstance(gold, int) or not 0 <= gold < len(choices):
-            raise PruneError(f"item {number}: the target {gold!r} is none of the choices")
         query = task.fewshot_context(doc, num_fewshot=0)
-        items.append(Item(f"{origin}-{number}", query, choices, gold))
+        try:
+            items.append(make(task, doc, f"{origin}-{number}", query))
+        except PruneError as error:
+            raise PruneError(f"item {number}: {error.message}") from None
     return items
+
+
+def _choice(task: Any, doc: Any, name: str, query: str) -> Item:
+    gold = task.doc_to_target(doc)
+    choices = tuple(str(choice).strip() for choice in task.doc_to_choice(doc))
+    if isinstance(gold, str):
+        gold = choices.index(gold) if gold in choices else -1
+    if not isinstance(gold, int) or not 0 <= gold < len(choices):
+        raise PruneError(f"the target {gold!r} is none of the choices")
+    return Item(name, query, choices, gold)
+
+
+def _written(task: Any, doc: Any, name: str, query: str) -> Item:
+    target = task.doc_to_target(doc)
+    if isinstance(target, int) and task.config.doc_to_choice is not None:
+        target = task.doc_to_choice(doc)[target]
+    golds = target if isinstance(target, list | tuple) else [target]
+    answers = tuple(dict.fromkeys(str(gold).strip() for gold in golds))
+    if not any(answers):
+        raise PruneError(f"the target {target!r} holds no answer")
+    return Item(name, query, answers=answers)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, cast
 
 from lm_eval.api.instance import Instance
@@ -13,10 +14,13 @@ from lm_eval.evaluator import evaluate
 
 from offline.demo.packages import cache_root
 from offline.engines.base import ItemResult, TaskResult
+from offline.tasks.answers import is_right
 from offline.tasks.catalog import Split, Task
 from offline.tasks.quiet import quiet_libraries
-from offline.tasks.splits import split_file
+from offline.tasks.splits import load_items, split_file
 from vllm_moe_prune.errors import PruneError
+
+_GENERATED = "exact_match"  # the name that lm-eval knows; what it says is up to answers.py
 
 
 class CountingLM(Protocol):
@@ -26,20 +30,36 @@ class CountingLM(Protocol):
 
 
 class LocalTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
-    """An lm-eval task whose requests are built once: a search asks the same items many times."""
+    """Some items of a split as an lm-eval task whose requests are built once.
 
-    def __init__(self, task: Task, split: Split, limit: int | None) -> None:
+    A search asks the same items many times. Documents have the numbers that they have in the
+    split, whatever the range: an engine may batch by them.
+    """
+
+    def __init__(self, task: Task, split: Split, limit: int | None, first: int) -> None:
         super().__init__(config=_config(task, split))
-        docs = self.eval_docs if limit is None else list(self.eval_docs)[:limit]
+        self._task, self._first = task, first
+        self._docs = list(self.eval_docs)[first:limit]
+        if not self._docs:
+            raise PruneError(
+                f"task {task.name} has no items {first} to {limit or 'the end'}",
+                hint=f"its split {split!r} has {len(self.eval_docs)}",
+            )
         self._fixed = [
             request
-            for number, doc in enumerate(docs)
-            for request in self.construct_requests(
-                doc=doc,
-                ctx=self.fewshot_context(doc, num_fewshot=0),
-                metadata=(task.name, number, 1),
-            )
+            for number, doc in self.doc_iterator()
+            for request in self._requests(number, doc)
         ]
+
+    def _requests(self, number: int, doc: Any) -> list[Instance]:
+        made = self.construct_requests(
+            doc=doc, ctx=doc["query"], metadata=(self._task.name, number, 1)
+        )
+        return made if isinstance(made, list) else [made]
+
+    def doc_iterator(self, **_: Any) -> Iterator[tuple[int, Any]]:
+        """Yield (number in the split, document)."""
+        return enumerate(self._docs, start=self._first)
 
     def build_all_requests(self, **_: Any) -> None:
         """Hand out the same requests again, without the answers of the last time."""
@@ -47,24 +67,33 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
             request.resps, request.filtered_resps = [], {}
         self._instances = self._fixed
 
+    def process_results(self, doc: Any, results: Any) -> dict[str, Any]:
+        """Score one item; generated answers by our own rule (see answers.py)."""
+        if self._task.kind == "generate":
+            right = is_right(self._task.metric, _text(results), doc["answers"])
+            return {_GENERATED: float(right)}
+        scores: dict[str, Any] = super().process_results(doc, results)
+        return scores
+
     @property
     def texts(self) -> list[tuple[str, str]]:
-        """Return the (context, continuation) pairs of all requests."""
+        """Return the (context, continuation) pairs of all requests of a ``choice`` task."""
         return [cast(Instance, request).args for request in self._fixed]
 
 
-def run(lm: CountingLM, task: Task, split: Split, limit: int | None = None) -> TaskResult:
-    """Score the first ``limit`` items of a split (all if None) with an lm-eval model.
+def run(
+    lm: CountingLM, task: Task, split: Split, limit: int | None = None, first: int = 0
+) -> TaskResult:
+    """Score items ``first`` to ``limit`` (exclusive; None: to the end) with an lm-eval model.
 
-    :raises PruneError: if the data cannot be had or ``limit`` is below one
+    :raises PruneError: if the data cannot be had, the range holds no item or the task is a text
     """
-    local = local_task(task, split, limit)
+    local = local_task(task, split, limit, first)
     lm.tokens, started = 0, time.perf_counter()
     with quiet_libraries():
         found = evaluate(
             lm,
             {"tasks": {task.name: local}, "groups": {}, "group_map": {}},
-            limit=limit,
             bootstrap_iters=0,
             log_samples=True,
         )
@@ -73,25 +102,49 @@ def run(lm: CountingLM, task: Task, split: Split, limit: int | None = None) -> T
     return TaskResult(task.name, split, items, lm.tokens, seconds)
 
 
-@functools.lru_cache(maxsize=16)
-def local_task(task: Task, split: Split, limit: int | None) -> LocalTask:
-    """Return a task over the JSONL file of a split, with its requests built.
+@functools.lru_cache(maxsize=64)
+def local_task(task: Task, split: Split, limit: int | None, first: int = 0) -> LocalTask:
+    """Return a task over a range of the JSONL file of a split, with its requests built.
 
-    :raises PruneError: if the data cannot be had or ``limit`` is below one
+    :raises PruneError: as `run`
     """
+    if task.kind == "text":
+        raise PruneError(
+            f"{task.name} is plain text, which has no right answers",
+            hint="measure the agreement with the base on it, or give a task",
+        )
+    _check_range(limit, first)
+    with quiet_libraries():
+        return LocalTask(task, split, limit, first)
+
+
+def texts_of(
+    task: Task, split: Split, limit: int | None = None, first: int = 0
+) -> list[tuple[str, str]]:
+    """Return (item id, text) of a range: the prompt without any answer, or the passage.
+
+    :raises PruneError: if the data cannot be had or the range holds no item
+    """
+    _check_range(limit, first)
+    items = load_items(task, split)
+    if not items[first:limit]:
+        raise PruneError(
+            f"task {task.name} has no items {first} to {limit or 'the end'}",
+            hint=f"its split {split!r} has {len(items)}",
+        )
+    return [(item.id, item.query) for item in items[first:limit]]
+
+
+def _check_range(limit: int | None, first: int) -> None:
     if limit is not None and limit < 1:
         raise PruneError(f"limit is {limit}, at least one item is needed")
-    with quiet_libraries():
-        return LocalTask(task, split, limit)
+    if first < 0 or (limit is not None and first >= limit):
+        raise PruneError(f"items {first} to {limit} are none, at least one item is needed")
 
 
 def _config(task: Task, split: Split) -> dict[str, Any]:
     """Return the task in the terms of lm-eval: what one would write as YAML."""
-    metrics = [
-        {"metric": name, "aggregation": "mean", "higher_is_better": True}
-        for name in ("acc", "acc_norm")
-    ]
-    return {
+    config = {
         "task": task.name,
         "dataset_path": "json",
         "dataset_kwargs": {
@@ -99,18 +152,39 @@ def _config(task: Task, split: Split) -> dict[str, Any]:
             "cache_dir": str(cache_root() / "datasets"),
         },
         "test_split": split,
-        "output_type": "multiple_choice",
         "doc_to_text": "query",
-        "doc_to_choice": "choices",
-        "doc_to_target": "gold",
         "num_fewshot": 0,
-        "metric_list": metrics,
         "metadata": {"version": 1},
     }
+    if task.generation is None:
+        return config | {
+            "output_type": "multiple_choice",
+            "doc_to_choice": "choices",
+            "doc_to_target": "gold",
+            "metric_list": [_metric("acc"), _metric("acc_norm")],
+        }
+    return config | {
+        "output_type": "generate_until",
+        "doc_to_target": "answers",
+        "generation_kwargs": {
+            "until": list(task.generation.until),
+            "max_gen_toks": task.generation.max_tokens,
+            "do_sample": False,
+        },
+        "filter_list": json.loads(task.generation.filters or "null"),
+        "metric_list": [_metric(_GENERATED)],
+    }
+
+
+def _metric(name: str) -> dict[str, Any]:
+    return {"metric": name, "aggregation": "mean", "higher_is_better": True}
 
 
 def _item(sample: Mapping[str, Any], task: Task) -> ItemResult:
     doc = sample["doc"]
+    if task.kind == "generate":
+        text = _text(sample["filtered_resps"])
+        return ItemResult(doc["id"], float(sample[_GENERATED]), margin=None, prediction=text)
     scores = [float(log_likelihood) for log_likelihood, _ in sample["filtered_resps"]]
     if task.metric == "acc_norm":
         scores = [s / len(choice) for s, choice in zip(scores, doc["choices"], strict=True)]
@@ -122,3 +196,9 @@ def _item(sample: Mapping[str, Any], task: Task) -> ItemResult:
         margin=scores[doc["gold"]] - max(wrong) if wrong else None,
         prediction=best,
     )
+
+
+def _text(results: Any) -> str:
+    """Return the one generated text of an item, trimmed; filters may have left a list of one."""
+    (text,) = results
+    return str(text[0] if isinstance(text, list) else text).strip()

@@ -14,13 +14,14 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from offline.demo.packages import PACKAGES, cache_root, package_dir
 from offline.tasks.catalog import SPLITS, Source, Split, Task
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import DataIdentity, sha256_text, write_atomic
 
-_VERSION = 1  # raise it when the rules below change, so that old files are not used
+_VERSION = 2  # raise it when the rules below change, so that old files are not used
 _SEARCH_ITEMS = 2000
 _SELECTION_ITEMS = 1000
 _DUPLICATE_PREFIX = 1_000_000  # document ids from here on repeat the items without the question
@@ -28,12 +29,17 @@ _DUPLICATE_PREFIX = 1_000_000  # document ids from here on repeat the items with
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One multiple-choice item; ``query`` is the whole prompt, ``gold`` the right choice."""
+    """One item; ``query`` is the whole prompt, or the passage of a ``text`` task.
+
+    ``gold`` is the number of the right one among ``choices``, -1 where there are none;
+    ``answers`` are the right texts of a ``generate`` task.
+    """
 
     id: str
     query: str
-    choices: tuple[str, ...]
-    gold: int
+    choices: tuple[str, ...] = ()
+    gold: int = -1
+    answers: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -47,14 +53,21 @@ def load_items(task: Task, split: Split) -> list[Item]:
 
     :raises PruneError: if the data cannot be had
     """
-    lines = split_file(task, split).read_text().splitlines()
-    fields = [json.loads(line) for line in lines]
-    return [Item(f["id"], f["query"], tuple(f["choices"]), f["gold"]) for f in fields]
+    found = [json.loads(line) for line in _lines(task, split)]
+    return [
+        Item(**{**fields, "choices": tuple(fields["choices"]), "answers": tuple(fields["answers"])})
+        for fields in found
+    ]
+
+
+def _lines(task: Task, split: Split) -> list[str]:
+    # not splitlines(): texts hold other characters that it takes for line ends
+    return split_file(task, split).read_text(encoding="utf-8").split("\n")[:-1]
 
 
 def data_identity(task: Task, split: Split, limit: int | None = None) -> DataIdentity:
     """Return what names the first ``limit`` items of a split: their number and their hash."""
-    lines = split_file(task, split).read_text().splitlines()[:limit]
+    lines = _lines(task, split)[:limit]
     return DataIdentity(
         name=task.name, split=split, count=len(lines), sha256=sha256_text("\n".join(lines))
     )
@@ -72,7 +85,7 @@ def split_file(task: Task, split: Split) -> Path:
 def _split_files(task: Task) -> Path:
     folder = cache_root() / "tasks" / f"{task.name}-{_recipe(task)}"
     made = all((folder / f"{split}.jsonl").is_file() for split in SPLITS)
-    if made and task.yaml is None:  # the data behind a user's file may have changed
+    if made and task.yaml is None and task.text is None:  # a user's data may have changed
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     for split, items in make_splits(task).items():
@@ -83,13 +96,7 @@ def _split_files(task: Task) -> Path:
 
 def make_splits(task: Task) -> dict[Split, list[Item]]:
     """Cut a task's items into splits; a question that is in two stays in the later one only."""
-    if task.yaml is not None:
-        from offline.tasks.custom import read_yaml_task
-
-        pool, test = read_yaml_task(task.yaml)
-    else:
-        assert task.test is not None
-        pool, test = _read(task.train, task) if task.train else [], _read(task.test, task)
+    pool, test = _pools(task)
     test = _ordered(test, task.name)
     if pool:
         pool = _ordered(pool, task.name)
@@ -103,8 +110,26 @@ def make_splits(task: Task) -> dict[Split, list[Item]]:
     splits: dict[Split, list[Item]] = {"search": search, "selection": selection, "test": test}
     for split, items in splits.items():
         if not items:
-            raise PruneError(f"task {task.name} has no items for the split {split!r}")
+            given = len(test) + len(pool)
+            raise PruneError(
+                f"task {task.name} has no items for the split {split!r}",
+                hint=f"it has {given} different items, and each of the three splits needs one",
+            )
     return splits
+
+
+def _pools(task: Task) -> tuple[list[Item], list[Item]]:
+    """Return the items to search and select with (none: take some of the others) and to test."""
+    if task.kind == "text":
+        from offline.tasks.texts import read_passages
+
+        return [], read_passages(task)
+    if task.yaml is not None:
+        from offline.tasks.custom import read_yaml_task
+
+        return read_yaml_task(task.yaml)
+    assert task.test is not None
+    return _read(task.train, task) if task.train else [], _read(task.test, task)
 
 
 def _ordered(items: Iterable[Item], name: str) -> list[Item]:
@@ -131,19 +156,29 @@ def _read(source: Source, task: Task) -> list[Item]:
                 continue
             row = json.loads(line)
             if row["idx"] == 0 and row["doc_id"] < _DUPLICATE_PREFIX:
-                doc = row["doc"]
-                query = task.question.format(**doc)
-                choices = tuple(choice.strip() for choice in doc["choices"])
-                items.append(Item(str(row["doc_id"]), query, choices, doc["gold"]))
+                items.append(_item(str(row["doc_id"]), row["doc"], task))
     return items
+
+
+def _item(number: str, doc: dict[str, Any], task: Task) -> Item:
+    query = task.question.format(**doc)
+    if task.generation is None:
+        choices = tuple(choice.strip() for choice in doc["choices"])
+        return Item(number, query, choices, doc["gold"])
+    field = task.generation.answers
+    answers = doc[field] if field else [doc["choices"][doc["gold"]]]
+    return Item(number, query, answers=tuple(dict.fromkeys(a.strip() for a in answers)))
 
 
 def _recipe(task: Task) -> str:
     """Return a short hash of all that decides the content of the split files."""
-    if task.yaml is not None:
-        parts = [str(task.yaml.resolve()), task.yaml.read_text()]
+    own = task.yaml or task.text
+    if own is not None:
+        parts = [str(own.resolve()), hashlib.sha256(own.read_bytes()).hexdigest()]
+    elif task.kind == "text":
+        parts = [package.sha256 for package in PACKAGES.values()]
     else:
-        parts = [task.question]
+        parts = [task.question, task.generation.answers or "" if task.generation else ""]
         for source in (task.train, task.test):
             parts += [PACKAGES[source.package].sha256, source.member] if source else ["-"]
     return hashlib.sha256("\0".join([str(_VERSION), *parts]).encode()).hexdigest()[:10]

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from offline.engines.base import ExpertUse
 from offline.engines.transformers import TransformersEngine
 from tests.tiny import KINDS, make_tiny_mixtral, random_map
 from vllm_moe_prune.errors import PruneError
@@ -106,6 +107,29 @@ def test_maps_do_not_leave_traces_in_one_another(
     assert torch.equal(engine.logits(input_ids), alone)
 
 
+def test_continuous_maps_in_a_row_share_one_copy_of_the_base(
+    engine: TransformersEngine, tiny: Path, input_ids: torch.Tensor
+) -> None:
+    """Also with a one-hot map between them, which must see the base's experts again."""
+    before = engine.logits(input_ids)
+    rng = np.random.default_rng(5)
+    maps = [random_map(tiny, rng, kinds=(kind,), keep=3) for kind in ("w_em", "w_em", "mapped")]
+    alone = []
+    for routing_map in maps:
+        engine.apply(routing_map)
+        alone.append(engine.logits(input_ids))
+        engine.apply(None)
+        assert not engine._layers[0]._pristine
+    copies = set()
+    for at in (0, 1, 2, 1, 0):
+        engine.apply(maps[at])
+        copies.add(engine._layers[0]._pristine["down_proj"].data_ptr())
+        assert torch.equal(engine.logits(input_ids), alone[at])
+    assert len(copies) == 1
+    engine.apply(None)
+    assert torch.equal(engine.logits(input_ids), before)
+
+
 def test_keeping_all_experts_changes_nothing(
     engine: TransformersEngine, tiny: Path, input_ids: torch.Tensor
 ) -> None:
@@ -128,13 +152,16 @@ def test_a_dropped_expert_gets_no_token(engine: TransformersEngine, tiny: Path) 
         provenance=Provenance(method="by hand"),
     )  # fmt: skip
     engine.apply(routing_map)
-    for layer in engine._layers.values():
-        layer.counts = np.zeros(8, np.int64)
+    uses = {n: ExpertUse(np.zeros(8, np.int64), np.zeros(8)) for n in engine._layers}
+    for number, layer in engine._layers.items():
+        layer.use = uses[number]
     engine.logits([list(range(5, 105))])
-    counts = {n: layer.counts for n, layer in engine._layers.items()}
-    assert counts[0] is not None and counts[0].sum() == 100
-    assert counts[0][[0, 1, 2, 4, 5, 7]].sum() == 0
-    assert counts[1] is not None and counts[1].sum() == 300
+    for layer in engine._layers.values():
+        layer.use = None
+    assert uses[0].tokens.sum() == 100
+    assert uses[0].tokens[[0, 1, 2, 4, 5, 7]].sum() == 0
+    assert uses[1].tokens.sum() == 300
+    assert [use.scores.sum() for use in uses.values()] == pytest.approx([100.0, 100.0], abs=1e-4)
 
 
 def test_greedy_tokens_are_the_likeliest_ones(engine: TransformersEngine) -> None:

@@ -26,6 +26,7 @@ FLAGS = {
     "check": "--base --dtype --json",
     "eval": "--allow-other-base --device --dtype --json --limit --map --model --split --task",
     "report": "",
+    "import-eep": "--force --json --model --out",
     "demo": "",
     "demo model": "--force --out",
     "demo run": "--out --users",

@@ -1,162 +1,368 @@
-"""EEP's pruning phase with a fitness that needs no model."""
+"""EEP's search, followed step by step with a fitness that needs no model."""
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
-from types import MappingProxyType
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline.methods import eep
-from offline.methods.eep import EepSettings, Genome, Individual, depth_groups, kept_by_layer
+from offline.methods.eep import Assess, Assessed, EepSettings, Genome, Individual, Population
+from offline.methods.genome import Coefficients
+from offline.methods.presets import PRESETS, settings_of
 from offline.methods.space import Space
-from tests.vllm_moe_prune.bare import BASE
+from tests.methods.landscape import Landscape, space_of
+from vllm_moe_prune.errors import PruneError
 
-FAST = settings(max_examples=25, deadline=None)
-
-
-def space_of(layers: int = 6, experts: int = 8, keep: int = 4) -> Space:
-    return Space(
-        model_type="mixtral",
-        base=BASE,
-        num_experts=MappingProxyType({layer: experts for layer in range(layers)}),
-        num_groups=1,
-        keep=keep,
-        top_k=1,
-    )
+FAST = settings(max_examples=8, deadline=None)
+SMALL = {"num_initial": 10, "prune_until": 40, "num_evaluations": 90}
+CHANGED = ["prune", "merge"]
 
 
 def likes_low_ids(genome: Genome) -> float:
-    """A fitness with one best genome (all lowest ids) and a slope towards it."""
-    ids = [expert for kept in genome for expert in kept]
-    return 1.0 - sum(ids) / 100
+    """A fitness with a slope towards the lowest ids and a little more of every expert."""
+    mass = np.mean([np.mean(g.experts @ np.arange(g.num_experts)) for g in genome.groups])
+    router = np.mean([np.diagonal(group.router, 1).sum() for group in genome.groups])
+    return float(1 - mass / 16 + router / 50)
+
+
+def assess(genomes: Sequence[Genome]) -> list[Assessed]:
+    return [Assessed(likes_low_ids(genome)) for genome in genomes]
 
 
 def run(
     space: Space,
-    fitness: Callable[[Genome], float] = likes_low_ids,
     seed: int = 0,
-    **numbers: float,
-) -> list[list[Individual]]:
-    """Return the population after each evaluation."""
-    chosen = EepSettings(**{"num_initial": 10, "num_evaluations": 40} | numbers)  # type: ignore[arg-type]
-    return [list(p) for p in eep.search(space, chosen, fitness, random.Random(seed))]
+    judge: Assess = assess,
+    initial: Sequence[Genome] = (),
+    preset: Any = "paper",
+    **numbers: Any,
+) -> list[Population]:
+    """Return the population after each generation."""
+    chosen = settings_of(preset, **(SMALL if preset == "paper" else {}) | numbers)
+    found = eep.search(space, chosen, judge, random.Random(seed), initial=initial)
+    return [list(population) for population in found]
 
 
-def test_the_released_numbers_are_the_defaults() -> None:
-    assert EepSettings().model_dump() == {
+def test_the_released_numbers_are_the_paper_preset() -> None:
+    assert PRESETS["paper"].model_dump() == {
+        "phases": "both",
         "num_groups": 4,
         "num_initial": 30,
-        "num_evaluations": 100,
-        "group_probability": 0.25,
-        "row_probability": 0.15,
-        "parent_threshold": 0.03,
+        "prune_until": 100,
+        "num_evaluations": 400,
+        "children": 1,
+        "expert_group_probability": 0.25,
+        "router_group_probability": 0.25,
+        "swap_probability": 0.15,
+        "noise_probability": 0.25,
+        "noise_scale": 0.065,
+        "mutation_threshold": 0.03,
+        "mutation_rank": 0,
+        "crossover_probability": 0.3,
+        "crossover_phases": "merge",
+        "crossover_threshold": 0.01,
+        "crossover_rank": 6,
+        "from_front_probability": 0.6,
+        "align_rows": False,
+        "normalise_probability": 0.1,
+        "move_probability": 0.3,
+        "skip_known": True,
+        "finalists": 20,
     }
 
 
+def test_a_preset_is_changed_field_by_field_and_scaled_as_a_whole() -> None:
+    assert settings_of("paper") == PRESETS["paper"]
+    scaled = settings_of("paper", num_evaluations=40, children=None)
+    assert (scaled.num_initial, scaled.prune_until, scaled.num_evaluations) == (3, 10, 40)
+    given_too = settings_of("paper", num_evaluations=40, prune_until=20)
+    assert (given_too.num_initial, given_too.prune_until) == (3, 20)
+    assert settings_of("paper", num_evaluations=40, phases="prune").prune_until == 40
+    with pytest.raises(PruneError, match="eep: children: Input should be greater"):
+        settings_of("fast", children=0)
+    with pytest.raises(PruneError, match="eep: colour: Extra inputs"):
+        settings_of("fast", colour="red")
+
+
+@pytest.mark.parametrize("preset", ["paper", "fast"])
 @FAST
-@given(st.integers(0, 1000))
-def test_the_population_only_grows_and_the_best_never_decreases(seed: int) -> None:
-    history = run(space_of(), seed=seed)
-    assert [len(population) for population in history] == list(range(1, 41))
+@given(seed=st.integers(0, 1000))
+def test_the_population_only_grows_and_the_best_never_decreases(preset: str, seed: int) -> None:
+    history = run(space_of(), seed, preset=preset)
     for before, after in itertools.pairwise(history):
-        assert after[:-1] == before
+        assert after[: len(before)] == before
+        assert len(after) > len(before)
         assert eep.best(after)[0].fitness >= eep.best(before)[0].fitness
 
 
-@FAST
-@given(st.integers(0, 1000), st.integers(1, 8))
-def test_rows_are_distinct_experts_and_no_genome_comes_twice(seed: int, keep: int) -> None:
-    population = run(space_of(layers=2, keep=keep), seed=seed, num_groups=2)[-1]
-    for individual in population:
-        assert len(individual.genome) == 2
-        for kept in individual.genome:
-            assert len(kept) == len(set(kept)) == keep
-            assert set(kept) <= set(range(8))
-    assert len({tuple(map(frozenset, i.genome)) for i in population}) == len(population)
+def test_phases_begin_and_end_where_the_released_search_has_them() -> None:
+    history = run(space_of(), **PRESETS["paper"].model_dump())
+    assert len(history[0]) == 30  # not 31: the released test is off by one
+    assert [len(population) for population in history[1:]] == list(range(31, 401))
+    phases = [individual.phase for individual in history[-1]]
+    assert phases == ["initial"] * 30 + ["prune"] * 70 + ["merge"] * 300
+    assert [i.generation for i in history[-1]] == [0] * 30 + list(range(1, 371))
 
 
 @FAST
-@given(st.integers(0, 1000))
-def test_a_child_differs_from_a_parent_within_the_threshold_in_few_groups(seed: int) -> None:
-    """Rows stay in place under mutation, so a child shows which parent it came from."""
-    history = run(space_of(), seed=seed, parent_threshold=0.03)
-    for before, after in itertools.pairwise(history[9:]):
-        least = eep.best(before)[0].fitness - 0.03 - 1e-9
-        parents = [i.genome for i in before if i.fitness >= least]
-        moved = min(_rows_moved(after[-1].genome, parent) for parent in parents)
-        assert 1 <= moved <= 12  # of 16; a random genome shares 2 rows in place on average
+@given(seed=st.integers(0, 1000), keep=st.integers(1, 7))
+def test_pruning_stays_one_hot_tied_and_distinct_and_merging_does_not(seed: int, keep: int) -> None:
+    for preset in ("paper", "fast"):
+        population = run(space_of(keep=keep), seed, preset=preset)[-1]
+        for individual in population:
+            if individual.phase != "merge":
+                assert individual.genome.is_tied
+                assert all(len(set(g.main)) == keep for g in individual.genome.groups)
+                assert individual.genome.is_one_hot
+    merged = [i.genome for i in population if i.phase == "merge"]
+    assert any(not genome.is_tied for genome in merged)
+    assert any(not genome.is_one_hot for genome in merged)
 
 
-def _rows_moved(child: Genome, parent: Genome) -> int:
-    rows = zip(child, parent, strict=True)
-    return sum(a != b for mine, theirs in rows for a, b in zip(mine, theirs, strict=True))
-
-
-def test_only_individuals_within_the_threshold_become_parents() -> None:
-    a, b, c = (Individual(((n,),), fitness) for n, fitness in enumerate((0.5, 0.47, 0.46)))
-    chosen = EepSettings(parent_threshold=0.03)
-    rng = random.Random(0)
-    seen = {eep._parent([a, b, c], chosen, rng).genome for _ in range(100)}
-    assert seen == {a.genome, b.genome}
-
-
-def test_the_same_seed_is_the_same_search_and_another_is_not() -> None:
-    assert run(space_of(), seed=3) == run(space_of(), seed=3)
-    assert run(space_of(), seed=3) != run(space_of(), seed=4)
-
-
-def test_the_search_climbs() -> None:
-    """On a slope the mutations must find what 10 random genomes do not have."""
-    history = run(space_of(), num_evaluations=300)
-    first, last = eep.best(history[9])[0].fitness, eep.best(history[-1])[0].fitness
-    assert last >= first + 0.1
-    assert last <= likes_low_ids(((0, 1, 2, 3),) * 4)
-
-
-def test_a_space_of_six_maps_ends_after_six_evaluations() -> None:
-    population = run(space_of(layers=3, experts=4, keep=2), num_groups=1)[-1]
-    assert len(population) == 6
-    assert {frozenset(i.genome[0]) for i in population} == {
-        frozenset(pair) for pair in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
-    }
-
-
-def test_keeping_every_expert_leaves_one_map() -> None:
-    assert [i.genome for i in run(space_of(layers=2, experts=3, keep=3), num_groups=1)[-1]] == [
-        ((0, 1, 2),)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("layers", "count", "groups"),
-    [
-        ((0, 1, 2, 3), 4, ((0,), (1,), (2,), (3,))),
-        ((3, 4, 5, 6, 7, 8, 9), 3, ((3, 4), (5, 6), (7, 8, 9))),
-        ((1, 2), 4, ((1,), (2,))),
-        ((1, 2, 3), 1, ((1, 2, 3),)),
-    ],
-)
-def test_groups_go_by_depth_and_the_last_takes_the_remainder(
-    layers: tuple[int, ...], count: int, groups: tuple[tuple[int, ...], ...]
+@pytest.mark.parametrize("preset", ["paper", "fast"])
+def test_parents_are_those_of_the_generation_before_and_near_enough_to_the_best(
+    preset: str,
 ) -> None:
-    assert depth_groups(layers, count) == groups
+    history = run(space_of(), preset=preset)
+    chosen = settings_of(preset, **SMALL if preset == "paper" else {})  # type: ignore[arg-type]
+    seen = set()
+    for before, after in itertools.pairwise(history):
+        ranked = sorted((i.fitness for i in before), reverse=True)
+        for child in after[len(before) :]:
+            crossed = len(child.parents) == 2
+            seen.add((child.phase, crossed))
+            assert len(set(child.parents)) == len(child.parents) in (1, 2)
+            threshold = chosen.crossover_threshold if crossed else chosen.mutation_threshold
+            rank = chosen.crossover_rank if crossed else chosen.mutation_rank
+            least = ranked[0] - threshold
+            if rank:
+                least = min(least, ranked[min(rank, len(ranked)) - 1])
+            assert all(before[parent].fitness >= least - 1e-9 for parent in child.parents)
+    expected = {("prune", False), ("merge", False), ("merge", True)}
+    assert seen == expected | ({("prune", True)} if chosen.crossover_phases == "both" else set())
 
 
-def test_a_group_shares_its_kept_experts() -> None:
-    assert kept_by_layer(((0, 1), (2, 3)), ((5, 6), (7, 8, 9))) == {
-        5: (0, 1),
-        6: (0, 1),
-        7: (2, 3),
-        8: (2, 3),
-        9: (2, 3),
+def test_crossover_comes_at_its_rate_in_merging_only() -> None:
+    population = run(space_of(), num_evaluations=600, num_initial=10, prune_until=150)[-1]
+    crossed = {phase: [len(i.parents) == 2 for i in population if i.phase == phase]
+               for phase in CHANGED}  # fmt: skip
+    assert not any(crossed["prune"])
+    assert abs(np.mean(crossed["merge"]) - 0.3) < 0.07
+
+
+def test_a_child_of_pruning_differs_from_its_parent_in_few_rows() -> None:
+    population = run(space_of())[-1]
+    moved = []
+    for individual in population:
+        if individual.phase == "prune":
+            parent = population[individual.parents[0]].genome
+            pairs = zip(individual.genome.groups, parent.groups, strict=True)
+            moved.append(sum(a != b for x, y in pairs for a, b in zip(x.main, y.main, strict=True)))
+    assert min(moved) >= 1  # a copy would have been drawn again
+    assert np.mean(moved) < 4  # of 16 rows
+
+
+def parents_of(fitness: Sequence[float], threshold: float, rank: int) -> set[int]:
+    """Who can be a parent, over many draws."""
+    space = space_of()
+    groups = space.groups(1)
+    genome = Genome.of_kept([(0, 1, 2, 3)], [8])
+    population = [Individual(genome, Assessed(f, complete=f != 9), "initial", 0) for f in fitness]
+    draw = np.random.default_rng(0)
+    breeder = eep._Breeder(groups, space, EepSettings(), draw)
+    return {i for _ in range(50) for i in breeder._parents(population, threshold, rank)}
+
+
+def test_parents_are_within_the_threshold_but_at_least_so_many() -> None:
+    fitness = [0.50, 0.47, 0.46, 0.30, 0.20]
+    assert parents_of(fitness, 0.03, 0) == {0, 1}
+    assert parents_of(fitness, 0.03, 3) == {0, 1, 2}
+    assert parents_of(fitness, 0.0, 0) == {0}
+    assert parents_of(fitness, 0.0, 9) == {0, 1, 2, 3, 4}
+
+
+def test_ties_are_put_in_random_order_before_the_rank_is_cut() -> None:
+    assert parents_of([0.5, 0.4, 0.4, 0.4, 0.1], 0.0, 2) == {0, 1, 2, 3}
+
+
+def test_what_racing_dropped_or_has_no_number_is_neither_parent_nor_finalist() -> None:
+    assert parents_of([0.5, 9, 0.4, float("nan"), float("-inf")], 0.0, 9) == {0, 2}
+    genome = Genome.of_kept([(0, 1)], [8])
+    made = [
+        Individual(genome, Assessed(fitness, complete), "initial", 0)
+        for fitness, complete in ((0.5, True), (0.9, False), (float("nan"), True), (0.7, True))
+    ]
+    assert [i.fitness for i in eep.best(made, 5)] == [0.7, 0.5]
+
+
+def test_a_dropped_candidate_stays_in_the_population_but_has_no_children() -> None:
+    def race(genomes: Sequence[Genome]) -> list[Assessed]:
+        worth = [likes_low_ids(genome) for genome in genomes]
+        return [Assessed(w + (w < 0.8), complete=w >= 0.8) for w in worth]
+
+    population = run(space_of(), judge=race)[-1]
+    dropped = {n for n, i in enumerate(population) if not i.assessed.complete}
+    assert dropped
+    assert max(population, key=lambda i: i.fitness).assessed.complete is False
+    assert not any(dropped & set(individual.parents) for individual in population)
+    assert len(population) == 90
+
+
+@FAST
+@given(seed=st.integers(0, 1000), keep=st.integers(1, 8))
+def test_no_candidate_comes_twice_unless_asked(seed: int, keep: int) -> None:
+    population = run(space_of(layers=2, keep=keep), seed, num_groups=2)[-1]
+    assert len({i.genome.key for i in population}) == len(population)
+
+
+def test_the_paper_s_copies_can_be_had() -> None:
+    population = run(space_of(), skip_known=False)[-1]
+    keys = [i.genome.key for i in population]
+    pruned = [key for key, i in zip(keys, population, strict=True) if i.phase == "prune"]
+    assert len(set(keys[:10])) == 10  # the first generation is deduplicated there too
+    assert 0.2 < sum(keys.index(key) < keys[10:].index(key) + 10 for key in pruned) / 30 < 0.9
+
+
+@pytest.mark.parametrize("preset", ["paper", "fast"])
+def test_the_same_seed_and_fitness_are_the_same_search_and_another_seed_is_not(
+    preset: str,
+) -> None:
+    first = run(space_of(budget=20), 3, preset=preset)
+    remembered = {i.genome.key: i.assessed for i in first[-1]}
+    again = run(space_of(budget=20), 3, lambda gs: [remembered[g.key] for g in gs], preset=preset)
+    assert again == first
+    assert run(space_of(budget=20), 4, preset=preset)[-1] != first[-1]
+
+
+def test_a_generation_is_drawn_before_any_of_it_is_assessed() -> None:
+    asked: list[int] = []
+
+    def judge(genomes: Sequence[Genome]) -> list[Assessed]:
+        asked.append(len(genomes))
+        return assess(genomes)
+
+    history = run(space_of(), judge=judge, children=8)
+    assert asked == [10, 8, 8, 8, 6, 8, 8, 8, 8, 8, 8, 2]  # generations end where phases do
+    for individual in history[-1]:
+        ends = len(history[individual.generation - 1]) if individual.generation else 0
+        assert all(parent < ends for parent in individual.parents)
+
+
+def test_keeping_every_expert_skips_pruning_and_begins_with_the_identity() -> None:
+    history = run(space_of(keep=8), num_evaluations=30)
+    assert history[0][0].genome == Genome.identity([8] * 4)
+    assert len(history[0]) == 1
+    assert [i.phase for i in history[-1]] == ["initial"] + ["merge"] * 29
+    assert run(space_of(keep=8), phases="merge", num_evaluations=30) == history
+    assert [len(p) for p in run(space_of(keep=8), phases="prune")] == [1]
+
+
+def test_phases_can_be_run_alone() -> None:
+    space = space_of()
+    pruned = run(space, phases="prune", prune_until=40)[-1]
+    assert {i.phase for i in pruned} == {"initial", "prune"} and len(pruned) == 40
+    begin = eep.best(pruned)[0].genome
+    merged = run(space, phases="merge", num_evaluations=30, initial=[begin, begin])[-1]
+    assert [i.phase for i in merged] == ["initial"] + ["merge"] * 29
+    assert merged[0].genome == begin
+    both = run(space)[-1]
+    assert both[:40] == pruned  # the ablation shares its first half
+
+
+def test_merging_alone_with_fewer_experts_needs_a_beginning() -> None:
+    with pytest.raises(PruneError, match="merging alone needs a map to begin with"):
+        run(space_of(), phases="merge")
+
+
+def test_pruning_cannot_begin_with_merged_experts() -> None:
+    half = np.full((4, 8), 0.5, np.float32)
+    merged = Genome((Coefficients(half, half),) * 4)
+    with pytest.raises(PruneError, match="pruning phase cannot begin with merged experts"):
+        run(space_of(), initial=[merged])
+
+
+def test_a_router_that_chooses_groups_first_is_not_mapped() -> None:
+    limited = Space("mixtral", space_of().base, {0: 8}, 4, {0: 2})
+    with pytest.raises(PruneError, match="router that first chooses among 4 groups"):
+        run(limited)
+
+
+def test_given_genomes_come_first_and_random_ones_fill_up() -> None:
+    seeds = [
+        Genome.of_kept([kept] * 4, [8] * 4) for kept in ((0, 1, 2, 3), (3, 2, 1, 0), (4, 5, 6, 7))
+    ]
+    first = run(space_of(), initial=seeds)[0]
+    assert [i.genome for i in first[:2]] == [seeds[0], seeds[2]]  # the second is the first again
+    assert len(first) == 10
+
+
+def test_a_space_of_six_maps_is_exhausted_and_merging_goes_on() -> None:
+    population = run(space_of(layers=3, experts=4, keep=2), num_groups=1)[-1]
+    pruned = [i.genome.groups[0].main for i in population if i.phase != "merge"]
+    assert {frozenset(kept) for kept in pruned} == {
+        frozenset(pair) for pair in itertools.combinations(range(4), 2)
     }
+    assert len(pruned) == 6
+    assert len(population) == 90
 
 
-def test_ties_go_to_the_one_found_first() -> None:
-    population = [Individual(((n,),), fitness) for n, fitness in enumerate((0.1, 0.5, 0.5, 0.2))]
-    assert [i.genome for i in eep.best(population, 3)] == [((1,),), ((2,),), ((3,),)]
+@FAST
+@given(seed=st.integers(0, 1000), groups=st.integers(1, 6), floor=st.integers(1, 3))
+def test_a_global_budget_is_kept_and_spread_by_the_search(
+    seed: int, groups: int, floor: int
+) -> None:
+    space = space_of(budget=24, floor=floor)
+    population = run(space, seed, preset="fast", num_groups=groups)[-1]
+    found = space.groups(groups)
+    for individual in population:
+        rows = individual.genome.rows
+        assert space.accepts(individual.genome, found)
+        assert min(rows) >= floor
+        assert sum(n * g.size for n, g in zip(rows, found, strict=True)) <= 24
+    sizes = {group.size for group in found}
+    if groups > 1 and len(sizes) < len(found):
+        assert len({i.genome.rows for i in population}) > 1
+
+
+def test_a_budget_goes_where_it_is_needed() -> None:
+    """Layer 0 needs all its experts, the others only their first."""
+
+    def judge(genomes: Sequence[Genome]) -> list[Assessed]:
+        return [
+            Assessed((g.rows[0] + sum(0 in c.main for c in g.groups[1:])) / 20) for g in genomes
+        ]
+
+    population = run(space_of(budget=24), judge=judge, phases="prune", num_groups=6,
+                     prune_until=400, num_evaluations=400)[-1]  # fmt: skip
+    assert eep.best(population)[0].genome.rows[0] >= 7  # spread evenly it would have 4
+
+
+@pytest.mark.parametrize("preset", ["paper", "fast"])
+def test_the_search_beats_as_many_random_maps_and_merging_adds_to_it(preset: str) -> None:
+    """On an MoE network whose labels its base does not match well."""
+    pruned, merged, drawn = [], [], []
+    for seed in range(3):
+        landscape, space = Landscape(seed, layers=4), space_of(4, top_k=2)
+        groups = space.groups(4)
+
+        def judge(
+            genomes: Sequence[Genome], scape: Landscape = landscape, parts: Any = groups
+        ) -> list[Assessed]:
+            return scape.assess(genomes, parts)
+
+        numbers: dict[str, Any] = {"num_evaluations": 120, "num_initial": None, "prune_until": None}
+        population = run(space, seed, judge, preset=preset, **numbers)[-1]
+        before = [i for i in population if i.phase != "merge"]
+        pruned.append(eep.best(before)[0].fitness)
+        merged.append(eep.best(population)[0].fitness)
+        only = run(space, seed, judge, num_initial=120, num_evaluations=120)[-1]
+        drawn.append(eep.best(only)[0].fitness)
+    assert np.mean(merged) > np.mean(drawn) + 0.01
+    assert np.mean(merged) > np.mean(pruned)

@@ -127,13 +127,42 @@ def test_heat_map_crosses_out_what_is_dropped(full: Page) -> None:
 
 
 def test_search_progress_has_every_candidate_and_the_baselines(full: Page) -> None:
-    candidates, best, *lines = full.figures["search-progress"]["data"]
+    candidates, dropped, best, *lines = full.figures["search-progress"]["data"]
     points = run_result().search
-    assert candidates["y"] == pytest.approx([100 * p.fitness for p in points])
+    assert candidates["y"] == pytest.approx([100 * p.fitness for p in points if p.complete])
+    assert dropped["x"] == [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
+    assert dropped["customdata"] == [25] * 10
+    (switch,) = full.figures["search-progress"]["layout"]["annotations"]
+    assert (switch["text"], switch["x"]) == ("merging begins", 50.5)
     assert best["y"] == pytest.approx([100 * p.best for p in points])
     names = " ".join(line["name"] for line in lines)
     assert "mean of the 30 random starts" in names
     assert "frequency, held-out 73.1%" in names
+
+
+def test_what_the_search_cost_is_added_up_by_phase(full: Page) -> None:
+    at = full.cells.index("merge", full.cells.index("dropped by racing"))
+    points = [p for p in run_result().search if p.phase == "merge"]
+    assert full.cells[at : at + 7] == [
+        "merge",
+        "50",
+        "5",
+        f"{45 * 200 + 5 * 25:,}",
+        f"{50 * 12345:,}",
+        f"{sum(p.seconds for p in points):.1f}",
+        "4.25",
+    ]
+
+
+def test_several_tasks_are_told_apart() -> None:
+    second = [q.model_copy(update={"task": "arc_easy", "accuracy": 0.5}) for q in quality()]
+    page = Page(
+        render(run_result(quality=(*quality(), *second), tasks=("sciq", "arc_easy"), task="both"))
+    )
+    names = page.figures["quality"]["layout"]["xaxis"]["ticktext"]
+    assert names[:4] == ["base<br>sciq", "random<br>sciq", "frequency<br>sciq", "EEP<br>sciq"]
+    assert names[4] == "base<br>arc_easy"
+    assert page.cells.count("arc_easy") == 4 + 3
 
 
 def test_quality_bars_have_the_intervals(full: Page) -> None:
@@ -156,14 +185,24 @@ def test_without_any_quality_the_page_says_so() -> None:
 
 def test_layers_may_differ_and_may_be_merged() -> None:
     layers = (
-        LayerOutcome(layer=1, num_experts=4, kept=(0, 3), top_k=1, router="mapped", usage=(0,) * 4),
-        LayerOutcome(layer=5, num_experts=2, kept=(), top_k=2, router="mapped", usage=(3, 1)),
+        LayerOutcome(
+            layer=1,
+            num_experts=4,
+            num_kept=2,
+            kept=(0, 3),
+            top_k=1,
+            router="mapped",
+            usage=(0,) * 4,
+        ),
+        LayerOutcome(
+            layer=5, num_experts=2, num_kept=1, kept=(), top_k=2, router="mapped", usage=(3, 1)
+        ),
     )
     page = Page(render(run_result(layers=layers)))
     heat, crosses = page.figures["heat-map"]["data"]
     assert list(zip(crosses["x"], crosses["y"], strict=True)) == [(0, 1), (0, 2)]
     assert [row[1] for row in heat["z"]] == [75.0, 25.0, None, None]
-    assert "merged" in page.cells
+    assert {"merged", "1 of 2"} <= set(page.cells)
     assert page.figures["heat-map"]["layout"]["xaxis"]["ticktext"] == ["1", "5"]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from serve.process import group_bytes, group_members
-from serve.server import Server, ServerSpec, _split_cpus, free_port
+from serve.server import Server, ServerSpec, split_cpus, free_port
 from vllm_moe_prune.errors import PruneError
 
 ROOT = Path(__file__).parents[2]
@@ -140,8 +140,8 @@ def test_gpu_builds_get_no_cpu_settings(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_workers_share_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 6})
-    assert _split_cpus(2) == "0,2,6|1,3"
-    assert _split_cpus(8) == "nobind"
+    assert split_cpus(2) == "0,2,6|1,3"
+    assert split_cpus(8) == "nobind"
 
 
 def test_importing_the_server_imports_neither_torch_nor_vllm() -> None:

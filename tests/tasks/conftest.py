@@ -11,6 +11,7 @@ from offline.tasks.catalog import Task, get_task
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.errors import PruneError
 
+WORDS = "the cat sees a red fish and runs to the old house in the sun"
 _NOUNS = ("cat", "dog", "bird", "fish", "tree", "sun", "moon", "king", "queen", "child")
 _COLOURS = ("red", "green", "blue", "old")
 
@@ -23,6 +24,17 @@ output_type: multiple_choice
 doc_to_text: "which {{{{noun}}}} is {{{{place}}}} ? the"
 doc_to_choice: "{{{{colours}}}}"
 doc_to_target: "{{{{right}}}}"
+"""
+GENERATE_YAML = """\
+task: written
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/data.jsonl}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{prompt}}}}"
+doc_to_target: right
+generation_kwargs: {{until: [" the", "sun"], max_gen_toks: 6}}
+metric_list: [{{metric: exact_match, ignore_case: true}}]
 """
 
 
@@ -51,6 +63,35 @@ def own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     (tmp_path / "data.jsonl").write_text(lines)
     (tmp_path / "colours.yaml").write_text(YAML.format(folder=tmp_path))
     return get_task(str(tmp_path / "colours.yaml"))
+
+
+@pytest.fixture
+def long_task(own_task: Task) -> Task:
+    """The same with 240 items."""
+    data = own_task.yaml.with_name("data.jsonl") if own_task.yaml else None
+    assert data is not None
+    docs = [json.loads(line) for line in data.read_text().splitlines()]
+    more = [{**doc, "place": f"{doc['place']} w{n}"} for doc in docs for n in range(70, 76)]
+    data.write_text("".join(json.dumps(doc) + "\n" for doc in more))
+    return own_task
+
+
+@pytest.fixture
+def written_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
+    """A user's task of 60 items whose answers are generated, with prompts of many lengths."""
+    monkeypatch.setenv("VMPRUNE_CACHE", str(tmp_path / "cache"))
+    words = WORDS.split()
+    docs = [
+        {
+            "prompt": f"w{70 + n % 50} {' '.join(words[: 1 + n % 13])}",
+            "right": [words[n % 9], "sun"],
+        }
+        for n in range(60)
+    ]
+    lines = "".join(json.dumps(doc) + "\n" for doc in docs)
+    (tmp_path / "data.jsonl").write_text(lines)
+    (tmp_path / "written.yaml").write_text(GENERATE_YAML.format(folder=tmp_path))
+    return get_task(str(tmp_path / "written.yaml"))
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,29 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
-from offline.tasks.catalog import TASKS, check_split, get_task
+from offline.tasks.catalog import TASKS, Kind, check_split, get_task
 from vllm_moe_prune.errors import PruneError
 
 
 def test_every_task_is_found_by_its_name() -> None:
     assert all(get_task(name).name == name for name in TASKS)
     assert {"sciq", "piqa", "arc_easy", "hellaswag"} < TASKS.keys()
-    assert sum(name.startswith("basic_skills_") for name in TASKS) == 6
+    assert sum(name.startswith("basic_skills_") for name in TASKS) == 7
+
+
+def test_each_kind_has_tasks_and_its_own_metrics() -> None:
+    metrics = {
+        kind: {t.metric for t in TASKS.values() if t.kind == kind} for kind in get_args(Kind)
+    }
+    assert metrics == {
+        "choice": {"acc", "acc_norm"},
+        "generate": {"exact_match", "contains", "first_word"},
+        "text": {"agreement"},
+    }
+    assert all((t.generation is not None) == (t.kind == "generate") for t in TASKS.values())
 
 
 def test_unknown_task_names_the_closest_and_all() -> None:

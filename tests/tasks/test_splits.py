@@ -25,12 +25,16 @@ def test_splits_of_real_data_share_no_question(name: str) -> None:
 def test_splits_of_real_data_are_large_enough_and_whole(name: str) -> None:
     task = get_task(name)
     counts = {split: len(load_items(task, split)) for split in SPLITS}
-    # pattern has 534 items in all
-    assert counts["test"] >= (500 if name != "basic_skills_pattern" else 250), counts
+    # pattern has 534 items in all, the text 654 passages
+    few = {"basic_skills_pattern": 250, "demo_text": 300}
+    assert counts["test"] >= few.get(name, 500), counts
     assert min(counts["search"], counts["selection"]) >= 120, counts
     for item in load_items(task, "test"):
-        assert item.query and 0 <= item.gold < len(item.choices)
-        assert all(choice and choice == choice.strip() for choice in item.choices)
+        assert item.query
+        assert (0 <= item.gold < len(item.choices)) == (task.kind == "choice")
+        assert bool(item.answers) == (task.kind == "generate")
+        texts = item.choices + item.answers
+        assert all(text and text == text.strip() for text in texts)
 
 
 @pytest.mark.usefixtures("real_data")
@@ -45,6 +49,16 @@ def test_splits_are_the_same_every_time() -> None:
     assert make_splits(task) == {split: load_items(task, split) for split in SPLITS}
     first = load_items(task, "test")[0]
     assert first.query == "Question: What is the base numbering system of metric units?\nAnswer:"
+
+
+@pytest.mark.usefixtures("real_data")
+def test_the_examples_in_a_prompt_are_no_items() -> None:
+    task = get_task("basic_skills_arithmetic_gen")
+    *examples, slot = task.question.split("\n\n")
+    assert slot == "{question}" and len(examples) == 3
+    asked = {i.query.split("\n\n")[-1] for s in SPLITS for i in load_items(task, s)}
+    assert all(eval(left) == int(right) for left, right in (e.split(" = ") for e in examples))
+    assert not {example.rsplit(" ", 1)[0] for example in examples} & asked
 
 
 def test_key_ignores_case_and_prose_punctuation_but_not_operators() -> None:
@@ -87,7 +101,7 @@ def test_identity_names_the_items_used(own_task: Task) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ("output_type: multiple_choice", "output_type: generate_until", "multiple_choice"),
+        ("output_type: multiple_choice", "output_type: loglikelihood_rolling", "multiple_choice"),
         ("right}}", "noun}}", "none of the choices"),
         ("dataset_path: json", "dataset_path: [", "cannot read task"),
     ],

@@ -1,0 +1,174 @@
+"""Candidates per minute: our ``fast`` search in a live vLLM engine against the released procedure.
+
+    python -m benchmarks.search --model base
+
+Same model, tasks and items in one run, a generation task and a log-likelihood task. The detail
+says what each accelerator gives by itself. The last line of stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from benchmarks.released import Released
+from benchmarks.seeds import seeds
+from offline.engines.base import Engine
+from offline.engines.vllm import VllmEngine
+from offline.fitness.assess import Assessor
+from offline.fitness.assessment import Assessment
+from offline.fitness.log import EvaluationLog
+from offline.fitness.objective import Objective
+from offline.fitness.racing import RacingSettings
+from offline.methods import eep
+from offline.methods.genome import Genome
+from offline.methods.space import Space
+from offline.search import Search
+from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.provenance import Provenance
+from vllm_moe_prune.routing_map import RoutingMap
+
+_SAY = Console(stderr=True, highlight=False, markup=False)
+_MADE = Provenance.now("benchmark")
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is measured."""
+
+    keep: int
+    items: int
+    candidates: int  # of our search
+    released: int  # of the released procedure, which is slow
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--model", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--generation", default="squad", help="a task whose answers are generated")
+@click.option("--choice", default="basic_skills_coding", help="a task scored by log-likelihood")
+@click.option("--keep", default=4)
+@click.option("--items", default=128)
+@click.option("--candidates", default=48)
+@click.option("--released", default=4)
+def main(model: Path, generation: str, choice: str, **sizes: int) -> None:
+    """Measure both tasks and print one line of JSON."""
+    size = Sizes(**sizes)
+    space = Space.of(Checkpoint.open(model), size.keep)
+    tasks = {"generation": generation, "log-likelihood": choice}
+    slow = {kind: _released(model, space, task, size) for kind, task in tasks.items()}
+    fast: dict[str, dict[str, Any]] = {kind: {} for kind in tasks}
+    for share in (True, False):
+        with VllmEngine(model, share_contexts=share) as engine:
+            for kind, task in tasks.items():
+                fast[kind] |= _ours(engine, space, task, size, share=share)
+    detail = {kind: _detail(slow[kind], fast[kind], tasks[kind]) for kind in tasks}
+    report = {
+        "name": "search_candidates_per_minute_fast_over_released",
+        "value": detail["generation"]["candidates_per_minute_ratio"],
+        "unit": "ratio, generation task",
+        "detail": {**detail, "model": model.name, "sizes": sizes},
+    }
+    click.echo(json.dumps(report))
+
+
+def _released(model: Path, space: Space, task: str, size: Sizes) -> float:
+    """Return seconds per candidate of the released procedure, half of them merged."""
+    engine = Released(model)
+    objective = Objective.parse(task).tasks[0].task
+    seconds = []
+    for routing_map in [_candidates(space, 1)[0], *_candidates(space, size.released)]:
+        begin = time.perf_counter()
+        engine.apply(routing_map)
+        engine.evaluate(objective, "search", size.items)
+        seconds.append(time.perf_counter() - begin)
+    _SAY.print(f"released procedure, {task}: {[round(s, 2) for s in seconds]} s per candidate")
+    return statistics.median(seconds[1:])  # the first one builds the requests
+
+
+def _candidates(space: Space, count: int) -> list[RoutingMap]:
+    """Return random candidates, every second one with noise as in the merging phase."""
+    groups = space.groups(4)
+    settings = eep.settings_of(
+        "paper", num_initial=count, prune_until=count, num_evaluations=2 * count
+    )
+    found: list[Genome] = []
+
+    def assess(genomes: Any, _: Any) -> list[eep.Assessed]:
+        found.extend(genomes)
+        return [eep.Assessed(0.5) for _ in genomes]
+
+    for _ in eep.search(space, settings, assess, random.Random(0)):
+        pass
+    chosen = [found[n // 2] if n % 2 == 0 else found[count + n // 2] for n in range(count)]
+    return [space.genome_map(genome, groups, _MADE) for genome in chosen]
+
+
+def _ours(
+    engine: VllmEngine, space: Space, task: str, size: Sizes, *, share: bool
+) -> dict[str, Any]:
+    """Measure whole candidates, then a search with racing; contexts shared or not."""
+    objective = Objective.parse(task, items={"search": size.items})
+    plain = _plain_seconds(engine, objective, space)
+    name = "shared" if share else "separate"
+    _SAY.print(f"vLLM, contexts {name}, {task}: {plain:.2f} s per whole candidate")
+    if not share:
+        return {"separate": plain}
+    seconds, found = _search(engine, objective, space, size)
+    return {"shared": plain, "search": seconds, "found": found}
+
+
+def _plain_seconds(engine: Engine, objective: Objective, space: Space) -> float:
+    task, limit = objective.tasks[0].task, objective.items["search"]
+    seconds = []
+    for routing_map in _candidates(space, 4):
+        begin = time.perf_counter()
+        engine.apply(routing_map)
+        engine.evaluate(task, "search", limit)
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds[1:])
+
+
+def _search(
+    engine: Engine, objective: Objective, space: Space, size: Sizes
+) -> tuple[float, list[Assessment]]:
+    """Run the ``fast`` search; return its seconds, the watching of the base included."""
+    settings = eep.settings_of("fast", num_evaluations=size.candidates)
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        log = EvaluationLog(Path(scratch) / "log.jsonl")
+        assessor = Assessor([engine], objective, log, racing=RacingSettings())
+        search = Search(space, settings, assessor, _MADE)
+        search.run(random.Random(0), seeds(engine, space, objective, search.groups))
+    return time.perf_counter() - begin, search.candidates
+
+
+def _detail(released: float, ours: dict[str, Any], task: str) -> dict[str, Any]:
+    found: list[Assessment] = ours["found"]
+    per_candidate = ours["search"] / len(found)
+    all_items = max(one.items for one in found) * len(found)
+    seen = sum(one.items for one in found)
+    return {
+        "task": task,
+        "candidates_per_minute_ratio": round(released / per_candidate, 2),
+        "released_seconds_per_candidate": round(released, 3),
+        "fast_seconds_per_candidate": round(per_candidate, 3),
+        "factor_engine": round(released / ours["separate"], 2),
+        "factor_shared_contexts": round(ours["separate"] / ours["shared"], 2),
+        "factor_racing_items": round(all_items / seen, 2),
+        "candidates": len(found),
+        "dropped": sum(not one.complete for one in found),
+        "best_fitness": max(one.fitness for one in found if one.complete),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Genomes of one-shot methods to begin a search with."""
+
+from __future__ import annotations
+
+import random
+
+from offline.engines.base import Engine
+from offline.fitness.objective import Objective
+from offline.methods.baselines import ONE_SHOT, Evidence
+from offline.methods.genome import Genome
+from offline.methods.groups import Groups
+from offline.methods.space import Space
+
+
+def seeds(engine: Engine, space: Space, objective: Objective, groups: Groups) -> list[Genome]:
+    """Return what frequency and soft activation keep on the search items of the first task."""
+    engine.apply(None)
+    use = engine.usage(objective.tasks[0].task, "search", objective.items["search"])
+    genomes = []
+    for name in ("frequency", "soft_activation"):
+        kept = ONE_SHOT[name].choose(space, Evidence(use), random.Random(0), groups)
+        rows = [kept[group.layers[0]] for group in groups]
+        genomes.append(Genome.of_kept(rows, [group.num_experts for group in groups]))
+    return genomes

@@ -1,0 +1,103 @@
+"""The one-shot methods on a run: what they need is measured once, then each gives maps."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from offline.engines.base import ExpertUse
+from offline.methods.baselines import ONE_SHOT, Evidence
+from offline.methods.genome import Genome
+from offline.methods.groups import Groups
+from offline.methods.space import Kept
+from offline.recipe import Baseline
+from offline.run import Run, Usage
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.routing_map import RoutingMap
+
+
+@dataclass(slots=True)
+class Observations:
+    """What was seen of the base on the search items of all tasks; each kind at most once."""
+
+    run: Run
+    usage: Usage
+    _discrepancies: dict[int, dict[Kept, float]] | None = field(default=None)
+
+    @classmethod
+    def of(cls, run: Run) -> Observations:
+        """Watch the base's router."""
+        run.reporter.stage("watching the base's router", len(run.objective.tasks))
+        run.engines[0].apply(None)
+        total: dict[int, ExpertUse] = {}
+        for entry in run.objective.tasks:
+            found = run.engines[0].usage(entry.task, "search", run.items("search"))
+            for layer, use in found.items():
+                before = total.get(layer)
+                total[layer] = use if before is None else _sum(before, use)
+            run.reporter.step()
+        return cls(run, total)
+
+    @property
+    def tokens(self) -> dict[int, tuple[int, ...]]:
+        """Return decoder layer -> tokens routed to each expert."""
+        return {layer: tuple(int(n) for n in use.tokens) for layer, use in self.usage.items()}
+
+    def choose(
+        self, name: Baseline, rng: random.Random, groups: Groups | None = None
+    ) -> dict[int, Kept]:
+        """Return decoder layer -> what a one-shot method keeps.
+
+        :param groups: as the methods': None lets every layer choose apart
+        """
+        method = ONE_SHOT[name]
+        found = self._measured() if "discrepancies" in method.needs else None
+        return method.choose(self.run.space, Evidence(self.usage, found), rng, groups)
+
+    def maps(self, name: Baseline, rng: random.Random, count: int = 1) -> list[RoutingMap]:
+        """Return ``count`` maps of a one-shot method; all but random are always the same."""
+        return [
+            self.run.space.routing_map(self.choose(name, rng), self.run.provenance, self.tokens)
+            for _ in range(count)
+        ]
+
+    def genomes(self, names: tuple[Baseline, ...], groups: Groups) -> list[Genome]:
+        """Return the methods' choices as genomes, to begin a search with."""
+        rng = random.Random(f"one-shot {self.run.recipe.seed}")
+        found = []
+        for name in names:
+            kept = self.choose(name, rng, groups)
+            rows = [kept[group.layers[0]] for group in groups]
+            found.append(Genome.of_kept(rows, [group.num_experts for group in groups]))
+        return found
+
+    def _measured(self) -> dict[int, dict[Kept, float]]:
+        if self._discrepancies is None:
+            self._discrepancies = self._measure()
+        return self._discrepancies
+
+    def _measure(self) -> dict[int, dict[Kept, float]]:
+        """Measure on the first task's search items what each layer loses with each subset."""
+        from offline.engines.transformers import TransformersEngine
+
+        engine, space = self.run.engines[0], self.run.space
+        if not isinstance(engine, TransformersEngine):
+            raise PruneError(
+                "naee reads what experts compute, which replicas and vLLM do not show",
+                hint="--engine transformers --replicas 1, or leave naee out",
+            )
+        self.run.reporter.stage("measuring what layers lose without experts", 1)
+        found = engine.reconstruction(
+            self.run.objective.tasks[0].task,
+            "search",
+            self.run.items("search"),
+            space.even_counts(),
+            top_k=space.top_k,
+            seed=self.run.recipe.seed,
+        )
+        self.run.reporter.step()
+        return found
+
+
+def _sum(one: ExpertUse, other: ExpertUse) -> ExpertUse:
+    return ExpertUse(one.tokens + other.tokens, one.scores + other.scores)

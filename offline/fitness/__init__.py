@@ -1,0 +1,1 @@
+"""Fitness: what a candidate map is worth, measured on several engines and remembered in a log."""

@@ -1,0 +1,79 @@
+"""Depth groups: neighbouring layers that share their experts' and router's matrices."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class DepthGroup:
+    """Layers that share one W_EM and one W_RM, of E columns and of ``least`` to ``most`` rows."""
+
+    layers: tuple[int, ...]
+    num_experts: int
+    least: int
+    most: int
+
+    @property
+    def size(self) -> int:
+        """How many layers keep one expert more when the group does."""
+        return len(self.layers)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the group cannot but keep every expert."""
+        return self.least == self.num_experts
+
+
+Groups = tuple[DepthGroup, ...]
+
+
+def depth_groups(layers: Sequence[int], num_groups: int) -> tuple[tuple[int, ...], ...]:
+    """Split layers by depth into equal groups; the last one takes the remainder (EEP, A.1)."""
+    num_groups = min(num_groups, len(layers))
+    size = len(layers) // num_groups
+    starts = [i * size for i in range(num_groups)] + [len(layers)]
+    return tuple(tuple(layers[a:b]) for a, b in itertools.pairwise(starts))
+
+
+def total_kept(rows: Sequence[int], groups: Groups) -> int:
+    """Return the experts kept in all layers together, of rows [groups] per group."""
+    return sum(count * group.size for count, group in zip(rows, groups, strict=True))
+
+
+def even_rows(groups: Groups, budget: int | None) -> tuple[int, ...]:
+    """Spread a budget over the groups as evenly as it goes; None: each group's least.
+
+    A budget is a ceiling: what is too little for one more expert in any group stays unspent.
+
+    :param budget: experts kept in all layers together
+    :returns: rows E' of each group
+    """
+    rows = [group.least for group in groups]
+    if budget is None:
+        return tuple(rows)
+    left = budget - total_kept(rows, groups)
+    while True:
+        open_ = [g for g, group in enumerate(groups) if rows[g] < group.most and group.size <= left]
+        if not open_:
+            return tuple(rows)
+        fewest = min(open_, key=lambda g: rows[g])
+        rows[fewest] += 1
+        left -= groups[fewest].size
+
+
+def fits(rows: Sequence[int], groups: Groups, budget: int | None) -> bool:
+    """Whether so many rows per group keep to the groups' bounds and to the budget."""
+    return (
+        len(rows) == len(groups)
+        and all(g.least <= count <= g.most for count, g in zip(rows, groups, strict=True))
+        and (budget is None or total_kept(rows, groups) <= budget)
+    )
+
+
+def by_layer(values: Sequence[tuple[int, ...]], groups: Groups) -> Mapping[int, tuple[int, ...]]:
+    """Give every layer what its group has."""
+    pairs = zip(groups, values, strict=True)
+    return {layer: value for group, value in pairs for layer in group.layers}

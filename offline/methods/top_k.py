@@ -1,0 +1,71 @@
+"""The active experts per token of each layer, as a user writes them: `1` or `0-14:2,15-29:1`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from vllm_moe_prune.errors import PruneError
+
+_PART = re.compile(r"(\d+)(?:-(\d+))?:(\d+)")
+
+
+def parse_top_k(text: str, layers: Sequence[int], own: int) -> dict[int, int]:
+    """Read a top-k for all layers, or for ranges of layers; the others keep the model's own.
+
+    :param text: a number, or parts ``FIRST-LAST:K`` and ``LAYER:K`` with commas between them
+    :param layers: the decoder layers that have experts
+    :param own: the model's top-k
+    :returns: decoder layer -> active experts per token
+    :raises PruneError: naming the part that is wrong
+    """
+    if text.strip().isdigit():
+        return dict.fromkeys(layers, _at_least_one(text.strip(), text.strip()))
+    found: dict[int, int] = {}
+    for part in (piece.strip() for piece in text.split(",")):
+        for layer in _layers_of(part, layers):
+            if layer in found:
+                raise PruneError(f"--top-k {part}: layer {layer} is given twice")
+            found[layer] = _at_least_one(part.rpartition(":")[2], part)
+    return {layer: found.get(layer, own) for layer in layers}
+
+
+def _layers_of(part: str, layers: Sequence[int]) -> Sequence[int]:
+    match = _PART.fullmatch(part)
+    if match is None:
+        raise PruneError(
+            f"--top-k: {part!r} is neither a number nor LAYER:K nor FIRST-LAST:K",
+            hint="for example --top-k 1, or --top-k 0-14:2,15-29:1",
+        )
+    first, last = int(match[1]), int(match[2] or match[1])
+    if first > last:
+        raise PruneError(f"--top-k {part}: {first} is after {last}")
+    for end in (first, last):
+        if not layers[0] <= end <= layers[-1]:
+            raise PruneError(
+                f"--top-k {part}: no layer {end}; layers {layers[0]} to {layers[-1]} have experts"
+            )
+    return [layer for layer in layers if first <= layer <= last]
+
+
+def _at_least_one(number: str, part: str) -> int:
+    if int(number) < 1:
+        raise PruneError(f"--top-k {part}: a layer activates at least one expert")
+    return int(number)
+
+
+def per_layer(
+    top_k: int | str | Mapping[int, int] | None, layers: Sequence[int], own: int
+) -> dict[int, int]:
+    """Return the top-k of every layer from any way of giving it; None is the model's own.
+
+    :raises PruneError: as `parse_top_k`, and for a mapping that names an unknown layer
+    """
+    if top_k is None:
+        return dict.fromkeys(layers, own)
+    if not isinstance(top_k, Mapping):
+        return parse_top_k(str(top_k), layers, own)
+    unknown = sorted(set(top_k) - set(layers))
+    if unknown:
+        raise PruneError(f"--top-k: layer {unknown[0]} has no experts")
+    return {layer: top_k.get(layer, own) for layer in layers}

@@ -1,0 +1,41 @@
+"""`LiveMoELoader`: loads an original checkpoint whose routing can be switched afterwards."""
+
+from __future__ import annotations
+
+from copy import copy
+
+import torch
+from vllm.config import ModelConfig, VllmConfig
+from vllm.config.load import LoadConfig
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+from vllm_moe_prune.layouts import layout_of
+from vllm_moe_prune.live import LiveRouting
+from vllm_moe_prune.vllm_compat import check_version, routed_by
+
+
+class LiveMoELoader(DefaultModelLoader):
+    """Model loader behind ``load_format="live_moe"``: every MoE layer gets a `LiveRouting`.
+
+    The routing function is given while the model is built, not put in afterwards: vLLM then
+    chooses kernels that leave the routing to it (some GPU kernels route by themselves).
+    """
+
+    def __init__(self, load_config: LoadConfig) -> None:
+        check_version()
+        parents = copy(load_config)
+        parents.load_format = "auto"  # the parent does not know our format
+        super().__init__(parents)
+
+    def create_model(
+        self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
+    ) -> torch.nn.Module:
+        """Build the model with a `LiveRouting` in every layer that has experts."""
+        layout = layout_of(model_config.hf_text_config.to_dict())
+        fixed = not model_config.enforce_eager
+
+        def routing(num_experts: int, top_k: int) -> LiveRouting:
+            return LiveRouting(num_experts, top_k, layout, fixed_columns=fixed)
+
+        with routed_by(layout, routing):
+            return super().create_model(vllm_config, model_config, prefix)
