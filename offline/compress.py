@@ -13,10 +13,10 @@ from pathlib import Path
 from offline.baselines import Observations
 from offline.build import BuildPlan, build, plan_build
 from offline.choose import choose, eep_settings
+from offline.device import pick_device, pick_dtype
 from offline.engines.base import Engine
 from offline.engines.load import EngineFactory, load_engine, open_engines
 from offline.fitness.assess import Assessor
-from offline.evaluations import run_folder
 from offline.fitness.log import EvaluationLog
 from offline.fitness.objective import Objective
 from offline.fitness.racing import RacingSettings
@@ -25,6 +25,7 @@ from offline.quality import measure_quality
 from offline.recipe import CompressRecipe
 from offline.result import RESULT_FILE, LayerOutcome, Quality, RunResult, Size
 from offline.run import Reporter, Run, items_of, provenance_of
+from offline.run_folder import run_folder
 from offline.staging import check_absent
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.provenance import Provenance
@@ -47,6 +48,10 @@ def compress(
     :raises PruneError: for anything in the recipe or the base that cannot work, before any work
     """
     check_absent(out, force=force)
+    device = pick_device(recipe.device)
+    recipe = recipe.model_copy(
+        update={"device": device, "dtype": pick_dtype(recipe.dtype, device)}
+    )  # what is written down is what was computed in
     subject = _Subject.of(recipe)
     folder = run_folder(out, subject.identity(), force=force)
     reporter.stage("loading the model", 1)

@@ -105,7 +105,10 @@ class CompressRecipe(BaseModel):
     )
     tensor_parallel: int = Field(default=1, ge=1, description="with --engine vllm: its own TP size")
     device: str = Field(default="auto", description="cpu, cuda, cuda:1, ...; auto takes a GPU")
-    dtype: DType = Field(default="auto", description="auto is the dtype that is stored")
+    dtype: DType = Field(
+        default="auto",
+        description="auto is the stored one, or float32 on a CPU that is slow in bfloat16",
+    )
 
     @model_validator(mode="after")
     def _rules(self) -> Self:

@@ -32,11 +32,11 @@ _SAVE_SECONDS, _PROBE_STEPS = 120, 250
 class Settings:
     """What decides the result, besides the shape and the text."""
 
-    steps: int = 2400
+    steps: int = 3000
     length: int = 512  # tokens of a block
     rows: int = 2  # blocks of a step
     rate: float = 2e-3
-    fall: float = 0.25  # the last part of the steps, in which the rate falls to nothing
+    fall: float = 0.2  # the last part of the steps, in which the rate falls to nothing
     warmup: int = 100
     balance: float = 0.01
     decay: float = 0.1

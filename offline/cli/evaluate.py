@@ -39,12 +39,13 @@ def evaluate(
     from offline.tasks.catalog import check_split, get_task
 
     task, known_split = get_task(task_name), check_split(split)
-    from offline.device import pick_device
+    from offline.device import pick_device, pick_dtype
     from offline.engines.transformers import TransformersEngine
     from vllm_moe_prune.routing_map import RoutingMap
 
     routing_map = RoutingMap.load(map_path) if map_path else None
-    engine = TransformersEngine(model, device=pick_device(device), dtype=dtype)
+    device = pick_device(device)
+    engine = TransformersEngine(model, device=device, dtype=pick_dtype(dtype, device))
     if routing_map is not None:
         routing_map.check_base(
             engine.fingerprint, engine.expert_counts, allow_other=allow_other_base

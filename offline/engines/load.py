@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-from offline.device import pick_device
 from offline.engines.base import Engine
 from offline.recipe import CompressRecipe
 
@@ -14,7 +13,7 @@ EngineFactory = Callable[[CompressRecipe], Engine]
 
 
 def load_engine(recipe: CompressRecipe) -> Engine:
-    """Load the base model in the recipe's engine, on its device.
+    """Load the base model in the recipe's engine, on its device (not `auto`) and in its dtype.
 
     :raises PruneError: if the model or the engine cannot be had
     """
@@ -29,7 +28,7 @@ def load_engine(recipe: CompressRecipe) -> Engine:
         )
     from offline.engines.transformers import TransformersEngine
 
-    return TransformersEngine(recipe.model, device=pick_device(recipe.device), dtype=recipe.dtype)
+    return TransformersEngine(recipe.model, device=recipe.device, dtype=recipe.dtype)
 
 
 @contextmanager
@@ -42,7 +41,7 @@ def open_engines(
     :raises PruneError: if one cannot be made
     """
     if recipe.replicas > 1:
-        from offline.engines.replica import start_replicas
+        from offline.engines.replicas import start_replicas
 
         factory = partial(make_engine, recipe)
         with start_replicas(factory, recipe.replicas, address=recipe.ray_address) as replicas:

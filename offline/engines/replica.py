@@ -6,6 +6,7 @@ replicas does not need it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from vllm_moe_prune.routing_map import RoutingMap
 EngineMaker = Callable[[], Engine]
 _MAX_DEATHS = 3  # of one call, before the call itself is taken to be deadly
 _PLACING_SECONDS = 300.0  # to find a place for a replica and start its process
+_STOPPING_SECONDS = 30.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -51,6 +53,12 @@ class _Host:
         """Call a method of the engine."""
         return getattr(self._engine, method)(*args, **options)
 
+    def stop(self) -> None:
+        """Let an engine with processes of its own end them."""
+        close = getattr(self._engine, "close", None)
+        if close is not None:
+            close()
+
 
 class RayReplica:
     """An `Engine` in a Ray actor. If its process dies, another one takes over where it was.
@@ -75,7 +83,7 @@ class RayReplica:
         try:
             self._retrying(self._start)
         except BaseException:
-            self.close()
+            self._discard()
             raise
 
     def apply(self, routing_map: RoutingMap | None) -> None:
@@ -103,7 +111,15 @@ class RayReplica:
         return use
 
     def close(self) -> None:
-        """End the replica's process."""
+        """End the engine and its process."""
+        from ray.exceptions import RayError
+
+        if self._actor is not None:
+            with contextlib.suppress(RayError):  # dead or stuck: what follows ends it too
+                _get(self._actor.stop.remote(), timeout=_STOPPING_SECONDS)
+            self._discard()
+
+    def _discard(self) -> None:
         import ray
 
         if self._actor is not None:
@@ -134,7 +150,7 @@ class RayReplica:
         try:
             self.pid = _get(self._actor.start.remote(), timeout=_PLACING_SECONDS)
         except ray.exceptions.GetTimeoutError:
-            self.close()
+            self._discard()
             raise PruneError(
                 f"Ray found no place for a replica within {_PLACING_SECONDS:.0f} s "
                 f"({self._share.cpus} CPUs, {self._share.gpus:g} GPUs)",
@@ -155,7 +171,7 @@ class RayReplica:
             except (RayActorError, OutOfMemoryError) as error:
                 self.deaths += 1
                 reason = str(error).strip().splitlines()[0]
-                self.close()
+                self._discard()
         raise PruneError(
             f"a replica's process died {_MAX_DEATHS} times at the same work: {reason}",
             hint="it may be out of memory: try fewer --replicas; Ray's logs say more",

@@ -1,51 +1,24 @@
-"""`Replicas`: several engines in a Ray cluster, which is started on this machine on demand."""
+"""Several engines in a Ray cluster, which is started on this machine on demand."""
 
 from __future__ import annotations
 
 import math
 import os
 import socket
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Any, Self
+from contextlib import contextmanager
+from typing import Any
 
 from offline.engines.replica import EngineMaker, RayReplica, Share
 from vllm_moe_prune.errors import PruneError
 
-_ATTEMPTS = 2
+_ATTEMPTS = 3
 _CONNECT_SECONDS = 10.0
 _LOCAL_STORE_BYTES = 256 * 1024**2  # maps and results are small
 
 
-class Replicas:
-    """Replicas under way; as a context manager it ends them, and Ray if it was started for them."""
-
-    def __init__(self, engines: list[RayReplica], *, owns_ray: bool) -> None:
-        self.engines = engines
-        self._owns_ray = owns_ray
-
-    def close(self) -> None:
-        """End all replicas."""
-        for engine in self.engines:
-            engine.close()
-        self.engines = []
-        if self._owns_ray:
-            import ray
-
-            ray.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
+@contextmanager
 def start_replicas(
     factory: EngineMaker,
     count: int,
@@ -53,8 +26,10 @@ def start_replicas(
     address: str | None = None,
     cpus: int | None = None,
     gpus: float | None = None,
-) -> Replicas:
-    """Start ``count`` copies of an engine, all at once.
+) -> Iterator[Sequence[RayReplica]]:
+    """Give ``count`` copies of an engine for the length of a block; they start all at once.
+
+    After the block they are ended, and Ray with them if it was started for them.
 
     :param address: a running Ray cluster (``auto``, ``HOST:PORT``, ``ray://HOST:PORT``); None or
         ``local`` starts Ray on this machine, without dashboard and usage statistics
@@ -67,14 +42,17 @@ def start_replicas(
         raise PruneError(f"--replicas {count} is not a number from 1 on")
     cores = len(os.sched_getaffinity(0))
     owns_ray = _connect(address, num_cpus=max(cores, (cpus or 1) * count))
-    replicas = Replicas([], owns_ray=owns_ray)
+    replicas: Sequence[RayReplica] = ()
     try:
-        share = _share(count, cpus, gpus)
-        replicas.engines = _start_all(factory, count, share)
-    except BaseException:
-        replicas.close()
-        raise
-    return replicas
+        replicas = _start_all(factory, count, _share(count, cpus, gpus))
+        yield replicas
+    finally:
+        for replica in replicas:
+            replica.close()
+        if owns_ray:
+            import ray
+
+            ray.shutdown()
 
 
 def _start_all(factory: EngineMaker, count: int, share: Share) -> list[RayReplica]:

@@ -122,7 +122,6 @@ class LiveLM(Encoder):
                     temperature=0.0,
                     max_tokens=room,
                     stop=[until] if isinstance(until, str) else list(until),
-                    skip_special_tokens=False,
                 )
             )
         outputs = self._generate(prompts, sampling)

@@ -45,7 +45,8 @@ def start(folder: Path, settings: Mapping[str, Any]) -> LLM:
                 )
             except Exception as error:  # vLLM raises whatever its many parts do
                 text = log.read_text(errors="replace") if log.is_file() else ""
-                reason = last_error(text) or last_error(f"{type(error).__name__}: {error}")
+                # Of a failure in another process this one has only second-hand news.
+                reason = last_error(f"{text}\n{type(error).__name__}: {error}")
                 raise PruneError(f"vLLM cannot start on {folder}: {reason}") from error
 
 

@@ -74,7 +74,8 @@ def naee(
         each = [discrepancies[layer] for layer in group.layers]
         total = {kept: math.fsum(layer[kept] for layer in each) for kept in each[0]}
         assert all(len(kept) == rows for kept in total), "subsets of another size were measured"
-        chosen.append(tuple(sorted(min(total, key=total.__getitem__))))
+        nearest = min(total, key=total.__getitem__)
+        chosen.append(tuple(sorted(nearest)))
     return dict(by_layer(chosen, groups))
 
 

@@ -69,7 +69,7 @@ class Individual:
 
 
 Population = list[Individual]
-Assess = Callable[[Sequence[Genome]], Sequence[Assessed]]
+Assess = Callable[[Sequence[Genome], Phase], Sequence[Assessed]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def search(
     comes from ``rng``: repeated with the same seed and the same fitness values, a search goes the
     same way, so resuming is repeating with remembered values.
 
-    :param assess: the genomes of a generation -> what each is worth, in order
+    :param assess: the genomes of a generation and its phase -> what each is worth, in order
     :param initial: genomes to begin with, such as those of one-shot methods
     :raises PruneError: if the phases cannot be run in this space, before anything is assessed
     """
@@ -113,7 +113,7 @@ def search(
             brood = breeder.brood(phase, population, known, size, initial)
             if not brood:
                 break  # every genome that can be reached has been evaluated
-            results = assess([child.genome for child in brood])
+            results = assess([child.genome for child in brood], phase)
             population += [
                 Individual(child.genome, result, phase, generation, child.parents)
                 for child, result in zip(brood, results, strict=True)

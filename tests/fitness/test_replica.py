@@ -28,15 +28,22 @@ from vllm_moe_prune.errors import PruneError
 @pytest.fixture(scope="module", autouse=True)
 def _cluster() -> Iterator[None]:
     """One local Ray for all tests here: starting it takes longer than they do."""
-    first = start_replicas(make_engine, 1, cpus=1)
-    yield
-    first.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda _: range(4))
+        with start_replicas(make_engine, 1, cpus=1) as (replica,):
+            replica.close()  # its core is for the tests
+            yield
     assert not ray.is_initialized()
 
 
 @pytest.fixture
 def deadly(tmp_path: Path) -> Path:
     return tmp_path / "deadly"
+
+
+def start(factory: Any, count: int, **options: Any) -> None:
+    with start_replicas(factory, count, **options):
+        pass
 
 
 def assess(folder: Path, engines: list[Any]) -> None:
@@ -49,12 +56,12 @@ def test_replicas_give_the_log_of_one_engine_also_when_one_dies(
     tmp_path: Path, deadly: Path
 ) -> None:
     assess(tmp_path / "one", [FakeEngine()])
-    with start_replicas(partial(make_engine, deadly), 2, cpus=0) as replicas:
-        assess(tmp_path / "two", replicas.engines)
-        assert [engine.deaths for engine in replicas.engines] == [0, 0]
+    with start_replicas(partial(make_engine, deadly), 2, cpus=1) as replicas:
+        assess(tmp_path / "two", replicas)
+        assert [engine.deaths for engine in replicas] == [0, 0]
         deadly.touch()  # the next evaluation takes the process with it
-        assess(tmp_path / "dying", replicas.engines)
-        assert sorted(engine.deaths for engine in replicas.engines) == [0, 1]
+        assess(tmp_path / "dying", replicas)
+        assert sorted(engine.deaths for engine in replicas) == [0, 1]
     assert unordered(tmp_path / "one") == unordered(tmp_path / "two")
     assert unordered(tmp_path / "one") == unordered(tmp_path / "dying")
 
@@ -83,18 +90,18 @@ def test_a_replica_is_an_engine_and_goes_on_after_its_process_was_killed() -> No
 
 def test_a_factory_that_fails_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PruneError) as caught:
-        start_replicas(refuse, 1, cpus=1)
+        start(refuse, 1, cpus=1)
     assert (caught.value.message, caught.value.hint) == ("no model there", "give a folder")
     monkeypatch.setattr(replica_module, "_MAX_DEATHS", 2)
     with pytest.raises(PruneError, match="died 2 times at the same work"):
-        start_replicas(die_at_once, 1, cpus=1)
+        start(die_at_once, 1, cpus=1)
 
 
 def test_replicas_that_do_not_fit_are_refused() -> None:
     with pytest.raises(PruneError, match="2 replicas of 4096 CPUs and 0 GPUs do not fit"):
-        start_replicas(make_engine, 2, cpus=4096)
+        start(make_engine, 2, cpus=4096)
     with pytest.raises(PruneError, match="not a number from 1 on"):
-        start_replicas(make_engine, 0)
+        start(make_engine, 0)
 
 
 @pytest.mark.parametrize(
@@ -118,9 +125,9 @@ def test_no_ray_and_no_cluster_are_one_line(monkeypatch: pytest.MonkeyPatch) -> 
         free.bind(("127.0.0.1", 0))
         address = f"ray://127.0.0.1:{free.getsockname()[1]}"
         with pytest.raises(PruneError) as caught:
-            start_replicas(make_engine, 2, address=address)
+            start(make_engine, 2, address=address)
     assert caught.value.message.startswith(f"no Ray cluster can be used at {address}: ")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(PruneError) as caught:
-        start_replicas(make_engine, 2)
+        start(make_engine, 2)
     assert caught.value.message == "replicas need ray, which is not installed"

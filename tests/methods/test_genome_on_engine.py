@@ -43,8 +43,8 @@ def by_hand(folder: Path, coefficients: Coefficients, top_k: int) -> object:
         )
         for layer in range(3)
     ]
-    matrices = {f"w_em__{n}": coefficients.experts for n in range(3)}
-    matrices |= {f"w_rm__{n}": coefficients.router for n in range(3)}
+    matrices = {f"w_em__{n}": coefficients.experts.copy() for n in range(3)}
+    matrices |= {f"w_rm__{n}": coefficients.router.copy() for n in range(3)}
     return map_of(folder, layers, **matrices)
 
 

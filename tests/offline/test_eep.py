@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline.methods import eep
-from offline.methods.eep import Assess, Assessed, EepSettings, Genome, Individual, Population
+from offline.methods.eep import Assess, Assessed, Genome, Population
 from offline.methods.genome import Coefficients
 from offline.methods.presets import PRESETS, settings_of
 from offline.methods.space import Space
@@ -32,7 +32,7 @@ def likes_low_ids(genome: Genome) -> float:
     return float(1 - mass / 16 + router / 50)
 
 
-def assess(genomes: Sequence[Genome]) -> list[Assessed]:
+def assess(genomes: Sequence[Genome], _: str) -> list[Assessed]:
     return [Assessed(likes_low_ids(genome)) for genome in genomes]
 
 
@@ -48,47 +48,6 @@ def run(
     chosen = settings_of(preset, **(SMALL if preset == "paper" else {}) | numbers)
     found = eep.search(space, chosen, judge, random.Random(seed), initial=initial)
     return [list(population) for population in found]
-
-
-def test_the_released_numbers_are_the_paper_preset() -> None:
-    assert PRESETS["paper"].model_dump() == {
-        "phases": "both",
-        "num_groups": 4,
-        "num_initial": 30,
-        "prune_until": 100,
-        "num_evaluations": 400,
-        "children": 1,
-        "expert_group_probability": 0.25,
-        "router_group_probability": 0.25,
-        "swap_probability": 0.15,
-        "noise_probability": 0.25,
-        "noise_scale": 0.065,
-        "mutation_threshold": 0.03,
-        "mutation_rank": 0,
-        "crossover_probability": 0.3,
-        "crossover_phases": "merge",
-        "crossover_threshold": 0.01,
-        "crossover_rank": 6,
-        "from_front_probability": 0.6,
-        "align_rows": False,
-        "normalise_probability": 0.1,
-        "move_probability": 0.3,
-        "skip_known": True,
-        "finalists": 20,
-    }
-
-
-def test_a_preset_is_changed_field_by_field_and_scaled_as_a_whole() -> None:
-    assert settings_of("paper") == PRESETS["paper"]
-    scaled = settings_of("paper", num_evaluations=40, children=None)
-    assert (scaled.num_initial, scaled.prune_until, scaled.num_evaluations) == (3, 10, 40)
-    given_too = settings_of("paper", num_evaluations=40, prune_until=20)
-    assert (given_too.num_initial, given_too.prune_until) == (3, 20)
-    assert settings_of("paper", num_evaluations=40, phases="prune").prune_until == 40
-    with pytest.raises(PruneError, match="eep: children: Input should be greater"):
-        settings_of("fast", children=0)
-    with pytest.raises(PruneError, match="eep: colour: Extra inputs"):
-        settings_of("fast", colour="red")
 
 
 @pytest.mark.parametrize("preset", ["paper", "fast"])
@@ -169,41 +128,8 @@ def test_a_child_of_pruning_differs_from_its_parent_in_few_rows() -> None:
     assert np.mean(moved) < 4  # of 16 rows
 
 
-def parents_of(fitness: Sequence[float], threshold: float, rank: int) -> set[int]:
-    """Who can be a parent, over many draws."""
-    space = space_of()
-    groups = space.groups(1)
-    genome = Genome.of_kept([(0, 1, 2, 3)], [8])
-    population = [Individual(genome, Assessed(f, complete=f != 9), "initial", 0) for f in fitness]
-    draw = np.random.default_rng(0)
-    breeder = eep._Breeder(groups, space, EepSettings(), draw)
-    return {i for _ in range(50) for i in breeder._parents(population, threshold, rank)}
-
-
-def test_parents_are_within_the_threshold_but_at_least_so_many() -> None:
-    fitness = [0.50, 0.47, 0.46, 0.30, 0.20]
-    assert parents_of(fitness, 0.03, 0) == {0, 1}
-    assert parents_of(fitness, 0.03, 3) == {0, 1, 2}
-    assert parents_of(fitness, 0.0, 0) == {0}
-    assert parents_of(fitness, 0.0, 9) == {0, 1, 2, 3, 4}
-
-
-def test_ties_are_put_in_random_order_before_the_rank_is_cut() -> None:
-    assert parents_of([0.5, 0.4, 0.4, 0.4, 0.1], 0.0, 2) == {0, 1, 2, 3}
-
-
-def test_what_racing_dropped_or_has_no_number_is_neither_parent_nor_finalist() -> None:
-    assert parents_of([0.5, 9, 0.4, float("nan"), float("-inf")], 0.0, 9) == {0, 2}
-    genome = Genome.of_kept([(0, 1)], [8])
-    made = [
-        Individual(genome, Assessed(fitness, complete), "initial", 0)
-        for fitness, complete in ((0.5, True), (0.9, False), (float("nan"), True), (0.7, True))
-    ]
-    assert [i.fitness for i in eep.best(made, 5)] == [0.7, 0.5]
-
-
 def test_a_dropped_candidate_stays_in_the_population_but_has_no_children() -> None:
-    def race(genomes: Sequence[Genome]) -> list[Assessed]:
+    def race(genomes: Sequence[Genome], _: str) -> list[Assessed]:
         worth = [likes_low_ids(genome) for genome in genomes]
         return [Assessed(w + (w < 0.8), complete=w >= 0.8) for w in worth]
 
@@ -236,20 +162,25 @@ def test_the_same_seed_and_fitness_are_the_same_search_and_another_seed_is_not(
 ) -> None:
     first = run(space_of(budget=20), 3, preset=preset)
     remembered = {i.genome.key: i.assessed for i in first[-1]}
-    again = run(space_of(budget=20), 3, lambda gs: [remembered[g.key] for g in gs], preset=preset)
+    again = run(
+        space_of(budget=20), 3, lambda gs, _: [remembered[g.key] for g in gs], preset=preset
+    )
     assert again == first
     assert run(space_of(budget=20), 4, preset=preset)[-1] != first[-1]
 
 
 def test_a_generation_is_drawn_before_any_of_it_is_assessed() -> None:
     asked: list[int] = []
+    phases: list[str] = []
 
-    def judge(genomes: Sequence[Genome]) -> list[Assessed]:
+    def judge(genomes: Sequence[Genome], phase: str) -> list[Assessed]:
         asked.append(len(genomes))
-        return assess(genomes)
+        phases.append(phase)
+        return assess(genomes, phase)
 
     history = run(space_of(), judge=judge, children=8)
     assert asked == [10, 8, 8, 8, 6, 8, 8, 8, 8, 8, 8, 2]  # generations end where phases do
+    assert phases == ["initial"] + ["prune"] * 4 + ["merge"] * 7
     for individual in history[-1]:
         ends = len(history[individual.generation - 1]) if individual.generation else 0
         assert all(parent < ends for parent in individual.parents)
@@ -334,7 +265,7 @@ def test_a_global_budget_is_kept_and_spread_by_the_search(
 def test_a_budget_goes_where_it_is_needed() -> None:
     """Layer 0 needs all its experts, the others only their first."""
 
-    def judge(genomes: Sequence[Genome]) -> list[Assessed]:
+    def judge(genomes: Sequence[Genome], _: str) -> list[Assessed]:
         return [
             Assessed((g.rows[0] + sum(0 in c.main for c in g.groups[1:])) / 20) for g in genomes
         ]
@@ -353,7 +284,7 @@ def test_the_search_beats_as_many_random_maps_and_merging_adds_to_it(preset: str
         groups = space.groups(4)
 
         def judge(
-            genomes: Sequence[Genome], scape: Landscape = landscape, parts: Any = groups
+            genomes: Sequence[Genome], _: str, scape: Landscape = landscape, parts: Any = groups
         ) -> list[Assessed]:
             return scape.assess(genomes, parts)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from serve.process import group_bytes, group_members
-from serve.server import Server, ServerSpec, split_cpus, free_port
+from serve.server import Server, ServerSpec, free_port, split_cpus
 from vllm_moe_prune.errors import PruneError
 
 ROOT = Path(__file__).parents[2]
