@@ -24,6 +24,7 @@ import click
 from rich.console import Console
 
 from benchmarks.seeds import seeds
+from offline.device import pick_device, pick_dtype
 from offline.engines.base import Engine
 from offline.engines.transformers import TransformersEngine
 from offline.fitness.assess import Assessor
@@ -93,7 +94,8 @@ def main(
     held_out: int,
 ) -> None:
     """Run the searches and print one line of JSON."""
-    engine = TransformersEngine(model, dtype="auto")
+    device = pick_device("auto")
+    engine = TransformersEngine(model, device=device, dtype=pick_dtype("auto", device))
     space = Space.of(Checkpoint.open(model), keep)
     objective = Objective.parse(task, items={"search": items, "test": held_out})
     settings = eep.settings_of(
@@ -135,7 +137,7 @@ def main(
                 n: [sum(not c.complete for c in f.candidates) for f in v] for n, v in found.items()
             },
             "settings": settings.model_dump(),
-            "racing": RacingSettings().model_dump(),
+            "racing": RacingSettings(slack=settings.mutation_threshold).model_dump(),
             "items": items,
             "task": objective.names[0],
         },
@@ -164,7 +166,7 @@ def _search(
 ) -> Found:
     with tempfile.TemporaryDirectory() as scratch:
         log = EvaluationLog(Path(scratch) / "log.jsonl")
-        race = RacingSettings() if racing else None
+        race = RacingSettings(slack=settings.mutation_threshold) if racing else None
         assessor = Assessor([engine], objective, log, racing=race)
         search = Search(space, settings, assessor, Provenance.now("benchmark"))
         initial = seeds(engine, space, objective, search.groups) if seeding else []

@@ -28,10 +28,10 @@ _FUSED = ("gate_up_proj", "down_proj")
 class Released:
     """A Mixtral in transformers whose first E' experts are rewritten for each candidate."""
 
-    def __init__(self, model: Path, device: str = "cpu") -> None:
+    def __init__(self, model: Path, device: str = "cpu", dtype: str = "auto") -> None:
         self.layout = layout_of(read_config(model))
         self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            model, dtype="auto", local_files_only=True
+            model, dtype=dtype, local_files_only=True
         ).to(device)
         tokenizer = transformers.AutoTokenizer.from_pretrained(model)
         if tokenizer.pad_token is None:

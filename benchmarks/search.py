@@ -22,6 +22,7 @@ from rich.console import Console
 
 from benchmarks.released import Released
 from benchmarks.seeds import seeds
+from offline.device import pick_device, pick_dtype
 from offline.engines.base import Engine
 from offline.engines.vllm import VllmEngine
 from offline.fitness.assess import Assessor
@@ -64,10 +65,14 @@ def main(model: Path, generation: str, choice: str, **sizes: int) -> None:
     size = Sizes(**sizes)
     space = Space.of(Checkpoint.open(model), size.keep)
     tasks = {"generation": generation, "log-likelihood": choice}
-    slow = {kind: _released(model, space, task, size) for kind, task in tasks.items()}
+    device = pick_device("auto")
+    dtype = pick_dtype("auto", device)
+    released_engine = Released(model, device, dtype)
+    slow = {kind: _released(released_engine, space, task, size) for kind, task in tasks.items()}
+    del released_engine
     fast: dict[str, dict[str, Any]] = {kind: {} for kind in tasks}
     for share in (True, False):
-        with VllmEngine(model, share_contexts=share) as engine:
+        with VllmEngine(model, dtype=dtype, share_contexts=share) as engine:
             for kind, task in tasks.items():
                 fast[kind] |= _ours(engine, space, task, size, share=share)
     detail = {kind: _detail(slow[kind], fast[kind], tasks[kind]) for kind in tasks}
@@ -75,14 +80,13 @@ def main(model: Path, generation: str, choice: str, **sizes: int) -> None:
         "name": "search_candidates_per_minute_fast_over_released",
         "value": detail["generation"]["candidates_per_minute_ratio"],
         "unit": "ratio, generation task",
-        "detail": {**detail, "model": model.name, "sizes": sizes},
+        "detail": {**detail, "model": model.name, "dtype": dtype, "sizes": sizes},
     }
     click.echo(json.dumps(report))
 
 
-def _released(model: Path, space: Space, task: str, size: Sizes) -> float:
+def _released(engine: Released, space: Space, task: str, size: Sizes) -> float:
     """Return seconds per candidate of the released procedure, half of them merged."""
-    engine = Released(model)
     objective = Objective.parse(task).tasks[0].task
     seconds = []
     for routing_map in [_candidates(space, 1)[0], *_candidates(space, size.released)]:
@@ -145,7 +149,9 @@ def _search(
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         log = EvaluationLog(Path(scratch) / "log.jsonl")
-        assessor = Assessor([engine], objective, log, racing=RacingSettings())
+        assessor = Assessor(
+            [engine], objective, log, racing=RacingSettings(slack=settings.mutation_threshold)
+        )
         search = Search(space, settings, assessor, _MADE)
         search.run(random.Random(0), seeds(engine, space, objective, search.groups))
     return time.perf_counter() - begin, search.candidates

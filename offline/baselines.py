@@ -12,7 +12,6 @@ from offline.methods.groups import Groups
 from offline.methods.space import Kept
 from offline.recipe import Baseline
 from offline.run import Run, Usage
-from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import RoutingMap
 
 
@@ -81,11 +80,7 @@ class Observations:
         from offline.engines.transformers import TransformersEngine
 
         engine, space = self.run.engines[0], self.run.space
-        if not isinstance(engine, TransformersEngine):
-            raise PruneError(
-                "naee reads what experts compute, which replicas and vLLM do not show",
-                hint="--engine transformers --replicas 1, or leave naee out",
-            )
+        assert isinstance(engine, TransformersEngine)  # the recipe allows no other
         self.run.reporter.stage("measuring what layers lose without experts", 1)
         found = engine.reconstruction(
             self.run.objective.tasks[0].task,

@@ -63,8 +63,7 @@ def _eep(run: Run, seen: Observations) -> Chosen:
 def _initial(run: Run, seen: Observations, search: Search) -> list[Genome]:
     """Return the one-shot methods' maps, where the first generation begins with them."""
     recipe, space = run.recipe, run.space
-    seeding = recipe.preset == "fast" if recipe.seeding is None else recipe.seeding
-    if not seeding or space.keeps_all:
+    if not recipe.seeds or space.keeps_all:
         return []
     more: tuple[Baseline, ...] = ("naee",) if "naee" in recipe.baselines else ()
     return seen.genomes((*_SEEDS, *more), search.groups)

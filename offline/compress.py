@@ -20,6 +20,7 @@ from offline.fitness.assess import Assessor
 from offline.fitness.log import EvaluationLog
 from offline.fitness.objective import Objective
 from offline.fitness.racing import RacingSettings
+from offline.methods import eep
 from offline.methods.space import Space
 from offline.quality import measure_quality
 from offline.recipe import CompressRecipe
@@ -88,7 +89,9 @@ class _Subject:
         base = Checkpoint.open(recipe.model)
         space = Space.of(base, recipe.keep, recipe.top_k, budget=recipe.budget, floor=recipe.floor)
         if recipe.method == "eep":
-            space.groups(eep_settings(recipe, len(space.layers)).num_groups)
+            settings = eep_settings(recipe, len(space.layers))
+            space.groups(settings.num_groups)
+            eep.check_phases(space, settings, has_initial=recipe.seeds)
         objective = Objective.parse(
             recipe.task, measure=recipe.fitness, guard=recipe.guard, items=items_of(recipe)
         )
@@ -103,15 +106,18 @@ class _Subject:
             "data": [data.model_dump() for data in self.provenance.data],
         }
 
+    @property
+    def slack(self) -> float:
+        """Return how far below the best a candidate may be and still become a parent."""
+        return eep_settings(self.recipe, len(self.space.layers)).mutation_threshold
+
     def begin(self, engines: Sequence[Engine], folder: Path, reporter: Reporter) -> Run:
         """Start the run, continuing what is in the folder's log."""
-        fast = self.recipe.preset == "fast"
-        racing = fast if self.recipe.racing is None else self.recipe.racing
         assessor = Assessor(
             engines,
             self.objective,
             EvaluationLog(folder / "evaluations.jsonl"),
-            racing=RacingSettings() if racing else None,
+            racing=RacingSettings(slack=self.slack) if self.recipe.races else None,
             on_done=lambda one: reporter.step(note=f"{one.fitness:.3f}"),
         )
         return Run(

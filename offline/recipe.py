@@ -116,8 +116,11 @@ class CompressRecipe(BaseModel):
             raise ValueError("give either --keep (experts per layer) or --budget (in all layers)")
         if self.budget is not None and self.method != "eep":
             raise ValueError(f"--budget is spread by the search; {self.method} needs --keep")
-        if self.engine == "vllm" and "naee" in (self.method, *self.baselines):
-            raise ValueError("naee reads what experts compute: it needs --engine transformers")
+        wanted = (self.method, *self.baselines)
+        if "naee" in wanted and (self.engine == "vllm" or self.replicas > 1):
+            raise ValueError(
+                "naee reads what experts compute: it needs --engine transformers --replicas 1"
+            )
         return self
 
     @property
@@ -134,6 +137,16 @@ class CompressRecipe(BaseModel):
             if word not in known:
                 raise ValueError(f"--compare: {word!r} is none of {', '.join(BASELINES)}, none")
         return tuple(dict.fromkeys(known[word] for word in words))
+
+    @property
+    def races(self) -> bool:
+        """Whether hopeless candidates are dropped; the preset's habit if not given."""
+        return self.preset == "fast" if self.racing is None else self.racing
+
+    @property
+    def seeds(self) -> bool:
+        """Whether the search begins with one-shot maps; the preset's habit if not given."""
+        return self.preset == "fast" if self.seeding is None else self.seeding
 
     @classmethod
     def merge(cls, recipe: Path | None, flags: dict[str, Any]) -> CompressRecipe:

@@ -34,6 +34,7 @@ LIGHT = (
     "vllm_moe_prune/writer.py",
     "offline/cli/",
     "offline/engines/base.py",
+    "offline/fitness/",
     "offline/methods/",
 )
 MAX_LINES = 300

@@ -57,14 +57,13 @@ def write_shards(
         _write_shard(base, shard, folder / name, progress)
         files.append(folder / name)
     total = sum(info.num_bytes for _, info in kept)
-    if len(shards) > 1:
-        weight_map = {
-            info.name: file.name
-            for file, shard in zip(files, shards, strict=True)
-            for _, info in shard
-        }
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        write_atomic(folder / INDEX_FILE, json.dumps(index, indent=2) + "\n")
+    # Also of a single file: without an index vLLM takes every safetensors file for weights, and a
+    # merged map puts its matrices beside them.
+    weight_map = {
+        info.name: file.name for file, shard in zip(files, shards, strict=True) for _, info in shard
+    }
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    write_atomic(folder / INDEX_FILE, json.dumps(index, indent=2) + "\n")
     return WriteSummary(len(kept), total, tuple(files))
 
 

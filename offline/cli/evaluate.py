@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from offline.recipe import DType
+from vllm_moe_prune.errors import PruneError
+
+if TYPE_CHECKING:
+    from offline.engines.transformers import TransformersEngine
 
 
 @click.command(name="eval", epilog="Example: vmprune eval --model pruned --task sciq --limit 200")
@@ -18,6 +22,8 @@ from offline.recipe import DType
 @click.option("--limit", type=click.IntRange(min=1), help="items; all if not given")
 @click.option("--map", "map_path", type=click.Path(path_type=Path), help="routing map to apply")
 @click.option("--allow-other-base", is_flag=True, help="apply a map made for another base")
+@click.option("--endpoint", help="score the model that the server at this address serves")
+@click.option("--served-name", help="the model's name there; the first that it serves")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--dtype", type=click.Choice(get_args(DType)), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="print JSON on stdout, with every item")
@@ -28,6 +34,8 @@ def evaluate(
     limit: int | None,
     map_path: Path | None,
     allow_other_base: bool,
+    endpoint: str | None,
+    served_name: str | None,
     device: str,
     dtype: DType,
     as_json: bool,
@@ -35,10 +43,53 @@ def evaluate(
     """Measure a checkpoint's accuracy on a task, with its 95 % confidence interval.
 
     A compact checkpoint is evaluated as its base with its routing map: --model BASE --map PRUNED.
+
+    With --endpoint URL the model is not loaded but asked over HTTP: --model is then the checkpoint
+    that is served, of any form, or its base, for the tokenizer.
     """
     from offline.tasks.catalog import check_split, get_task
 
     task, known_split = get_task(task_name), check_split(split)
+    more: dict[str, Any] = {}
+    if endpoint is None:
+        if served_name is not None:
+            raise PruneError("--served-name needs --endpoint")
+        engine = _loaded(model, map_path, allow_other_base, device, dtype)
+        result = engine.evaluate(task, known_split, limit)
+    else:
+        _refuse(
+            {
+                "--map": map_path is not None,
+                "--allow-other-base": allow_other_base,
+                "--device": device != "auto",
+                "--dtype": dtype != "auto",
+            }
+        )
+        from offline.engines.endpoint import EndpointLM, base_of
+        from offline.tasks.harness import run
+
+        lm = EndpointLM.open(endpoint, model, served_name)
+        result = run(lm, task, known_split, limit)
+        more = {
+            "endpoint": lm.endpoint.url,
+            "served_name": lm.endpoint.model,
+            "base": base_of(model).model_dump(),
+        }
+    low, high = result.confidence_interval()
+    if as_json:
+        facts = {"accuracy": result.accuracy, "low": low, "high": high, **more, **result.to_json()}
+        click.echo(json.dumps(facts))
+    else:
+        click.echo(
+            f"{task.title}, {split}: {result.accuracy:.3f} "
+            f"(95 % {low:.3f} - {high:.3f}, {len(result.items)} items)"
+        )
+
+
+def _loaded(
+    model: Path, map_path: Path | None, allow_other_base: bool, device: str, dtype: DType
+) -> TransformersEngine:
+    """Load a checkpoint into this process and apply a routing map to it."""
     from offline.device import pick_device, pick_dtype
     from offline.engines.transformers import TransformersEngine
     from vllm_moe_prune.routing_map import RoutingMap
@@ -51,13 +102,11 @@ def evaluate(
             engine.fingerprint, engine.expert_counts, allow_other=allow_other_base
         )
     engine.apply(routing_map)
-    result = engine.evaluate(task, known_split, limit)
-    low, high = result.confidence_interval()
-    if as_json:
-        facts = {"accuracy": result.accuracy, "low": low, "high": high, **result.to_json()}
-        click.echo(json.dumps(facts))
-    else:
-        click.echo(
-            f"{task.title}, {split}: {result.accuracy:.3f} "
-            f"(95 % {low:.3f} - {high:.3f}, {len(result.items)} items)"
-        )
+    return engine
+
+
+def _refuse(flags: dict[str, bool]) -> None:
+    """Refuse flags that say how to load a model where a server has loaded it."""
+    for flag, given in flags.items():
+        if given:
+            raise PruneError(f"{flag} does not go with --endpoint", hint="the server decides that")

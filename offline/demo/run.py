@@ -22,7 +22,8 @@ from vllm_moe_prune.errors import PruneError
 SERVING_FILE = "serving.json"
 # Sized for a few minutes on two cores: a search this short finds less than the defaults would.
 # The task is one that the model was not trained on and that pruning at random hurts.
-_RECIPE = {"task": "basic_skills_coding", "keep": 4, "evaluations": 30, "initial": 12}
+_RECIPE = {"task": "basic_skills_coding", "keep": 4}
+_SEARCH = {"evaluations": 32, "prune_evaluations": 20, "initial": 8, "children": 4}
 _ITEMS = {"search_items": 48, "selection_items": 48, "test_items": 120}
 _LESS = {"finalists": 3, "random_maps": 2}
 _LOAD = ("--rounds", "1", "--duration", "20s", "--max-tokens", "48", "--enforce-eager")
@@ -41,7 +42,9 @@ def run_demo(out: Path, *, users: int, bars: Bars) -> None:
         if not base.exists():
             make_demo_model(base, reporter=reporter)
         if not pruned.exists():
-            recipe = CompressRecipe.model_validate({"model": base, **_RECIPE, **_ITEMS, **_LESS})
+            recipe = CompressRecipe.model_validate(
+                {"model": base, **_RECIPE, **_SEARCH, **_ITEMS, **_LESS}
+            )
             compress(recipe, pruned, reporter=reporter)
     if not (pruned / SERVING_FILE).exists():
         _load_test(base, pruned, out / "load", users)

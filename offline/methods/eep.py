@@ -100,7 +100,11 @@ def search(
     groups = space.groups(settings.num_groups)
     initial = list({genome.key: genome for genome in reversed(initial)}.values())[::-1]
     assert all(space.accepts(genome, groups) for genome in initial), "initial genomes do not fit"
-    _check_phases(space, settings, initial)
+    check_phases(space, settings, has_initial=bool(initial))
+    if settings.phases != "merge" and not all(g.is_one_hot and g.is_tied for g in initial):
+        raise PruneError(
+            "the pruning phase cannot begin with merged experts", hint="run the merging phase only"
+        )
     breeder = _Breeder(groups, space, settings, np.random.default_rng(rng.getrandbits(128)))
     population: Population = []
     known: set[str] = set()
@@ -128,20 +132,20 @@ def best(population: Population, count: int = 1) -> Population:
     return sorted(eligible, key=lambda individual: -individual.fitness)[:count]
 
 
-def _check_phases(space: Space, settings: EepSettings, initial: Sequence[Genome]) -> None:
-    if settings.phases == "merge" and not space.keeps_all and not initial:
+def check_phases(space: Space, settings: EepSettings, *, has_initial: bool) -> None:
+    """Refuse phases that cannot be run in a space.
+
+    :raises PruneError: naming the phase and what to do instead
+    """
+    if settings.phases == "merge" and not space.keeps_all and not has_initial:
         raise PruneError(
-            "merging alone needs a map to begin with where experts are dropped",
-            hint="run both phases, give a map, or keep all experts",
+            "merging alone needs maps to begin with where experts are dropped",
+            hint="run both phases, --seeding, or keep all experts",
         )
     if settings.phases != "prune" and space.num_groups > 1:
         raise PruneError(
             f"a router that first chooses among {space.num_groups} groups cannot be mapped",
             hint="run the pruning phase only",
-        )
-    if settings.phases != "merge" and not all(g.is_one_hot and g.is_tied for g in initial):
-        raise PruneError(
-            "the pruning phase cannot begin with merged experts", hint="run the merging phase only"
         )
 
 

@@ -32,10 +32,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def task_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's task of 60 items as an lm-eval YAML file; its data needs no download."""
-    monkeypatch.setenv("VMPRUNE_CACHE", str(tmp_path / "cache"))
+def write_task(folder: Path) -> Path:
+    """Write a user's task of 60 items as an lm-eval YAML file; its data needs no download."""
     nouns = ("cat", "dog", "bird", "fish", "tree", "sun", "moon", "king", "queen", "child")
     places = ("here", "big", "small", "good", "new", "one")
     docs = [
@@ -43,7 +41,14 @@ def task_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for noun in nouns
         for place in places
     ]
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
-    file = tmp_path / "colours.yaml"
-    file.write_text(_YAML.format(folder=tmp_path))
+    (folder / "data.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    file = folder / "colours.yaml"
+    file.write_text(_YAML.format(folder=folder))
     return file
+
+
+@pytest.fixture
+def task_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The task of `write_task`, with a cache of its own."""
+    monkeypatch.setenv("VMPRUNE_CACHE", str(tmp_path / "cache"))
+    return write_task(tmp_path)

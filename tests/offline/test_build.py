@@ -54,7 +54,7 @@ def config(folder: Path) -> dict[str, Any]:
 
 
 def test_plain_has_the_weights_the_companions_the_map_and_a_card(plain: Path) -> None:
-    assert names(plain) == COMPANIONS | {"model.safetensors", "README.md", MAP_FILE}
+    assert names(plain) == COMPANIONS | {"model.safetensors", INDEX_FILE, "README.md", MAP_FILE}
 
 
 def test_compact_has_its_weights_where_no_other_reader_looks(compact: Path) -> None:

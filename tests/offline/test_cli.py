@@ -17,14 +17,19 @@ from vllm_moe_prune.checkpoint import Checkpoint
 
 FLAGS = {
     "compress": (
-        "--device --dtype --evaluations --finalists --force --groups --initial --json --keep "
-        "--method --model --out --random-maps --recipe --search-items --seed --selection-items "
-        "--task --test-items --top-k"
+        "--budget --children --compare --device --dtype --engine --evaluations --finalists "
+        "--fitness --floor --force --groups --guard --initial --json --keep --method --model --out "
+        "--phases --preset --prune-evaluations --racing --random-maps --ray-address --recipe "
+        "--replicas --search-items --seed --seeding --selection-items --task --tensor-parallel "
+        "--test-items --top-k"
     ),
     "build": "--allow-other-base --dry-run --force --map --max-shard-gib --model --out",
     "inspect": "--json",
     "check": "--base --dtype --json",
-    "eval": "--allow-other-base --device --dtype --json --limit --map --model --split --task",
+    "eval": (
+        "--allow-other-base --device --dtype --endpoint --json --limit --map --model "
+        "--served-name --split --task"
+    ),
     "report": "",
     "import-eep": "--force --json --model --out",
     "demo": "",

@@ -14,18 +14,41 @@ from vllm_moe_prune.errors import PruneError
 def test_flags_override_the_recipe_and_the_recipe_the_defaults(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: base\nkeep: 4\nseed: 7\ngroups: layer\n")
-    merged = CompressRecipe.merge(recipe, {"keep": 2, "seed": None, "top_k": 1})
-    assert (merged.model, merged.keep, merged.seed, merged.top_k) == (Path("base"), 2, 7, 1)
-    assert (merged.groups, merged.method, merged.evaluations) == ("layer", "eep", 100)
+    merged = CompressRecipe.merge(recipe, {"keep": 2, "seed": None, "top_k": "1"})
+    assert (merged.model, merged.keep, merged.seed, merged.top_k) == (Path("base"), 2, 7, "1")
+    assert (merged.groups, merged.method, merged.evaluations) == ("layer", "eep", None)
+
+
+def test_a_number_of_active_experts_in_a_file_is_meant_for_all_layers(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: base\nkeep: 4\ntop_k: 1\nracing: false\n")
+    merged = CompressRecipe.merge(recipe, {"racing": None})
+    assert (merged.top_k, merged.racing, merged.seeding) == ("1", False, None)
+
+
+def test_baselines_are_named_once_each() -> None:
+    recipe = CompressRecipe(model=Path("base"), keep=4, compare="naee, random,naee")
+    assert recipe.baselines == ("naee", "random")
+    assert CompressRecipe(model=Path("base"), keep=4, compare="none").baselines == ()
 
 
 MISTAKES = [
-    ("model: base\n", "keep: Field required", "add --keep"),
+    ("keep: 4\n", "model: Field required", "add --model"),
+    (
+        "model: base\n",
+        "give either --keep (experts per layer) or --budget (in all layers)",
+        None,
+    ),
+    (
+        "model: base\nkeep: 4\ncompare: magic\n",
+        "--compare: 'magic' is none of random, frequency, soft_activation, naee, none",
+        None,
+    ),
     ("model: base\nkeep: 4\nexperts: 4\n", "experts: Extra inputs are not permitted", None),
     ("model: base\nkeep: 0\n", "keep: Input should be greater than or equal to 1", None),
     (
         "model: base\nkeep: 4\nmethod: magic\n",
-        "method: Input should be 'eep', 'random' or 'frequency'",
+        "method: Input should be 'eep', 'random', 'frequency', 'soft_activation' or 'naee'",
         None,
     ),
 ]
@@ -43,8 +66,8 @@ def test_a_wrong_entry_is_named(text: str, message: str, hint: str | None, tmp_p
 
 def test_without_a_recipe_the_missing_flag_is_named() -> None:
     with pytest.raises(PruneError) as caught:
-        CompressRecipe.merge(None, {"model": Path("base"), "keep": None})
-    assert str(caught.value) == "settings: keep: Field required (hint: add --keep)"
+        CompressRecipe.merge(None, {"model": None, "keep": 4})
+    assert str(caught.value) == "settings: model: Field required (hint: add --model)"
 
 
 @pytest.mark.parametrize(

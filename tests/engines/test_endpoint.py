@@ -1,0 +1,227 @@
+"""Scoring over HTTP against a server that knows the answers and notes what it was asked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from offline.engines.encoding import Encoder
+from offline.engines.endpoint import Endpoint, EndpointLM
+from offline.engines.packing import group
+from offline.engines.transformers import TransformersEngine
+from tests.tiny import make_tiny_mixtral
+from vllm_moe_prune.errors import PruneError
+
+PAIRS = [
+    ("which cat is here ? the", " red"),
+    ("which cat is here ? the", " blue cat runs"),
+    ("", "the sun sings"),
+    ("the king reads ", "a question"),
+    ("the king reads", " w90"),
+    ("the king reads", " w91"),  # of two neighbours one has an even id
+]
+
+
+@dataclass
+class Answers:
+    """What the server says: log-probability of a token is minus its id, greedy if even."""
+
+    length: int | None = 512
+    root: str = "/nowhere"
+    status: int = 200
+    echoes: bool = True
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    keys: set[str | None] = field(default_factory=set)
+
+    def models(self) -> dict[str, Any]:
+        card = {"max_model_len": self.length, "root": self.root}
+        return {"data": [{"id": "first", **card}, {"id": "second", **card}]}
+
+    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        ids = body["prompt"]
+        if not body.get("echo"):
+            return {
+                "choices": [{"index": 0, "text": f" {len(ids)} words"}],
+                "usage": {"completion_tokens": 3},
+            }
+        if not self.echoes:
+            return {"choices": [{"index": 0, "text": "", "logprobs": None}]}
+        own = [None, *(-float(token) for token in ids[1:]), -1.0]
+        top = [None, *({"a": -float(t), "b": -float(t) + t % 2} for t in ids[1:]), {"a": -1.0}]
+        logprobs = {"token_logprobs": own, "top_logprobs": top}
+        return {"choices": [{"index": 0, "logprobs": logprobs}]}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    answers: Answers
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._say(200, self.answers.models())
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.answers.asked.append(body)
+        self.answers.keys.add(self.headers.get("Authorization"))
+        if self.answers.status != 200:
+            self._say(self.answers.status, {"error": {"message": "too long\nby far", "code": 400}})
+        else:
+            self._say(200, self.answers.complete(body))
+
+    def _say(self, status: int, answer: dict[str, Any]) -> None:
+        body = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def answers() -> Answers:
+    return Answers()
+
+
+@pytest.fixture
+def url(answers: Answers) -> Iterator[str]:
+    handler = type("Handler", (_Handler,), {"answers": answers})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def requests(*arguments: tuple[Any, ...]) -> list[Any]:
+    return [SimpleNamespace(args=args) for args in arguments]
+
+
+def test_choices_are_asked_in_the_tokens_of_the_engines(
+    url: str, answers: Answers, tiny: Path, engine: TransformersEngine
+) -> None:
+    lm = EndpointLM.open(url, tiny)
+    found = lm.loglikelihood(requests(*PAIRS))
+    encoded = engine._scorer.encode_pairs(PAIRS)
+    sent = sorted(body["prompt"] for body in answers.asked)
+    assert sent == sorted(context + continuation for context, continuation in encoded)
+    assert found == [
+        (-float(sum(continuation)), all(token % 2 == 0 for token in continuation))
+        for _, continuation in encoded
+    ]
+    assert {greedy for _, greedy in found} == {True, False}
+    assert lm.tokens == sum(map(len, sent))
+    assert {body["model"] for body in answers.asked} == {"first"}
+
+
+def test_texts_are_asked_greedily_with_the_tokens_of_the_engines(
+    url: str, answers: Answers, tiny: Path, engine: TransformersEngine
+) -> None:
+    lm = EndpointLM.open(url, tiny, "second")
+    options = {"until": ["\n", "sun"], "max_gen_toks": 7, "do_sample": False}
+    long = "red " * 600
+    found = lm.generate_until(requests(("the cat", options), (long, {"until": "."})))
+    ids = [engine._scorer.encode_text("the cat"), lm.encode_text(long, room=256)]
+    assert found == [f" {len(one)} words" for one in ids]
+    asked = sorted(answers.asked, key=lambda body: len(body["prompt"]))
+    assert [body["prompt"] for body in asked] == ids
+    assert [body["stop"] for body in asked] == [["\n", "sun"], ["."]]
+    assert [body["max_tokens"] for body in asked] == [7, 256]
+    assert {(b["model"], b["temperature"], b["repetition_penalty"]) for b in asked} == {
+        ("second", 0, 1.0)
+    }
+    assert len(ids[1]) + 256 == 510
+    assert lm.tokens == sum(map(len, ids)) + 2 * 3
+
+
+def test_what_the_model_cannot_see_whole_is_cut_as_in_the_engines(
+    url: str, answers: Answers, tiny: Path
+) -> None:
+    lm = EndpointLM.open(url, tiny)  # the tiny model sees 512 tokens, and so does the server
+    pair = ("red " * 600, " blue cat")
+    lm.loglikelihood(requests(pair))
+    (question,) = group(lm.encode_pairs([pair]), 510)
+    assert answers.asked[0]["prompt"] == [*question.context, *question.continuations[0]]
+    assert len(answers.asked[0]["prompt"]) == 511  # and one that is generated
+
+
+@pytest.mark.parametrize("kind", ["choice", "text"])
+def test_a_server_that_takes_less_than_the_model_refuses_rather_than_cuts(
+    kind: str, url: str, answers: Answers, tiny: Path
+) -> None:
+    answers.length = 20
+    lm = EndpointLM.open(url, tiny)
+    fits, not_fits = "red " * 13, "red " * 30
+    with pytest.raises(PruneError, match=r"and .* takes 20") as caught:
+        for text in (fits, not_fits):
+            if kind == "choice":
+                lm.loglikelihood(requests((text.strip(), " blue")))
+            else:
+                lm.generate_until(requests((text.strip(), {"max_gen_toks": 3})))
+            assert text == fits
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("serve with --max-model-len 3")
+
+
+def test_no_request_to_this_machine_goes_through_a_proxy(
+    url: str, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert EndpointLM.open(url, tiny).loglikelihood(requests(PAIRS[0]))
+
+
+def test_the_key_is_sent(
+    url: str, answers: Answers, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    EndpointLM.open(url + "/v1/", tiny).loglikelihood(requests(PAIRS[0]))
+    assert answers.keys == {"Bearer secret"}
+
+
+def refusal(*arguments: Any) -> PruneError:
+    with pytest.raises(PruneError) as caught:
+        EndpointLM.open(*arguments).loglikelihood(requests(PAIRS[0]))
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_what_is_wrong_is_one_line(url: str, answers: Answers, tiny: Path, tmp_path: Path) -> None:
+    assert refusal("http://127.0.0.1:9", tiny).message.startswith("no OpenAI-compatible server at")
+    assert refusal("nonsense", tiny).message.startswith("no OpenAI-compatible server at nonsense")
+    wrong = refusal(url, tiny, "third")
+    assert wrong.message == f"{url} does not serve 'third'"
+    assert wrong.hint == "it serves first, second"
+    shutil.copy(tiny / "config.json", tmp_path)
+    assert refusal(url, tmp_path).message.startswith(f"no tokenizer in {tmp_path}")
+    assert "absent" in refusal(url, tmp_path / "absent").message
+    answers.echoes = False
+    assert "does not give log-probabilities" in refusal(url, tiny).message
+    answers.status = 400
+    assert refusal(url, tiny).message == f"{url} failed: status 400: too long"
+
+
+def test_a_server_of_another_base_is_refused(
+    url: str, answers: Answers, tiny: Path, tmp_path: Path
+) -> None:
+    answers.root = str(tiny)
+    assert isinstance(EndpointLM.open(url, tiny), Encoder)
+    other = make_tiny_mixtral(tmp_path / "other", seed=5)
+    with pytest.raises(PruneError, match="does not have the base of"):
+        EndpointLM.open(url, other)
+    answers.root = "org/name"  # on the hub: nothing to compare with
+    assert Endpoint.find(url).root == "org/name"
+    EndpointLM.open(url, other)
