@@ -46,6 +46,10 @@ format: install
 bench: install
 	$(BIN)/python -m benchmarks.rewrite
 	$(BIN)/python -m benchmarks.serving
+	mkdir -p build && test -d build/testbed || $(BIN)/python -m benchmarks.testbed.model --out build/testbed
+	$(BIN)/python -m benchmarks.search --model build/testbed \
+	  --generation build/testbed/tasks/lookup_gen.yaml --choice build/testbed/tasks/lookup.yaml
+	$(BIN)/python -m benchmarks.economy --model build/testbed --task build/testbed/tasks/arithmetic.yaml
 
 lock: install
 	$(BIN)/python requirements/lock.py > requirements/cpu.lock

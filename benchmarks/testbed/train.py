@@ -37,8 +37,6 @@ class Settings:
     rows: int = 2  # blocks of a step
     rate: float = 2e-3
     fall: float = 0.2  # the last part of the steps, in which the rate falls to nothing
-    again: int = 700  # steps of a second round, from a lower rate straight to nothing
-    again_rate: float = 1.2e-3
     warmup: int = 100
     balance: float = 0.01
     decay: float = 0.1
@@ -46,18 +44,10 @@ class Settings:
     seed: int = 0
 
     def rate_at(self, step: int) -> float:
-        """Warm-up, level, then a straight fall; after that a shorter round that only falls."""
-        if step >= self.steps:
-            late = step - self.steps
-            return self.again_rate * min((late + 1) / self.warmup, 1 - late / self.again)
+        """Warm-up, level, then a straight fall: what comes before the fall fits any length."""
         rising = (step + 1) / self.warmup
         falling = (self.steps - step) / (self.fall * self.steps)
         return self.rate * min(rising, 1.0, falling)
-
-    @property
-    def all_steps(self) -> int:
-        """Return the steps of both rounds."""
-        return self.steps + self.again
 
 
 @dataclass(slots=True)
@@ -73,19 +63,18 @@ class Data:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="folder to work in")
-@click.option("--steps", default=Settings().steps, help="steps of the first round")
-@click.option("--again", default=Settings().again, help="steps of the second round")
-def main(work: Path, steps: int, again: int) -> None:
+@click.option("--steps", default=Settings().steps)
+def main(work: Path, steps: int) -> None:
     """Train, or go on training, and write the weights."""
     torch.set_num_threads(1)
     work.mkdir(parents=True, exist_ok=True)
-    settings, shape = Settings(steps=steps, again=again), Shape()
+    settings, shape = Settings(steps=steps), Shape()
     data = prepare(work, shape, settings)
     network, seconds = run(work, shape, settings, data)
     header = {
         "settings": asdict(settings),
         "shape": asdict(shape),
-        "tokens": settings.all_steps * settings.rows * settings.length,
+        "tokens": settings.steps * settings.rows * settings.length,
         "shares": mixture.SHARES,
         "text_sha256": data.text_sha256,
         "seconds": round(seconds),
@@ -99,7 +88,7 @@ def prepare(work: Path, shape: Shape, settings: Settings) -> Data:
 
     :raises ValueError: if ``work`` has fewer blocks than are needed
     """
-    path, needed = work / "data.pt", settings.all_steps * settings.rows
+    path, needed = work / "data.pt", settings.steps * settings.rows
     if not path.is_file():
         corpora = load_corpora()
         tokenizer = mixture.train_tokenizer(corpora, shape.vocab)
@@ -169,7 +158,7 @@ def run(work: Path, shape: Shape, settings: Settings, data: Data) -> tuple[Netwo
         optimizer.load_state_dict(state["optimizer"])
         step, spent = state["step"], state["seconds"]
     begin = saved = time.perf_counter()
-    while step < settings.all_steps:
+    while step < settings.steps:
         rows = slice(step * settings.rows, (step + 1) * settings.rows)
         for group in optimizer.param_groups:
             group["lr"] = settings.rate_at(step)
@@ -183,9 +172,9 @@ def run(work: Path, shape: Shape, settings: Settings, data: Data) -> tuple[Netwo
         if step % 25 == 0:
             tell(step=step, seconds=round(spent + now - begin), loss=round(loss.item(), 3))
             tell(balance=round(balance.item(), 3), norm=round(norm.item(), 2))
-        if step % _PROBE_STEPS == 0 or step == settings.all_steps:
+        if step % _PROBE_STEPS == 0 or step == settings.steps:
             probe(network, data)
-        if now - saved > _SAVE_SECONDS or step == settings.all_steps:
+        if now - saved > _SAVE_SECONDS or step == settings.steps:
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
             save(state | {"step": step, "seconds": spent + now - begin}, path)
             saved = now

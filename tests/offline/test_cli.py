@@ -14,6 +14,7 @@ from offline.build import build
 from offline.cli.main import cli
 from tests.maps import mixed_map, uniform_map
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.errors import PruneError
 
 FLAGS = {
     "compress": (
@@ -151,3 +152,16 @@ def test_a_dry_run_writes_nothing(base: Path, tmp_path: Path) -> None:
     assert "48 tensors dropped, 0 merged" in result.output
     assert "written" not in result.output
     assert [file.name for file in tmp_path.iterdir()] == ["map"]
+
+
+@pytest.mark.parametrize("flag", ["--map", "--allow-other-base", "--device", "--dtype"])
+def test_eval_of_a_server_refuses_what_the_server_decides(flag: str, base: Path) -> None:
+    value = {"--map": [base], "--device": ["cpu"], "--dtype": ["float32"]}.get(flag, [])
+    arguments: list[Any] = ["--model", base, "--task", "sciq", flag, *value]
+    with pytest.raises(PruneError, match=f"{flag} does not go with --endpoint"):
+        invoke("eval", *arguments, "--endpoint", "http://127.0.0.1:9")
+
+
+def test_eval_needs_a_server_for_a_name_on_it(base: Path) -> None:
+    with pytest.raises(PruneError, match="--served-name needs --endpoint"):
+        invoke("eval", "--model", base, "--task", "sciq", "--served-name", "m")

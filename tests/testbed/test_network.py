@@ -75,7 +75,7 @@ def test_a_killed_training_continues_to_the_same_weights(
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 96, (12, 32), generator=generator).short()
     data = Data(ids, torch.ones(12, 32).half(), {}, {}, {})
-    settings = Settings(steps=4, again=2, rows=2, warmup=2)
+    settings = Settings(steps=6, rows=2, warmup=2)
     straight, _ = run(tmp_path, _SMALL, settings, data)
 
     class Killed(Exception):
