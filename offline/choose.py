@@ -50,9 +50,10 @@ def _eep(run: Run, seen: Observations) -> Chosen:
     run.reporter.stage("searching", settings.num_evaluations)
     population = search.run(random.Random(run.recipe.seed), initial)
     run.reporter.step(settings.num_evaluations - len(population))  # where no more could be found
-    run.search_log += _points(search.candidates, population)
+    only_merges = run.space.keeps_all or settings.phases == "merge"
+    run.search_log += _points(search.candidates, population, only_merges=only_merges)
     pruned = [one for one in population if one.phase != "merge"]
-    if len(pruned) in (0, len(population)) or run.space.keeps_all:
+    if only_merges or len(pruned) == len(population):
         return {"eep": _finalist(run, seen, search, population)}
     return {
         "eep_prune": _finalist(run, seen, search, pruned),
@@ -69,7 +70,9 @@ def _initial(run: Run, seen: Observations, search: Search) -> list[Genome]:
     return seen.genomes((*_SEEDS, *more), search.groups)
 
 
-def _points(candidates: list[Assessment], population: eep.Population) -> list[SearchPoint]:
+def _points(
+    candidates: list[Assessment], population: eep.Population, *, only_merges: bool
+) -> list[SearchPoint]:
     """Return what the report shows of every candidate."""
     points: list[SearchPoint] = []
     best: float | None = None
@@ -79,7 +82,7 @@ def _points(candidates: list[Assessment], population: eep.Population) -> list[Se
         points.append(
             SearchPoint(
                 evaluation=len(points) + 1,
-                phase="merge" if individual.phase == "merge" else "prune",
+                phase="merge" if only_merges or individual.phase == "merge" else "prune",
                 fitness=candidate.fitness,
                 best=candidate.fitness if best is None else best,
                 complete=candidate.complete,

@@ -208,7 +208,7 @@ def test_phases_can_be_run_alone() -> None:
 
 
 def test_merging_alone_with_fewer_experts_needs_a_beginning() -> None:
-    with pytest.raises(PruneError, match="merging alone needs a map to begin with"):
+    with pytest.raises(PruneError, match="merging alone needs maps to begin with"):
         run(space_of(), phases="merge")
 
 

@@ -28,7 +28,7 @@ from vllm_moe_prune.routing_map import RoutingMap
 pytestmark = pytest.mark.vllm
 
 TIE = 1e-3  # nats: below it, the order of sums decides between two choices
-SEARCH_ITEMS = 20
+SEARCH_ITEMS = 15  # the whole split
 SETTINGS: dict[str, Any] = {
     "keep": 4,
     "fitness": "margin",  # fine enough that merging always finds something better
@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
     "initial": 4,
     "finalists": 2,
     "search_items": SEARCH_ITEMS,
-    "selection_items": 20,
+    "selection_items": 15,
     "racing": False,
     "compare": "none",
     "dtype": "float32",
