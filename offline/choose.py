@@ -54,10 +54,11 @@ def _eep(run: Run, seen: Observations) -> Chosen:
     run.search_log += _points(search.candidates, population, only_merges=only_merges)
     pruned = [one for one in population if one.phase != "merge"]
     if only_merges or len(pruned) == len(population):
-        return {"eep": _finalist(run, seen, search, population)}
+        unchanged = population[:1] if run.space.keeps_all else []
+        return {"eep": _finalist(run, seen, search, population, also=unchanged)}
     return {
-        "eep_prune": _finalist(run, seen, search, pruned),
-        "eep": _finalist(run, seen, search, population),
+        "eep_prune": _finalist(run, seen, search, pruned, also=[]),
+        "eep": _finalist(run, seen, search, population, also=pruned),
     }
 
 
@@ -95,13 +96,24 @@ def _points(
 
 
 def _finalist(
-    run: Run, seen: Observations, search: Search, population: eep.Population
+    run: Run,
+    seen: Observations,
+    search: Search,
+    population: eep.Population,
+    *,
+    also: eep.Population,
 ) -> RoutingMap:
-    """Return the map that does best on the selection split; ties go to the search's order."""
-    finalists = eep.best(population, run.recipe.finalists)
+    """Return the map that does best on the selection split; ties go to the simpler and the first.
+
+    Merging fits the search items more closely than pruning, so its best few crowd out everything
+    else without being better on other items (docs/results.md): ``also`` compete with their own best
+    few, so that merging is chosen only where it holds on items it has not seen.
+    """
+    count = run.recipe.finalists
+    finalists = [*eep.best(also, count), *eep.best(population, count)]
     maps = [
-        run.space.genome_map(one.genome, search.groups, run.provenance, seen.tokens)
-        for one in finalists
+        run.space.genome_map(genome, search.groups, run.provenance, seen.tokens)
+        for genome in dict.fromkeys(one.genome for one in finalists)
     ]
     run.reporter.stage("re-ranking the finalists", len(maps))
     base = run.assessor.evaluate(None, "selection") if run.objective.needs_base else None
