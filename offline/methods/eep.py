@@ -88,10 +88,10 @@ def search(
 ) -> Iterator[Population]:
     """Run the phases; yields the population, the same growing list, after each generation.
 
-    The first generation is ``initial`` and random genomes up to ``num_initial``; with every expert
-    kept (E' = E) it is the identity and ``initial``, and the pruning phase falls away. All chance
-    comes from ``rng``: repeated with the same seed and the same fitness values, a search goes the
-    same way, so resuming is repeating with remembered values.
+    The first generation is ``initial``, the second random genomes up to ``num_initial``. With every
+    expert kept (E' = E) the identity and ``initial`` are all, and the pruning phase falls away. All
+    chance comes from ``rng``: repeated with the same seed and the same fitness values, a search goes
+    the same way, so resuming is repeating with remembered values.
 
     :param assess: the genomes of a generation and its phase -> what each is worth, in order
     :param initial: genomes to begin with, such as those of one-shot methods
@@ -153,10 +153,11 @@ def _schedule(space: Space, settings: EepSettings, given: int) -> list[tuple[Pha
     """Return the phases, each with the size of the population at its end."""
     total = settings.num_evaluations
     prunes = settings.phases != "merge" and not space.keeps_all
-    first = given + space.keeps_all
-    if prunes:
-        first = max(settings.num_initial, given)
-    schedule: list[tuple[Phase, int]] = [("initial", min(first, total))]
+    given += space.keeps_all
+    first = max(settings.num_initial, given) if prunes else given
+    # What is given is a generation of its own: random maps can then race against it.
+    schedule: list[tuple[Phase, int]] = [("initial", min(given, total))] if given else []
+    schedule.append(("initial", min(first, total)))
     if prunes:
         schedule.append(("prune", min(settings.prune_until, total)))
     if settings.phases != "prune":

@@ -229,9 +229,9 @@ def test_given_genomes_come_first_and_random_ones_fill_up() -> None:
     seeds = [
         Genome.of_kept([kept] * 4, [8] * 4) for kept in ((0, 1, 2, 3), (3, 2, 1, 0), (4, 5, 6, 7))
     ]
-    first = run(space_of(), initial=seeds)[0]
-    assert [i.genome for i in first[:2]] == [seeds[0], seeds[2]]  # the second is the first again
-    assert len(first) == 10
+    given, filled = run(space_of(), initial=seeds)[:2]
+    assert [i.genome for i in given] == [seeds[0], seeds[2]]  # the second is the first again
+    assert filled[:2] == given and len(filled) == 10
 
 
 def test_a_space_of_six_maps_is_exhausted_and_merging_goes_on() -> None:
