@@ -90,8 +90,8 @@ def search(
 
     The first generation is ``initial``, the second random genomes up to ``num_initial``. With every
     expert kept (E' = E) the identity and ``initial`` are all, and the pruning phase falls away. All
-    chance comes from ``rng``: repeated with the same seed and the same fitness values, a search goes
-    the same way, so resuming is repeating with remembered values.
+    chance comes from ``rng``: repeated with the same seed and the same fitness values, a search
+    goes the same way, so resuming is repeating with remembered values.
 
     :param assess: the genomes of a generation and its phase -> what each is worth, in order
     :param initial: genomes to begin with, such as those of one-shot methods
