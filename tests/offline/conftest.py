@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from offline.engines.transformers import TransformersEngine
 from tests.tiny import make_tiny_mixtral
 
 _YAML = """\
@@ -45,6 +46,17 @@ def write_task(folder: Path) -> Path:
     file = folder / "colours.yaml"
     file.write_text(_YAML.format(folder=folder))
     return file
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Mixtral of 2 layers, 8 experts."""
+    return make_tiny_mixtral(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def engine(model: Path) -> TransformersEngine:
+    return TransformersEngine(model, device="cpu", dtype="float32")
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ from offline.recipe import CompressRecipe
 from offline.result import RESULT_FILE, RunResult
 from offline.tasks.catalog import get_task
 from offline.tasks.splits import load_items
-from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
@@ -45,16 +44,6 @@ SETTINGS: dict[str, Any] = {
     "dtype": "float32",
     "device": "cpu",
 }
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_mixtral(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def engine(model: Path) -> TransformersEngine:
-    return TransformersEngine(model, device="cpu", dtype="float32")
 
 
 @dataclass

@@ -14,7 +14,6 @@ from offline.recipe import CompressRecipe
 from offline.result import RunResult
 from offline.tasks.catalog import get_task
 from tests.offline.test_compress import Listener, log_of
-from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import RoutingMap
@@ -31,16 +30,6 @@ SETTINGS: dict[str, Any] = {
     "dtype": "float32",
     "device": "cpu",
 }
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_mixtral(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def engine(model: Path) -> TransformersEngine:
-    return TransformersEngine(model, device="cpu", dtype="float32")
 
 
 def run(
