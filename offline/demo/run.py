@@ -23,8 +23,8 @@ SERVING_FILE = "serving.json"
 # Sized for a few minutes on two cores: a search this short finds less than the defaults would.
 # The task is one that the model was not trained on and that pruning at random hurts.
 _RECIPE = {"task": "basic_skills_coding", "keep": 4}
-_SEARCH = {"evaluations": 32, "prune_evaluations": 20, "initial": 8, "children": 4}
-_ITEMS = {"search_items": 48, "selection_items": 48, "test_items": 120}
+_SEARCH = {"evaluations": 24, "prune_evaluations": 16, "initial": 8, "children": 4}
+_ITEMS = {"search_items": 40, "selection_items": 40, "test_items": 120}
 _LESS = {"finalists": 3, "random_maps": 2}
 _LOAD = ("--rounds", "1", "--duration", "20s", "--max-tokens", "48", "--enforce-eager")
 
