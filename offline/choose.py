@@ -52,13 +52,15 @@ def _eep(run: Run, seen: Observations) -> Chosen:
     run.reporter.step(settings.num_evaluations - len(population))  # where no more could be found
     only_merges = run.space.keeps_all or settings.phases == "merge"
     run.search_log += _points(search.candidates, population, only_merges=only_merges)
+    count = run.recipe.finalists
+    given = population[: len(initial) + run.space.keeps_all]  # one-shot maps, the unchanged model
     pruned = [one for one in population if one.phase != "merge"]
+    finalists = [*given, *eep.best(pruned, count), *eep.best(population, count)]
     if only_merges or len(pruned) == len(population):
-        unchanged = population[:1] if run.space.keeps_all else []
-        return {"eep": _finalist(run, seen, search, population, also=unchanged)}
+        return {"eep": _finalist(run, seen, search, finalists)}
     return {
-        "eep_prune": _finalist(run, seen, search, pruned, also=[]),
-        "eep": _finalist(run, seen, search, population, also=pruned),
+        "eep_prune": _finalist(run, seen, search, [*given, *eep.best(pruned, count)]),
+        "eep": _finalist(run, seen, search, finalists),
     }
 
 
@@ -96,21 +98,14 @@ def _points(
 
 
 def _finalist(
-    run: Run,
-    seen: Observations,
-    search: Search,
-    population: eep.Population,
-    *,
-    also: eep.Population,
+    run: Run, seen: Observations, search: Search, finalists: eep.Population
 ) -> RoutingMap:
-    """Return the map that does best on the selection split; ties go to the simpler and the first.
+    """Return the map that does best on the selection split; ties go to the first, the simplest.
 
-    Merging fits the search items more closely than pruning, so its best few crowd out everything
-    else without being better on other items (docs/results.md): ``also`` compete with their own best
-    few, so that merging is chosen only where it holds on items it has not seen.
+    The best of a search fit its items more closely than they do others (docs/results.md), merged
+    ones most of all. So what the search began with and the best of its pruning phase compete here
+    too: pruning and merging are chosen only where they hold on items they have not seen.
     """
-    count = run.recipe.finalists
-    finalists = [*eep.best(also, count), *eep.best(population, count)]
     maps = [
         run.space.genome_map(genome, search.groups, run.provenance, seen.tokens)
         for genome in dict.fromkeys(one.genome for one in finalists)

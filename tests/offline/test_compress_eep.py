@@ -125,6 +125,13 @@ def test_seeds_of_one_shot_methods_are_the_first_candidates(
     evaluated = [e["digest"] for e in log_of(out) if e["kind"] == "evaluation"]
     assert frequency is not None
     assert candidates[0] in evaluated  # frequency's map, measured again on held-out items
+    reranked = [
+        entry["digest"]
+        for entry in log_of(out)
+        if entry["kind"] == "evaluation"
+        and any(fields["split"] == "selection" for fields in entry["results"].values())
+    ]
+    assert set(candidates[:2]) <= set(reranked)  # seeds are finalists, whatever their fitness
 
 
 def test_agreement_needs_no_labels(
