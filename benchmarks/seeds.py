@@ -9,6 +9,7 @@ from offline.fitness.objective import Objective
 from offline.methods.baselines import ONE_SHOT, Evidence
 from offline.methods.genome import Genome
 from offline.methods.groups import Groups
+from offline.methods.mapping import kept_genome
 from offline.methods.space import Space
 
 
@@ -19,6 +20,5 @@ def seeds(engine: Engine, space: Space, objective: Objective, groups: Groups) ->
     genomes = []
     for name in ("frequency", "soft_activation"):
         kept = ONE_SHOT[name].choose(space, Evidence(use), random.Random(0), groups)
-        rows = [kept[group.layers[0]] for group in groups]
-        genomes.append(Genome.of_kept(rows, [group.num_experts for group in groups]))
+        genomes.append(kept_genome(kept, groups))
     return genomes

@@ -9,6 +9,7 @@ from offline.engines.base import ExpertUse
 from offline.methods.baselines import ONE_SHOT, Evidence
 from offline.methods.genome import Genome
 from offline.methods.groups import Groups
+from offline.methods.mapping import kept_genome
 from offline.methods.space import Kept
 from offline.recipe import Baseline
 from offline.run import Run, Usage
@@ -65,9 +66,7 @@ class Observations:
         rng = random.Random(f"one-shot {self.run.recipe.seed}")
         found = []
         for name in names:
-            kept = self.choose(name, rng, groups)
-            rows = [kept[group.layers[0]] for group in groups]
-            found.append(Genome.of_kept(rows, [group.num_experts for group in groups]))
+            found.append(kept_genome(self.choose(name, rng, groups), groups))
         return found
 
     def _measured(self) -> dict[int, dict[Kept, float]]:

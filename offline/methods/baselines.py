@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offline.engines.base import ExpertUse
-from offline.methods.groups import Groups, by_layer, even_rows, total_kept
+from offline.methods.groups import Groups, by_layer, even_rows, spread_rows
 from offline.methods.space import Kept, Space
 from vllm_moe_prune.errors import PruneError
 
@@ -148,7 +148,8 @@ def _highest(
     groups = space.groups() if groups is None else groups
     shares = [_shares([scores[layer] for layer in group.layers]) for group in groups]
     ranked = [np.argsort(-share, kind="stable") for share in shares]
-    rows = _spread(groups, space.budget, [s[r] for s, r in zip(shares, ranked, strict=True)])
+    # An expert more goes where the best of those that are still dropped scores highest.
+    rows = spread_rows(groups, space.budget, lambda g, count: shares[g][ranked[g][count]])
     kept = [tuple(sorted(order[:n].tolist())) for order, n in zip(ranked, rows, strict=True)]
     return dict(by_layer(kept, groups))
 
@@ -160,23 +161,3 @@ def _shares(scores: Sequence[Sequence[float]]) -> NDArray[np.float64]:
         raise PruneError("an expert's score is negative or not finite")
     total = table.sum(axis=1, keepdims=True)
     return np.asarray((table / np.where(total > 0, total, 1)).mean(axis=0))
-
-
-def _spread(
-    groups: Groups, budget: int | None, ranked: Sequence[NDArray[np.float64]]
-) -> tuple[int, ...]:
-    """Give each expert of the budget to the group whose best dropped expert scores highest.
-
-    :param ranked: shares [E] of each group's experts, highest first
-    """
-    rows = [group.least for group in groups]
-    if budget is None:
-        return tuple(rows)
-    left = budget - total_kept(rows, groups)
-    while True:
-        open_ = [g for g, group in enumerate(groups) if rows[g] < group.most and group.size <= left]
-        if not open_:
-            return tuple(rows)
-        highest = max(open_, key=lambda g: ranked[g][rows[g]])
-        rows[highest] += 1
-        left -= groups[highest].size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -51,6 +51,18 @@ def even_rows(groups: Groups, budget: int | None) -> tuple[int, ...]:
     :param budget: experts kept in all layers together
     :returns: rows E' of each group
     """
+    return spread_rows(groups, budget, lambda _, rows: -rows)
+
+
+def spread_rows(
+    groups: Groups, budget: int | None, worth: Callable[[int, int], float]
+) -> tuple[int, ...]:
+    """Give one expert after the other to the group for which it is worth most, the first of equals.
+
+    :param budget: experts kept in all layers together; None gives each group its least
+    :param worth: (group, rows it has so far) -> what one more is worth
+    :returns: rows E' of each group
+    """
     rows = [group.least for group in groups]
     if budget is None:
         return tuple(rows)
@@ -59,9 +71,9 @@ def even_rows(groups: Groups, budget: int | None) -> tuple[int, ...]:
         open_ = [g for g, group in enumerate(groups) if rows[g] < group.most and group.size <= left]
         if not open_:
             return tuple(rows)
-        fewest = min(open_, key=lambda g: rows[g])
-        rows[fewest] += 1
-        left -= groups[fewest].size
+        chosen = max(open_, key=lambda g: worth(g, rows[g]))
+        rows[chosen] += 1
+        left -= groups[chosen].size
 
 
 def fits(rows: Sequence[int], groups: Groups, budget: int | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +49,15 @@ def entry_of(coefficients: Coefficients, name: str, *, renormalise: bool) -> Ent
     experts = selection(kept, coefficients.experts, "experts")
     router_rows = selection(rows, coefficients.router, "router")
     return Entry(experts, router, router_rows, matrices)
+
+
+def kept_genome(kept: Mapping[int, Kept], groups: Groups) -> Genome:
+    """Return the one-hot genome of kept experts that are the same within each group.
+
+    :param kept: decoder layer -> expert ids
+    """
+    rows = [kept[group.layers[0]] for group in groups]
+    return Genome.of_kept(rows, [group.num_experts for group in groups])
 
 
 def genome_of(routing_map: RoutingMap, groups: Groups) -> Genome:
