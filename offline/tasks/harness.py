@@ -17,7 +17,7 @@ from offline.engines.base import ItemResult, TaskResult
 from offline.tasks.answers import is_right
 from offline.tasks.catalog import Split, Task
 from offline.tasks.quiet import quiet_libraries
-from offline.tasks.splits import load_items, split_file
+from offline.tasks.splits import examples, load_items, split_file
 from vllm_moe_prune.errors import PruneError
 
 _GENERATED = "exact_match"  # the name that lm-eval knows; what it says is up to answers.py
@@ -39,11 +39,12 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
     def __init__(self, task: Task, split: Split, limit: int | None, first: int) -> None:
         super().__init__(config=_config(task, split))
         self._task, self._first = task, first
-        self._docs = list(self.eval_docs)[first:limit]
+        docs = list(self.eval_docs)[: len(load_items(task, split))]  # without the examples
+        self._docs, self._examples = docs[first:limit], examples(task)
         if not self._docs:
             raise PruneError(
                 f"task {task.name} has no items {first} to {limit or 'the end'}",
-                hint=f"its split {split!r} has {len(self.eval_docs)}",
+                hint=f"its split {split!r} has {len(docs)}",
             )
         self._fixed = [
             request
@@ -53,7 +54,7 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
 
     def _requests(self, number: int, doc: Any) -> list[Instance]:
         made = self.construct_requests(
-            doc=doc, ctx=doc["query"], metadata=(self._task.name, number, 1)
+            doc=doc, ctx=self._examples + doc["query"], metadata=(self._task.name, number, 1)
         )
         return made if isinstance(made, list) else [made]
 
@@ -132,7 +133,8 @@ def texts_of(
             f"task {task.name} has no items {first} to {limit or 'the end'}",
             hint=f"its split {split!r} has {len(items)}",
         )
-    return [(item.id, item.query) for item in items[first:limit]]
+    start = examples(task)
+    return [(item.id, start + item.query) for item in items[first:limit]]
 
 
 def _check_range(limit: int | None, first: int) -> None:

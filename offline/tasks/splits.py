@@ -42,6 +42,11 @@ class Item:
     answers: tuple[str, ...] = ()
 
     @property
+    def answer(self) -> str:
+        """Return a right answer."""
+        return self.choices[self.gold] if self.choices else self.answers[0]
+
+    @property
     def key(self) -> str:
         """The question without case, spacing and the punctuation of prose; operators stay."""
         text = unicodedata.normalize("NFKC", self.query).casefold()
@@ -49,11 +54,28 @@ class Item:
 
 
 def load_items(task: Task, split: Split) -> list[Item]:
-    """Return the items of a split in its fixed order.
+    """Return the items of a split in its fixed order, without those that serve as examples.
 
-    :raises PruneError: if the data cannot be had
+    :raises PruneError: if the data cannot be had, or if the examples leave no item
     """
-    found = [json.loads(line) for line in _lines(task, split)]
+    return _read_items(_lines(task, split))
+
+
+@functools.lru_cache(maxsize=64)
+def examples(task: Task) -> str:
+    """Return what precedes every question: the examples with their answers, or nothing.
+
+    :raises PruneError: as `load_items`
+    """
+    if not task.shots:
+        return ""
+    _lines(task, "search")  # which says if they are too many
+    shown = _read_items(_file_lines(task, "search")[-task.shots :])
+    return "".join(f"{item.query} {item.answer}\n\n" for item in shown)
+
+
+def _read_items(lines: Iterable[str]) -> list[Item]:
+    found = [json.loads(line) for line in lines]
     return [
         Item(**{**fields, "choices": tuple(fields["choices"]), "answers": tuple(fields["answers"])})
         for fields in found
@@ -61,6 +83,18 @@ def load_items(task: Task, split: Split) -> list[Item]:
 
 
 def _lines(task: Task, split: Split) -> list[str]:
+    lines = _file_lines(task, split)
+    if split != "search":
+        return lines
+    if task.shots >= len(lines):
+        raise PruneError(
+            f"task {task.name}: {task.shots} examples are too many",
+            hint=f"they come from its {len(lines)} items to search with",
+        )
+    return lines[: len(lines) - task.shots]
+
+
+def _file_lines(task: Task, split: Split) -> list[str]:
     # not splitlines(): texts hold other characters that it takes for line ends
     return split_file(task, split).read_text(encoding="utf-8").split("\n")[:-1]
 
@@ -83,7 +117,7 @@ def split_file(task: Task, split: Split) -> Path:
 
 @functools.cache
 def _split_files(task: Task) -> Path:
-    folder = cache_root() / "tasks" / f"{task.name}-{_recipe(task)}"
+    folder = cache_root() / "tasks" / f"{task.stem}-{_recipe(task)}"
     made = all((folder / f"{split}.jsonl").is_file() for split in SPLITS)
     if made and task.yaml is None and task.text is None:  # a user's data may have changed
         return folder
@@ -97,9 +131,9 @@ def _split_files(task: Task) -> Path:
 def make_splits(task: Task) -> dict[Split, list[Item]]:
     """Cut a task's items into splits; a question that is in two stays in the later one only."""
     pool, test = _pools(task)
-    test = _ordered(test, task.name)
+    test = _ordered(test, task.stem)
     if pool:
-        pool = _ordered(pool, task.name)
+        pool = _ordered(pool, task.stem)
     else:
         half = len(test) // 2
         test, pool = test[:half], test[half:]

@@ -39,3 +39,17 @@ def test_absent_task_file_is_named() -> None:
 def test_unknown_split_names_the_three() -> None:
     with pytest.raises(PruneError, match="search, selection, test"):
         check_split("train")
+
+
+def test_examples_are_asked_for_behind_the_name() -> None:
+    task = get_task("arc_easy@5")
+    assert (task.name, task.stem, task.shots) == ("arc_easy@5", "arc_easy", 5)
+    assert task.title == "arc_easy@5 (acc)"
+    for name, message in {
+        "arc_easy@0": "at least 1",
+        "arc_easy@5@2": "one number",
+        "demo_text@5": "plain text",
+        "arc_esay@5": "unknown task 'arc_esay'",
+    }.items():
+        with pytest.raises(PruneError, match=message):
+            get_task(name)

@@ -13,7 +13,7 @@ from offline.engines.base import TaskResult
 from offline.engines.transformers import TransformersEngine
 from offline.tasks.catalog import Task, get_task
 from offline.tasks.harness import local_task, run, texts_of
-from offline.tasks.splits import load_items
+from offline.tasks.splits import examples, load_items
 from tests.tiny import random_map
 from vllm_moe_prune.errors import PruneError
 
@@ -110,6 +110,21 @@ def test_ranges_put_together_are_the_whole(engine: TransformersEngine, long_task
     assert middle.margin == pytest.approx(whole.items[30].margin, abs=1e-4)
     rest = engine.evaluate(long_task, "test", first=97)
     assert [i.item for i in rest.items[:3]] == [i.item for i in whole.items[97:]]
+
+
+def test_examples_precede_every_question(engine: TransformersEngine, own_task: Task) -> None:
+    shown = get_task(f"{own_task.yaml}@2")
+    start = examples(shown)
+    result = engine.evaluate(shown, "search", 5)
+    assert result.task == shown.name == "colours@2"
+    for item, found in zip(load_items(shown, "search"), result.items, strict=False):
+        scores = [by_hand(engine, start + item.query, choice) for choice in item.choices]
+        wrong = max(s for i, s in enumerate(scores) if i != item.gold)
+        assert found.margin == pytest.approx(scores[item.gold] - wrong, abs=1e-4)
+    assert texts_of(shown, "search", 1)[0][1].startswith(start)
+    assert len(engine.evaluate(shown, "search").items) == len(load_items(own_task, "search")) - 2
+    with pytest.raises(PruneError, match="no items 8"):
+        engine.evaluate(shown, "search", None, 8)
 
 
 @pytest.mark.parametrize("limits", [(None, 500), (40, 40), (10, 25), (None, -1)])

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from offline.tasks.catalog import SPLITS, TASKS, Task, get_task
-from offline.tasks.splits import Item, data_identity, load_items, make_splits, split_file
+from offline.tasks.splits import (
+    Item,
+    data_identity,
+    examples,
+    load_items,
+    make_splits,
+    split_file,
+)
 from vllm_moe_prune.errors import PruneError
 
 
@@ -51,14 +59,24 @@ def test_splits_are_the_same_every_time() -> None:
     assert first.query == "Question: What is the base numbering system of metric units?\nAnswer:"
 
 
-@pytest.mark.usefixtures("real_data")
-def test_the_examples_in_a_prompt_are_no_items() -> None:
-    task = get_task("basic_skills_arithmetic_gen")
-    *examples, slot = task.question.split("\n\n")
-    assert slot == "{question}" and len(examples) == 3
-    asked = {i.query.split("\n\n")[-1] for s in SPLITS for i in load_items(task, s)}
-    assert all(eval(left) == int(right) for left, right in (e.split(" = ") for e in examples))
-    assert not {example.rsplit(" ", 1)[0] for example in examples} & asked
+def test_examples_are_the_last_items_to_search_with(own_task: Task) -> None:
+    plain, shown = own_task, replace(own_task, name=f"{own_task.name}@3", shots=3)
+    items = load_items(plain, "search")
+    assert load_items(shown, "search") == items[:-3]
+    assert load_items(shown, "test") == load_items(plain, "test")
+    assert examples(plain) == ""
+    assert examples(shown) == "".join(
+        f"{item.query} {item.choices[item.gold]}\n\n" for item in items[-3:]
+    )
+    assert data_identity(shown, "search").count == len(items) - 3
+
+
+def test_too_many_examples_are_refused(own_task: Task) -> None:
+    shown = replace(own_task, name=f"{own_task.name}@10", shots=10)
+    with pytest.raises(PruneError, match="10 examples are too many"):
+        load_items(shown, "search")
+    with pytest.raises(PruneError, match="10 examples are too many"):
+        examples(shown)
 
 
 def test_key_ignores_case_and_prose_punctuation_but_not_operators() -> None:
