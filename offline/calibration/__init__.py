@@ -1,0 +1,1 @@
+"""Text in, per-expert statistics out: one pass from which every criterion follows."""
