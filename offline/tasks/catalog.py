@@ -101,6 +101,12 @@ def _basic_skill(skill: str, metric: Metric) -> Task:
     return Task(name, metric, "{question}", _held_out(name, "rc_5shot"))
 
 
+def _written_skill(skill: str, metric: Metric, max_tokens: int) -> Task:
+    name = f"basic_skills_{skill}"
+    source, generation = _held_out(name, "rc_5shot"), Generation(("\n",), max_tokens)
+    return _written(f"{name}_gen", metric, "{question}", source, generation)
+
+
 def _written(
     name: str, metric: Metric, question: str, source: Source, generation: Generation
 ) -> Task:
@@ -129,10 +135,9 @@ _ALL = (
         "lambada", "first_word", "{query}", _held_out("lambada", "bpb_0shot"),
         Generation(("\n",), 5, "answers_text"),
     ),
-    _written(
-        "basic_skills_arithmetic_gen", "exact_match", "{question}",
-        _held_out("basic_skills_arithmetic", "rc_5shot"), Generation(("\n",), 8),
-    ),
+    _written_skill("arithmetic", "exact_match", 8),
+    _written_skill("coding", "exact_match", 24),
+    _written_skill("common_knowledge", "contains", 8),
     Task("demo_text", "agreement", kind="text"),
 )  # fmt: skip
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
