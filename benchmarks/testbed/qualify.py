@@ -39,7 +39,7 @@ Losses = dict[str, float]  # domain -> mean loss per token
 @click.option("--model", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--tokens", default=8192, help="held-out tokens of each domain")
 @click.option("--draws", default=7, help="random halves")
-@click.option("--items", default=800, help="test items of each task")
+@click.option("--items", default=1200, help="test items of each task")
 def main(model: Path, tokens: int, draws: int, items: int) -> None:
     """Print perplexities and accuracies, then one JSON object."""
     torch.set_num_threads(1)

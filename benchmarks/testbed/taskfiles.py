@@ -17,7 +17,7 @@ from benchmarks.testbed.text import Corpus, load_corpora
 TEMPLATES = Path(__file__).parent / "tasks"
 TASKS = ("arithmetic", "pattern", "lookup", "classify")
 GENERATED = ("arithmetic_gen", "lookup_gen")  # the same questions, answered in writing
-_POOL_ITEMS, _TEST_ITEMS = 1600, 800
+_POOL_ITEMS, _TEST_ITEMS = 1600, 1200
 
 
 def write_tasks(folder: Path, final: Path) -> None:

@@ -56,9 +56,9 @@ def test_the_right_choice_has_no_preferred_place(name: str) -> None:
 @pytest.mark.parametrize("name", MAKERS)
 def test_sides_share_no_puzzle(name: str) -> None:
     pool = {p.prompt for p in distinct(name, "pool", 1600)}
-    test = {p.prompt for p in distinct(name, "test", 800)}
+    test = {p.prompt for p in distinct(name, "test", 1200)}
     train = {p.prompt for p in islice(stream(name, "train", 0), 5000)}
-    assert (len(pool), len(test)) == (1600, 800)
+    assert (len(pool), len(test)) == (1600, 1200)
     assert not pool & test
     assert not train & (pool | test)
 
