@@ -1,0 +1,66 @@
+"""Small scores of random passes through two layers, on three domains of different length."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from offline.calibration.scores import Scores
+from offline.calibration.statistics import GradientStatistics, WeightStatistics
+from tests.calibration.naive import Pass
+from tests.calibration.passes import accumulate, random_pass
+from vllm_moe_prune.provenance import DataIdentity, Provenance
+from vllm_moe_prune.routing_map import BaseFingerprint
+
+TOKENS = {"code": 50, "prose": 110, "sums": 20}
+EXPERTS = {1: 5, 3: 4}  # layers 0 and 2 are dense
+
+
+def passes(seed: int = 0) -> dict[str, dict[int, Pass]]:
+    """Return a pass by domain and layer."""
+    return {
+        domain: {
+            layer: random_pass(seed + tokens + layer, tokens=tokens, experts=experts, top_k=2)
+            for layer, experts in EXPERTS.items()
+        }
+        for domain, tokens in TOKENS.items()
+    }
+
+
+def gradient(experts: int, seed: int) -> GradientStatistics:
+    rng = np.random.default_rng(seed)
+    return GradientStatistics(
+        rng.random((experts, experts)),
+        rng.random(experts),
+        rng.random(experts),
+        rng.random(experts),
+    )
+
+
+def make_scores(seed: int = 0, *, gradients: bool = True) -> Scores:
+    domains = {
+        domain: {
+            layer: accumulate(run).finish(
+                gradient(EXPERTS[layer], layer + len(domain)) if gradients else None
+            )
+            for layer, run in layers.items()
+        }
+        for domain, layers in passes(seed).items()
+    }
+    rng = np.random.default_rng(seed)
+    return Scores(
+        model_type="mixtral",
+        base=BaseFingerprint(config="a", index="b", routers="c", name="a [ model ]"),
+        top_k=dict.fromkeys(EXPERTS, 2),
+        domains=domains,
+        weights={
+            layer: WeightStatistics(rng.random((e, e)), rng.random(e), rng.random(e), rng.random(e))
+            for layer, e in EXPERTS.items()
+        },
+        provenance=Provenance.now(
+            "score",
+            settings={"calibration": "code:2"},
+            data=(DataIdentity(name="code", split="train", count=2, sha256="sha256:x"),),
+        ),
+        sequences={"code": 5, "prose": 11},
+        num_groups=2,
+    )
