@@ -18,6 +18,7 @@ COLOURS = {
     "frequency": "#2b9a74",
     "soft_activation": "#8d8a1f",
     "naee": "#b8578f",
+    "oneshot": "#4f9db8",
     "eep_prune": "#6f7fd8",
     "eep": "#3a86d0",
 }

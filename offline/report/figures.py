@@ -17,6 +17,7 @@ _PATTERNS = {
     "frequency": ".",
     "soft_activation": "-",
     "naee": "|",
+    "oneshot": ".",
     "eep_prune": "+",
     "eep": "x",
 }
@@ -28,6 +29,11 @@ _SYMBOL_COLOURS = {
     "triangle-up": COLOURS["base"],
 }
 _SYMBOLS = tuple(_SYMBOL_COLOURS)
+
+
+def _colour(variant: str) -> str:
+    """Return a variant's colour; criteria have that of one-shot."""
+    return COLOURS.get(variant, COLOURS["oneshot"])
 
 
 def search_progress(result: RunResult) -> Figure:
@@ -95,7 +101,7 @@ def _baselines(result: RunResult, first: int, last: int) -> list[go.Scatter]:
         found = same or result.quality_of(variant)
         if found is not None and not (variant == "random" and lines and same is None):
             where = "" if same else ", held-out"
-            lines.append((words.VARIANTS[variant] + where, found.accuracy, variant))
+            lines.append((words.variant(variant) + where, found.accuracy, variant))
     return [
         go.Scatter(
             x=[first - 1, last + 1],
@@ -118,7 +124,11 @@ def quality_bars(result: RunResult) -> Figure:
             x=[position + 0.36] * len(q.each),  # beside the bar, clear of its whisker
             y=[100 * value for value in q.each],
             mode="markers",
-            marker={"symbol": "circle-open", "size": 6, "color": COLOURS[q.variant]},
+            marker={
+                "symbol": "circle-open",
+                "size": 6,
+                "color": _colour(q.variant),
+            },
             hovertemplate="one map: %{y:.1f}%<extra></extra>",
         )
         for position, q in enumerate(measured)
@@ -145,7 +155,7 @@ def quality_bars(result: RunResult) -> Figure:
 
 
 def _bar_name(q: Quality, several: bool, between: str = "<br>") -> str:
-    name = words.VARIANTS[q.variant]
+    name = words.variant(q.variant)
     return f"{name}{between}{words.task(q)}" if several else name
 
 
@@ -160,10 +170,10 @@ def _bar(position: int, q: Quality) -> go.Bar:
             "width": 7,
         },
         marker={
-            "color": COLOURS[q.variant],
-            "pattern": {"shape": _PATTERNS[q.variant], "size": 7, "solidity": 0.25},
+            "color": _colour(q.variant),
+            "pattern": {"shape": _PATTERNS.get(q.variant, ""), "size": 7, "solidity": 0.25},
         },
-        name=words.VARIANTS[q.variant],
+        name=words.variant(q.variant),
         hovertemplate=f"%{{y:.1f}}% ({words.interval(q.low, q.high)})",
     )
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import plotly.graph_objects as go
 
 from offline.report.drawing import Figure, axis, layout_of
 from offline.result import LayerOutcome, RunResult
 
-_PALE, _DEEP = "#eef3f9", "#0b3a75"
-_COLOUR_BAR = {
+PALE, DEEP = "#eef3f9", "#0b3a75"
+COLOUR_BAR = {
     "orientation": "h",
     "thickness": 10,
     "lenmode": "pixels",
@@ -33,41 +36,52 @@ def heat_map(result: RunResult) -> Figure:
         z=[list(row) for row in zip(*columns, strict=True)],
         zmin=0,
         zmax=top,
-        colorscale=[[0, _PALE], [1, _DEEP]],
+        colorscale=[[0, PALE], [1, DEEP]],
         xgap=1,
         ygap=1,
         customdata=[[_fate(layer, e) for layer in layers] for e in range(most)],
         text=[[str(layer.layer) for layer in layers] for _ in range(most)],
         hovertemplate="layer %{text}, expert %{y}<br>%{z:.1f}% of the layer's tokens"
         "<br>%{customdata}<extra></extra>",
-        colorbar={"title": {"text": "% of the layer's tokens", "side": "top"}, **_COLOUR_BAR},
+        colorbar={"title": {"text": "% of the layer's tokens", "side": "top"}, **COLOUR_BAR},
     )
-    height = min(1400, max(200, 26 * most if most <= 16 else 10 * most)) + 110
-    step = -(-len(layers) // _MAX_TICKS) or 1
-    ticks = list(range(0, len(layers), step))
+    layout, min_width = grid_layout([layer.layer for layer in layers], most)
     drawing = go.Figure([heat, _crosses(layers, shares, top)])
-    drawing.update_layout(
-        **layout_of(height, showlegend=False),
-        xaxis=axis(
-            "decoder layer",
-            tickvals=ticks,
-            ticktext=[str(layers[i].layer) for i in ticks],
-            tickangle=0,
-            tickfont={"size": 11},
-            showgrid=False,
-            range=[-0.5, len(layers) - 0.5],
-        ),
-        yaxis=axis(
-            "expert", range=[most - 0.5, -0.5], showgrid=False, dtick=max(1, -(-most // 16))
-        ),
-    )
+    drawing.update_layout(**layout)
     dropped = sum(layer.num_experts - len(layer.kept) for layer in layers if layer.kept)
     label = (
         f"Heat map of {len(layers)} layers and up to {most} experts per layer: share of each "
         f"layer's tokens per expert; {dropped} dropped experts are crossed out. "
         "The table below it lists the kept experts of every layer."
     )
-    return Figure("heat-map", drawing, label, min_width=_MIN_CELL * len(layers) + 60)
+    return Figure("heat-map", drawing, label, min_width=min_width)
+
+
+def grid_layout(layers: Sequence[int], experts: int) -> tuple[dict[str, Any], int]:
+    """Return the layout of a map of layers x experts, and how wide it is at least, in pixels.
+
+    :param layers: decoder layers, one per column
+    :param experts: E of the widest layer, one per row
+    """
+    height = min(1400, max(200, 26 * experts if experts <= 16 else 10 * experts)) + 110
+    ticks = list(range(0, len(layers), -(-len(layers) // _MAX_TICKS) or 1))
+    layout = layout_of(
+        height,
+        showlegend=False,
+        xaxis=axis(
+            "decoder layer",
+            tickvals=ticks,
+            ticktext=[str(layers[i]) for i in ticks],
+            tickangle=0,
+            tickfont={"size": 11},
+            showgrid=False,
+            range=[-0.5, len(layers) - 0.5],
+        ),
+        yaxis=axis(
+            "expert", range=[experts - 0.5, -0.5], showgrid=False, dtick=max(1, -(-experts // 16))
+        ),
+    )
+    return layout, _MIN_CELL * len(layers) + 60
 
 
 def _colour_top(shares: list[list[float | None]], most: int) -> float:
@@ -99,6 +113,15 @@ def _crosses(
         for expert in range(layer.num_experts)
         if _fate(layer, expert) == "dropped"
     ]
+    return crossed(cells, top, len(layers))
+
+
+def crossed(cells: Sequence[tuple[int, int, float]], top: float, columns: int) -> go.Scatter:
+    """Return crosses over cells of (column, expert, percentage) that are dropped.
+
+    :param top: the percentage of the deepest colour
+    :param columns: how many the map has
+    """
     return go.Scatter(
         x=[column for column, _, _ in cells],
         y=[expert for _, expert, _ in cells],
@@ -107,7 +130,7 @@ def _crosses(
         hoverinfo="skip",
         marker={
             "symbol": "x-thin",
-            "size": 5 if len(layers) > 40 else 7,
+            "size": 5 if columns > 40 else 7,
             # an open cross is all line: dark on pale cells, pale on deep ones
             "line": {
                 "width": 1.6,

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
-from offline.report import commands, figures, heatmap, tables, words
+from offline.analysis.schema import ANALYSIS_FILE, Analysis
+from offline.report import (
+    analysis_figures,
+    analysis_tables,
+    commands,
+    figures,
+    heatmap,
+    tables,
+    words,
+)
 from offline.report.drawing import Figure
 from offline.report.inputs import (
     CHECK_FILE,
@@ -21,6 +26,7 @@ from offline.report.inputs import (
     parse,
     read_optional,
 )
+from offline.report.template import fill
 from offline.result import RunResult
 from vllm_moe_prune.provenance import write_atomic
 
@@ -34,8 +40,12 @@ def write_report(folder: Path) -> Path:
     :raises PruneError: if the result is missing, or a file beside it is damaged
     """
     result = RunResult.load(folder)
-    serving = read_optional(folder / SERVING_FILE)
-    page = render(result, serving=serving, check=read_optional(folder / CHECK_FILE))
+    page = render(
+        result,
+        serving=read_optional(folder / SERVING_FILE),
+        check=read_optional(folder / CHECK_FILE),
+        analysis=read_optional(folder / ANALYSIS_FILE),
+    )
     write_atomic(folder / REPORT_FILE, page)
     return folder / REPORT_FILE
 
@@ -45,34 +55,32 @@ def render(
     *,
     serving: Mapping[str, Any] | None = None,
     check: Mapping[str, Any] | None = None,
+    analysis: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the page.
 
     :param serving: what `python -m loadtest.compare` wrote as compare.json
     :param check: what `vmprune check` wrote as check.json
+    :param analysis: analysis.json, of a run that had scores or of `vmprune analyze`
     :raises PruneError: if one of these does not have the fields that are shown
     """
     served = parse(Serving, serving, SERVING_FILE)
     checked = parse(Check, check, CHECK_FILE)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
+    used = parse(Analysis, analysis, ANALYSIS_FILE)
+    return fill(
+        "report.html",
         run=result,
         outcome=outcome(result, served),
         cards=key_figures(result, served),
-        figures=_figures(result, served),
+        figures=_figures(result, served) | (analysis_figures.figures_of(used) if used else {}),
+        analysis=used,
+        analysis_tables=analysis_tables,
         tables=tables,
         commands=commands,
         words=words,
         serving=served,
         check=checked,
         kept_share=tables.kept_share(list(result.layers)),
-        plotly_js=Markup(get_plotlyjs()),
     )
 
 
@@ -113,7 +121,7 @@ def key_figures(result: RunResult, serving: Serving | None) -> list[tuple[str, s
         q = result.quality_of(variant)
         if q is not None:
             mean = f", mean of {q.maps} maps" if q.maps > 1 else ""
-            name = f"Accuracy, {words.VARIANTS[variant]}"
+            name = f"Accuracy, {words.variant(variant)}"
             cards.append((name, words.percent(q.accuracy), words.interval(q.low, q.high) + mean))
     for metric in ("output_tokens_per_second", "ttft_ms_p50", "itl_ms_p50"):
         ratio = serving and serving.ratio(metric, serving.usual_users)

@@ -32,7 +32,7 @@ def quality_table(result: RunResult) -> Table:
         base = bases.get((q.task, q.measure))
         gap = "" if base is None or q is base else words.points(q.accuracy - base.accuracy)
         measured = (words.percent(q.accuracy), words.interval(q.low, q.high), gap)
-        names = (words.VARIANTS[q.variant], words.task(q))
+        names = (words.variant(q.variant), words.task(q))
         rows.append((*names, *measured, str(q.items), str(q.maps)))
     head = ("variant", "task", "accuracy", "95% interval", "against base, points", "items", "maps")
     caption = f"Accuracy on the held-out split of {result.task}"
@@ -48,7 +48,7 @@ def optimism_table(result: RunResult) -> Table | None:
         for before, step in zip([None, *entries], entries, strict=False):
             gap = "" if before is None else words.points(step.accuracy - before.accuracy)
             numbers = (words.percent(step.accuracy), words.interval(step.low, step.high), gap)
-            names = (words.VARIANTS[variant], task, words.SPLITS[step.split])
+            names = (words.variant(variant), task, words.SPLITS[step.split])
             rows.append((*names, *numbers, str(step.items)))
     head = ("variant", "task", "split", "accuracy", "95% interval", "change, points", "items")
     caption = "From the items that drove the search to items that decided nothing"

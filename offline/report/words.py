@@ -12,6 +12,7 @@ VARIANTS = {
     "frequency": "frequency",
     "soft_activation": "soft activation",
     "naee": "NAEE",
+    "oneshot": "one-shot",
     "eep_prune": "EEP, pruning phase",
     "eep": "EEP",
 }
@@ -32,6 +33,11 @@ METRICS = {
     "peak_bytes": ("peak host memory, GiB", "peak memory", 2.0**30, 2),
     "natural_output_tokens": ("natural answer length, tokens", "natural length", 1.0, 1),
 }
+
+
+def variant(name: str) -> str:
+    """Name a variant; a criterion goes by its word."""
+    return VARIANTS.get(name, name)
 
 
 def task(quality: Quality) -> str:

@@ -1,0 +1,1 @@
+"""What scores say of a model: numbers only; offline/report draws them."""
