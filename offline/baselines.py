@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+from offline.calibration.scores import Scores
 from offline.engines.base import ExpertUse
 from offline.methods.baselines import ONE_SHOT, Evidence
 from offline.methods.genome import Genome
 from offline.methods.groups import Groups
 from offline.methods.mapping import kept_genome
 from offline.methods.space import Kept
-from offline.recipe import Baseline
+from offline.plan import SOURCE, chosen, tokens_seen
+from offline.plan import Evidence as Scored
 from offline.run import Run, Usage
+from offline.scored import blend_of, scores_of
 from vllm_moe_prune.routing_map import RoutingMap
 
 
@@ -23,6 +26,8 @@ class Observations:
     run: Run
     usage: Usage
     _discrepancies: dict[int, dict[Kept, float]] | None = field(default=None)
+    _scores: Scores | None = field(default=None)
+    _scored: Scored = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: Run) -> Observations:
@@ -44,24 +49,40 @@ class Observations:
         return {layer: tuple(int(n) for n in use.tokens) for layer, use in self.usage.items()}
 
     def choose(
-        self, name: Baseline, rng: random.Random, groups: Groups | None = None
+        self, name: str, rng: random.Random, groups: Groups | None = None
     ) -> dict[int, Kept]:
-        """Return decoder layer -> what a one-shot method keeps.
+        """Return decoder layer -> what a one-shot method or a criterion keeps.
 
+        :param name: of ``ONE_SHOT``, or a criterion's word such as `min-ean`
         :param groups: as the methods': None lets every layer choose apart
         """
+        if name not in ONE_SHOT:
+            self.scores()
+            return chosen(self.run.space, self._scored, name, groups)
         method = ONE_SHOT[name]
         found = self._measured() if "discrepancies" in method.needs else None
         return method.choose(self.run.space, Evidence(self.usage, found), rng, groups)
 
-    def maps(self, name: Baseline, rng: random.Random, count: int = 1) -> list[RoutingMap]:
-        """Return ``count`` maps of a one-shot method; all but random are always the same."""
+    def scores(self) -> Scores:
+        """Return the scores that criteria go by; made on the first call if none were given."""
+        if self._scores is None:
+            self._scores = scores_of(self.run)
+            self._scored = self._scores.evidence(blend_of(self.run.recipe))
+        return self._scores
+
+    def maps(self, name: str, rng: random.Random, count: int = 1) -> list[RoutingMap]:
+        """Return ``count`` maps of a method or criterion; all but random are always the same."""
+        made, tokens = self.run.provenance, self.tokens
+        if name not in ONE_SHOT:
+            scores = self.scores()  # not the task's items, but this text has decided
+            data = (*scores.provenance.data, *(d for d in made.data if d.name == SOURCE))
+            made = made.model_copy(update={"data": data})
+            tokens = tokens_seen(scores, blend_of(self.run.recipe))
         return [
-            self.run.space.routing_map(self.choose(name, rng), self.run.provenance, self.tokens)
-            for _ in range(count)
+            self.run.space.routing_map(self.choose(name, rng), made, tokens) for _ in range(count)
         ]
 
-    def genomes(self, names: tuple[Baseline, ...], groups: Groups) -> list[Genome]:
+    def genomes(self, names: tuple[str, ...], groups: Groups) -> list[Genome]:
         """Return the methods' choices as genomes, to begin a search with."""
         rng = random.Random(f"one-shot {self.run.recipe.seed}")
         found = []

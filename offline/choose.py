@@ -8,14 +8,14 @@ from offline.baselines import Observations
 from offline.fitness.assessment import Assessment
 from offline.methods import eep
 from offline.methods.genome import Genome
-from offline.recipe import Baseline, CompressRecipe
+from offline.recipe import CompressRecipe
 from offline.result import SearchPoint, Variant
 from offline.run import Run
 from offline.search import Search
 from vllm_moe_prune.routing_map import RoutingMap
 
 Chosen = dict[Variant, RoutingMap]  # what the method found; the last one is built
-_SEEDS: tuple[Baseline, ...] = ("frequency", "soft_activation")
+_SEEDS = ("frequency", "soft_activation")
 
 
 def eep_settings(recipe: CompressRecipe, num_layers: int) -> eep.EepSettings:
@@ -39,7 +39,8 @@ def choose(run: Run, seen: Observations) -> Chosen:
     method = run.recipe.method
     if method == "eep":
         return _eep(run, seen)
-    return {method: seen.maps(method, random.Random(run.recipe.seed))[0]}
+    name = run.recipe.criteria[0] if method == "oneshot" else method
+    return {method: seen.maps(name, random.Random(run.recipe.seed))[0]}
 
 
 def _eep(run: Run, seen: Observations) -> Chosen:
@@ -67,10 +68,13 @@ def _eep(run: Run, seen: Observations) -> Chosen:
 def _initial(run: Run, seen: Observations, search: Search) -> list[Genome]:
     """Return the one-shot methods' maps, where the first generation begins with them."""
     recipe, space = run.recipe, run.space
-    if not recipe.seeds or space.keeps_all:
+    if space.keeps_all:
         return []
-    more: tuple[Baseline, ...] = ("naee",) if "naee" in recipe.baselines else ()
-    return seen.genomes((*_SEEDS, *more), search.groups)
+    more = ("naee",) if "naee" in recipe.baselines else ()
+    found = seen.genomes(
+        (*((*_SEEDS, *more) if recipe.seeds else ()), *recipe.seed_words), search.groups
+    )
+    return list({genome.key: genome for genome in reversed(found)}.values())[::-1]
 
 
 def _points(

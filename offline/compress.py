@@ -27,6 +27,7 @@ from offline.recipe import CompressRecipe
 from offline.result import RESULT_FILE, LayerOutcome, Quality, RunResult, Size
 from offline.run import Reporter, Run, items_of, provenance_of
 from offline.run_folder import run_folder
+from offline.scored import analysis_beside, check_scored
 from offline.staging import check_absent
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.provenance import Provenance
@@ -69,7 +70,7 @@ def compress(
     plan = plan_build(run.base, chosen)
     result = _result(run, out, chosen, seen.tokens, quality, plan)
     reporter.stage("writing the checkpoint", plan.num_bytes)
-    beside = {RESULT_FILE: result.to_json()}
+    beside = {RESULT_FILE: result.to_json(), **analysis_beside(run, chosen)}
     build(run.base, chosen, out, force=force, progress=reporter.step, beside=beside)
     return result
 
@@ -91,15 +92,17 @@ class _Subject:
         if recipe.method == "eep":
             settings = eep_settings(recipe, len(space.layers))
             space.groups(settings.num_groups)
-            eep.check_phases(space, settings, has_initial=recipe.seeds)
+            has_initial = recipe.seeds or bool(recipe.seed_words)
+            eep.check_phases(space, settings, has_initial=has_initial)
         objective = Objective.parse(
             recipe.task, measure=recipe.fitness, guard=recipe.guard, items=items_of(recipe)
         )
-        return cls(recipe, base, space, objective, provenance_of(recipe, objective))
+        scores = check_scored(recipe, space.base)
+        return cls(recipe, base, space, objective, provenance_of(recipe, objective, scores))
 
     def identity(self) -> dict[str, object]:
         """Return all that results depend on: a run with another identity is another run."""
-        places = {"model", "device", "replicas", "ray_address"}
+        places = {"model", "scores", "device", "replicas", "ray_address"}
         return {
             "recipe": self.recipe.model_dump(mode="json", exclude=places),
             "base": self.space.base.model_dump(exclude={"name"}),
@@ -129,6 +132,7 @@ class _Subject:
             assessor,
             reporter,
             self.provenance,
+            folder,
         )
 
 

@@ -6,14 +6,13 @@ import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import get_args
 
 from offline.baselines import Observations
 from offline.choose import Chosen
 from offline.engines.base import TaskResult
 from offline.fitness.assess import Assessor
 from offline.fitness.objective import Measure, Objective
-from offline.result import Quality, Variant
+from offline.result import VARIANTS, Quality, Variant
 from offline.run import Run
 from offline.tasks.catalog import Split
 from vllm_moe_prune.routing_map import RoutingMap
@@ -36,8 +35,12 @@ def measure_quality(run: Run, chosen: Chosen, seen: Observations) -> tuple[Quali
         for variant, maps in found.items():
             for split in ("search", "selection"):
                 quality += _measured(run, assessor, measure, variant, maps, split)
-    order = get_args(Variant)
-    return tuple(sorted(quality, key=lambda q: (q.split != "test", order.index(q.variant))))
+    return tuple(sorted(quality, key=lambda q: (q.split != "test", _place(q.variant))))
+
+
+def _place(variant: Variant) -> float:
+    """Return where a variant stands in tables: criteria come before what the run is about."""
+    return VARIANTS.index(variant) if variant in VARIANTS else VARIANTS.index("oneshot") - 0.5
 
 
 def _variants(run: Run, chosen: Chosen, seen: Observations) -> Variants:

@@ -7,9 +7,10 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from offline.criteria.registry import Rule
 from vllm_moe_prune.errors import PruneError, one_line
 
-Method = Literal["eep", "random", "frequency", "soft_activation", "naee"]
+Method = Literal["eep", "oneshot", "random", "frequency", "soft_activation", "naee"]
 Baseline = Literal["random", "frequency", "soft_activation", "naee"]
 Measure = Literal["accuracy", "margin", "agreement"]
 Phases = Literal["both", "prune", "merge"]
@@ -26,6 +27,21 @@ class CompressRecipe(BaseModel):
 
     model: Path = Field(description="base checkpoint: a local folder")
     method: Method = Field(default="eep", description="how the kept experts are chosen")
+    criterion: str = Field(
+        default="min-ean",
+        description="oneshot's: min-NAME drops the lowest first, max-NAME the highest, a bare NAME "
+        "the better end; all names are in docs/criteria.md",
+    )
+    scores: Path | None = Field(
+        default=None, description="what `vmprune score` saved, for criteria; made here if not given"
+    )
+    calibration: str = Field(
+        default="default",
+        description="text to score for criteria, as `vmprune score` takes it",
+    )
+    domains: str | None = Field(
+        default=None, description="weights of the scored domains for criteria: code:2,prose:1"
+    )
     task: str = Field(
         default="sciq",
         description="what the model is for: a task, several with weights (sciq:2,arc_easy:1), "
@@ -81,6 +97,10 @@ class CompressRecipe(BaseModel):
     seeding: bool | None = Field(
         default=None, description="begin with the one-shot criteria's maps beside random ones"
     )
+    seed_criteria: str | None = Field(
+        default=None,
+        description="criteria whose maps the search also begins with: min-ean,max-rwn",
+    )
     search_items: int = Field(default=200, ge=1, description="items of the fitness (search split)")
     finalists: int = Field(
         default=5, ge=1, description="best candidates that are re-ranked on the selection split"
@@ -94,7 +114,8 @@ class CompressRecipe(BaseModel):
     )
     compare: str = Field(
         default="random,frequency",
-        description=f"baselines to measure beside it: any of {', '.join(BASELINES)}; or none",
+        description=f"baselines to measure beside it: any of {', '.join(BASELINES)}, "
+        "criteria such as min-ean; or none",
     )
     engine: EngineName = Field(
         default="transformers", description="what runs the model while searching"
@@ -114,29 +135,57 @@ class CompressRecipe(BaseModel):
     def _rules(self) -> Self:
         if (self.keep is None) == (self.budget is None):
             raise ValueError("give either --keep (experts per layer) or --budget (in all layers)")
-        if self.budget is not None and self.method != "eep":
+        if self.budget is not None and self.method not in ("eep", "oneshot"):
             raise ValueError(f"--budget is spread by the search; {self.method} needs --keep")
-        wanted = (self.method, *self.baselines)
-        if "naee" in wanted and (self.engine == "vllm" or self.replicas > 1):
+        reads_experts = self.engine == "transformers" and self.replicas == 1
+        if "naee" in (self.method, *self.baselines) and not reads_experts:
             raise ValueError(
                 "naee reads what experts compute: it needs --engine transformers --replicas 1"
+            )
+        if self.criteria and self.scores is None and not reads_experts:
+            raise ValueError(
+                f"{self.criteria[0]} reads what experts compute: give --scores, or "
+                "--engine transformers --replicas 1"
             )
         return self
 
     @property
-    def baselines(self) -> tuple[Baseline, ...]:
-        """Return the baselines to compare with.
+    def baselines(self) -> tuple[str, ...]:
+        """Return the baselines to compare with: of ``BASELINES``, and criteria's words.
 
         :raises ValueError: naming the word that is none
         """
         words = [word.strip() for word in self.compare.split(",")]
-        known: dict[str, Baseline] = {name: name for name in BASELINES}
         if words == ["none"]:
             return ()
+        found = []
         for word in words:
-            if word not in known:
-                raise ValueError(f"--compare: {word!r} is none of {', '.join(BASELINES)}, none")
-        return tuple(dict.fromkeys(known[word] for word in words))
+            if word not in BASELINES and not word.startswith(("min-", "max-")):
+                raise ValueError(
+                    f"--compare: {word!r} is none of {', '.join(BASELINES)}, none, nor a criterion "
+                    "such as min-ean"
+                )
+            found.append(word if word in BASELINES else _word("compare", word))
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def seed_words(self) -> tuple[str, ...]:
+        """Return the criteria whose maps the search begins with, with their directions.
+
+        :raises ValueError: naming the word that is none
+        """
+        words = self.seed_criteria.split(",") if self.seed_criteria and self.method == "eep" else ()
+        return tuple(dict.fromkeys(_word("seed-criteria", word) for word in words))
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """Return all criteria that are needed, with their directions.
+
+        :raises ValueError: naming the word that is none
+        """
+        own = (_word("criterion", self.criterion),) if self.method == "oneshot" else ()
+        compared = [word for word in self.baselines if word not in BASELINES]
+        return tuple(dict.fromkeys((*own, *compared, *self.seed_words)))
 
     @property
     def races(self) -> bool:
@@ -145,7 +194,7 @@ class CompressRecipe(BaseModel):
 
     @property
     def seeds(self) -> bool:
-        """Whether the search begins with one-shot maps; the preset's habit if not given."""
+        """Whether the search begins with the baselines' maps; the preset's habit if not given."""
         return self.preset == "fast" if self.seeding is None else self.seeding
 
     @classmethod
@@ -178,6 +227,14 @@ class CompressRecipe(BaseModel):
         if self.groups.isdigit() and int(self.groups) > 0:
             return int(self.groups)
         raise PruneError(f"--groups {self.groups!r} is neither a number nor `layer`")
+
+
+def _word(flag: str, word: str) -> str:
+    """Return a criterion's word with its direction."""
+    try:
+        return Rule.parse(word).word
+    except PruneError as error:
+        raise ValueError(f"--{flag}: {error.message}") from None
 
 
 def _read_recipe(file: Path) -> dict[str, Any]:

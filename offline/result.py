@@ -19,7 +19,12 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-Variant = Literal["base", "random", "frequency", "soft_activation", "naee", "eep_prune", "eep"]
+# The base, a method or baseline, or a criterion's word such as min-ean; in the order of tables.
+Variant = str
+VARIANTS: tuple[Variant, ...] = (
+    *("base", "random", "frequency", "soft_activation", "naee"),
+    *("oneshot", "eep_prune", "eep"),
+)
 
 
 class Quality(_Frozen):

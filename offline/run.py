@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from offline.engines.base import Engine, ExpertUse
@@ -44,6 +45,7 @@ class Run:
     assessor: Assessor
     reporter: Reporter
     provenance: Provenance
+    folder: Path  # keeps what lets the run continue after a kill
     seconds: dict[str, float] = field(default_factory=dict)
     search_log: list[SearchPoint] = field(default_factory=list)
 
@@ -68,8 +70,10 @@ def items_of(recipe: CompressRecipe) -> dict[Split, int | None]:
     }
 
 
-def provenance_of(recipe: CompressRecipe, objective: Objective) -> Provenance:
-    """Say how a run's map is made: settings, seed, and the items that decide."""
+def provenance_of(
+    recipe: CompressRecipe, objective: Objective, scores: DataIdentity | None = None
+) -> Provenance:
+    """Say how a run's map is made: settings, seed, and the items and scores that decide."""
     splits: list[Split] = ["search"]
     if recipe.method == "eep":
         splits.append("selection")
@@ -78,10 +82,10 @@ def provenance_of(recipe: CompressRecipe, objective: Objective) -> Provenance:
         for entry in objective.tasks
         for split in splits
     ]
-    places = {"model", "device", "replicas", "ray_address", "seed"}  # where, not what
+    places = {"model", "scores", "device", "replicas", "ray_address", "seed"}  # where, not what
     return Provenance.now(
         recipe.method,
         settings=recipe.model_dump(mode="json", exclude=places),
         seed=recipe.seed,
-        data=tuple(data),
+        data=(*data, *([scores] if scores else ())),
     )

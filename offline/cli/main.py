@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from offline.cli.analyze import analyze
 from offline.cli.build import build
 from offline.cli.check import check
 from offline.cli.coefficients import import_eep
@@ -14,7 +15,9 @@ from offline.cli.compress import compress
 from offline.cli.demo import demo
 from offline.cli.evaluate import evaluate
 from offline.cli.inspect import inspect
+from offline.cli.plan import plan
 from offline.cli.report import report
+from offline.cli.score import score
 from vllm_moe_prune import __version__
 from vllm_moe_prune.errors import PruneError
 
@@ -35,7 +38,20 @@ def cli() -> None:
     """
 
 
-for _command in (compress, build, inspect, check, evaluate, report, import_eep, demo):
+_COMMANDS = (
+    compress,
+    score,
+    plan,
+    analyze,
+    build,
+    inspect,
+    check,
+    evaluate,
+    report,
+    import_eep,
+    demo,
+)
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

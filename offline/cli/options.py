@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 from pydantic import BaseModel
@@ -46,4 +46,4 @@ def _type(annotation: Any) -> Any:
 
 def _of(annotation: Any) -> Any:
     """Return the type without `| None`."""
-    return get_args(annotation)[0] if get_origin(annotation) is UnionType else annotation
+    return get_args(annotation)[0] if get_origin(annotation) in (UnionType, Union) else annotation

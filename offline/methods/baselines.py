@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from offline.criteria.order import order_of
 from offline.engines.base import ExpertUse
-from offline.methods.groups import Groups, by_layer, even_rows, spread_rows
+from offline.methods.groups import Groups, by_layer, even_rows
+from offline.methods.oneshot import last_dropped
 from offline.methods.space import Kept, Space
 from vllm_moe_prune.errors import PruneError
 
@@ -145,19 +146,10 @@ def _highest(
     space: Space, scores: Mapping[int, Sequence[float]], groups: Groups | None
 ) -> dict[int, Kept]:
     """Keep the experts with the highest scores; ties keep the lower id."""
-    groups = space.groups() if groups is None else groups
-    shares = [_shares([scores[layer] for layer in group.layers]) for group in groups]
-    ranked = [np.argsort(-share, kind="stable") for share in shares]
-    # An expert more goes where the best of those that are still dropped scores highest.
-    rows = spread_rows(groups, space.budget, lambda g, count: shares[g][ranked[g][count]])
-    kept = [tuple(sorted(order[:n].tolist())) for order, n in zip(ranked, rows, strict=True)]
-    return dict(by_layer(kept, groups))
-
-
-def _shares(scores: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """Return each expert's mean share [E] of its layer's scores [layers of a group, E]."""
-    table = np.asarray(scores, np.float64)
-    if not np.isfinite(table).all() or (table < 0).any():
-        raise PruneError("an expert's score is negative or not finite")
-    total = table.sum(axis=1, keepdims=True)
-    return np.asarray((table / np.where(total > 0, total, 1)).mean(axis=0))
+    orders = {}
+    for layer, values in scores.items():
+        row = np.asarray(values, np.float64)
+        if not np.isfinite(row).all() or (row < 0).any():
+            raise PruneError("an expert's score is negative or not finite")
+        orders[layer] = order_of(row, "min", np.zeros(len(row), dtype=bool))
+    return last_dropped(space, orders, groups)

@@ -22,8 +22,9 @@ __all__ = ["Kept", "Space"]
 class Space:
     """A base model and what its maps may keep.
 
-    Every layer keeps ``keep`` experts; or all layers together at most ``budget`` and each at least
-    ``floor``, spread by the method; or, where neither is given, all. ``top_k`` says how many are
+    Every layer keeps ``keep`` experts (or what it says of the layer); or all layers together at
+    most ``budget`` and each at least ``floor``, spread by the method; or, where neither is given,
+    all. ``top_k`` says how many are
     active per token in each layer. ``num_groups`` counts the groups that a group-limited router
     chooses among (1 for most families); ``renormalise`` says whether top-k weights are divided by
     their sum.
@@ -36,7 +37,7 @@ class Space:
     num_experts: Mapping[int, int]
     num_groups: int
     top_k: Mapping[int, int]
-    keep: int | None = None
+    keep: int | Mapping[int, int] | None = None
     budget: int | None = None
     floor: int = 1
     renormalise: bool = True
@@ -197,7 +198,8 @@ class Space:
         """Fewest and most experts that a layer may keep."""
         count = self.num_experts[layer]
         if self.keep is not None:
-            return self.keep, self.keep
+            keep = self.keep if isinstance(self.keep, int) else self.keep[layer]
+            return keep, keep
         if self.budget is None or self.budget == sum(self.num_experts.values()):
             return count, count
         return max(self.floor, self.top_k[layer]), count
@@ -218,9 +220,10 @@ class Space:
         return DepthGroup(layers, self.num_experts[layers[0]], least, self._bounds(layers[0])[1])
 
     def _check_counts(self) -> None:
-        for name, count in (("keep", self.keep), ("floor", self.floor)):
-            for layer, experts in self.num_experts.items():
-                if count is not None and not 1 <= count <= experts:
+        for layer, experts in self.num_experts.items():
+            kept = self._bounds(layer)[0] if self.keep is not None else 1
+            for name, count in (("keep", kept), ("floor", self.floor)):
+                if not 1 <= count <= experts:
                     raise PruneError(f"--{name} {count}: layer {layer} has {experts} experts")
 
     def _check_budget(self, budget: int) -> None:
@@ -240,7 +243,8 @@ class Space:
             top_k, most = self.top_k[layer], self._bounds(layer)[1]
             if 1 <= top_k <= most:
                 continue
-            where = f" in layer {layer}" if len(set(self.top_k.values())) > 1 else ""
+            differ = len(set(self.top_k.values())) > 1 or isinstance(self.keep, Mapping)
+            where = f" in layer {layer}" if differ else ""
             raise PruneError(
                 f"--top-k {top_k}{where} does not fit {most} kept experts",
                 hint="keep at least as many experts as are active per token",

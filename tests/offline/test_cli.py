@@ -18,12 +18,22 @@ from vllm_moe_prune.errors import PruneError
 
 FLAGS = {
     "compress": (
-        "--budget --children --compare --device --dtype --engine --evaluations --finalists "
-        "--fitness --floor --force --groups --guard --initial --json --keep --method --model --out "
-        "--phases --preset --prune-evaluations --racing --random-maps --ray-address --recipe "
-        "--replicas --search-items --seed --seeding --selection-items --task --tensor-parallel "
-        "--test-items --top-k"
+        "--budget --calibration --children --compare --criterion --device --domains --dtype "
+        "--engine --evaluations --finalists --fitness --floor --force --groups --guard --initial "
+        "--json --keep --method --model --out --phases --preset --prune-evaluations --racing "
+        "--random-maps --ray-address --recipe --replicas --scores --search-items --seed "
+        "--seed-criteria --seeding --selection-items --task --tensor-parallel --test-items --top-k"
     ),
+    "score": (
+        "--calibration --device --dtype --force --gradients --json --length --model --offload "
+        "--out --scratch --seed --sequences"
+    ),
+    "plan": (
+        "--budget --criterion --domains --floor --force --json --keep --keep-per-layer --merge "
+        "--merge-router --out --outlier-percentile --outlier-share --protect --protect-outliers "
+        "--ratio --scores --top-k"
+    ),
+    "analyze": "--after --criteria --domains --force --json --keep --layers --map --out --scores",
     "build": "--allow-other-base --dry-run --force --map --max-shard-gib --model --out",
     "inspect": "--json",
     "check": "--base --dtype --json",

@@ -32,7 +32,8 @@ COMPRESS: list[tuple[list[str], str]] = [
     (["--keep", "4", "--top-k", "0-9:1"], "--top-k 0-9:1: no layer 9; layers 0 to 3 have experts"),
     (
         ["--keep", "4", "--compare", "magic"],
-        "settings: --compare: 'magic' is none of random, frequency, soft_activation, naee, none",
+        "settings: --compare: 'magic' is none of random, frequency, soft_activation, naee, none, "
+        "nor a criterion such as min-ean",
     ),
     (["--keep", "4", "--task", "sciq:x"], "tasks 'sciq:x': weight 'x' is not a number"),
     (["--keep", "4", "--task", "text:no.txt"], "no text file at no.txt"),

@@ -41,14 +41,16 @@ MISTAKES = [
     ),
     (
         "model: base\nkeep: 4\ncompare: magic\n",
-        "--compare: 'magic' is none of random, frequency, soft_activation, naee, none",
+        "--compare: 'magic' is none of random, frequency, soft_activation, naee, none, "
+        "nor a criterion such as min-ean",
         None,
     ),
     ("model: base\nkeep: 4\nexperts: 4\n", "experts: Extra inputs are not permitted", None),
     ("model: base\nkeep: 0\n", "keep: Input should be greater than or equal to 1", None),
     (
         "model: base\nkeep: 4\nmethod: magic\n",
-        "method: Input should be 'eep', 'random', 'frequency', 'soft_activation' or 'naee'",
+        "method: Input should be 'eep', 'oneshot', 'random', 'frequency', "
+        "'soft_activation' or 'naee'",
         None,
     ),
 ]

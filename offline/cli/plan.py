@@ -1,0 +1,94 @@
+"""`vmprune plan`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from offline.cli.options import options_of
+from offline.plan_recipe import PlanRecipe
+
+if TYPE_CHECKING:
+    from offline.plan import Plan
+
+
+@click.command(
+    epilog="Example: vmprune plan --scores scores --criterion min-ean --keep 4 --out plan"
+)
+@click.option("--scores", type=click.Path(path_type=Path), required=True, help="scores to plan by")
+@options_of(PlanRecipe)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write")
+@click.option("--force", is_flag=True, help="replace OUT if it exists")
+@click.option("--json", "as_json", is_flag=True, help="print JSON on stdout")
+def plan(scores: Path, out: Path, force: bool, as_json: bool, **flags: Any) -> None:
+    """Choose experts by a criterion from saved scores, and write their routing map.
+
+    Takes seconds and needs no model: plan as often as you like from one `vmprune score`. OUT can
+    be built (`vmprune build --map OUT`) or served with the base.
+    """
+    from offline.calibration.scores import Scores
+    from offline.plan import identity_of
+    from offline.plan import plan as run_plan
+    from offline.staging import check_absent, staged
+
+    recipe = PlanRecipe.of(flags)
+    check_absent(out, force=force)
+    read = Scores.load(scores)
+    found = run_plan(read, recipe, identity_of(read, scores))
+    with staged(out, force=force) as folder:
+        found.routing_map.save(folder)
+    _warn(found)
+    if as_json:
+        click.echo(json.dumps(_facts(found, recipe, out)))
+    else:
+        _show(found, out)
+
+
+def _warn(found: Plan) -> None:
+    """Name the experts that the text never reached: of them the scores say little."""
+    for layer, experts in found.unseen.items():
+        click.echo(
+            f"warning: layer {layer}: no token reached expert {', '.join(map(str, experts))}",
+            err=True,
+        )
+
+
+def _facts(found: Plan, recipe: PlanRecipe, out: Path) -> dict[str, Any]:
+    return {
+        "out": str(out),
+        "summary": found.routing_map.summary(),
+        "digest": found.routing_map.digest(),
+        "criterion": recipe.rule.word,
+        "kept": {layer.layer: layer.experts.kept for layer in found.routing_map.layers},
+        "unseen": found.unseen,
+        "protected": found.protected,
+        "outliers": found.outliers,
+    }
+
+
+def _show(found: Plan, out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from offline.protection import named
+
+    table = Table("layer", "experts", "top-k", "kept", "share of tokens")
+    for layer in found.routing_map.layers:
+        counts = found.evidence[layer.layer].seen.counts
+        kept = list(layer.experts.kept or ())
+        table.add_row(
+            str(layer.layer),
+            f"{layer.num_kept} of {layer.num_experts}",
+            str(layer.top_k),
+            ", ".join(map(str, kept)) if kept else "merged",
+            f"{counts[kept].sum() / counts.sum():.0%}" if kept else "",
+        )
+    console = Console()
+    console.print(table)
+    if found.outliers:
+        console.print(f"super experts (layer:expert): {named(found.outliers)}", soft_wrap=True)
+    console.print(found.routing_map.summary(), soft_wrap=True)
+    console.print(f"written to {out}", soft_wrap=True)

@@ -1,0 +1,151 @@
+"""From saved scores to a routing map, in seconds and without the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from offline.calibration.scores import Scores
+from offline.calibration.scores_file import SCORES_FILE
+from offline.calibration.statistics import ExpertEvidence
+from offline.criteria.registry import Rule
+from offline.methods.genome import Kept
+from offline.methods.groups import Groups
+from offline.methods.merging import merged_map
+from offline.methods.oneshot import last_dropped
+from offline.methods.space import Space
+from offline.methods.top_k import parse_numbers
+from offline.plan_recipe import PlanRecipe
+from offline.protection import Protected, joined, parse_protected, super_experts
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.layouts import layout_of
+from vllm_moe_prune.provenance import DataIdentity, Provenance, sha256_text
+from vllm_moe_prune.routing_map import BaseFingerprint, RoutingMap
+
+SOURCE = "scores"  # name of the scores in the data of what they decided
+Evidence = Mapping[int, ExpertEvidence]  # decoder layer -> what criteria look at
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A routing map with what a reader of it should know."""
+
+    routing_map: RoutingMap
+    evidence: Evidence
+    protected: Protected  # both that were named and the outliers
+    outliers: Protected
+
+    @property
+    def unseen(self) -> Protected:
+        """Decoder layer -> experts that saw no token of the blend."""
+        found = {layer: (one.seen.counts == 0).nonzero()[0] for layer, one in self.evidence.items()}
+        return {layer: tuple(ids.tolist()) for layer, ids in found.items() if len(ids)}
+
+
+def plan(scores: Scores, recipe: PlanRecipe, source: DataIdentity | None = None) -> Plan:
+    """Choose experts by a criterion and make their routing map.
+
+    :param source: which scores these are, for the map's provenance
+    :raises PruneError: if the scores do not hold what the recipe needs, or it cannot be kept to
+    """
+    rule, evidence = recipe.rule, scores.evidence(recipe.blend)
+    space = space_of(scores, evidence, recipe)
+    outliers = (
+        super_experts(evidence, recipe.outlier_percentile, recipe.outlier_share)
+        if recipe.protect_outliers
+        else {}
+    )
+    named = parse_protected(recipe.protect, space.num_experts) if recipe.protect else {}
+    protected = joined(named, outliers)
+    orders = {n: rule.order(one, protected.get(n, ())) for n, one in evidence.items()}
+    kept = last_dropped(space, orders, protected=protected)
+    provenance = _provenance(scores, recipe, protected, source)
+    seen = tokens_seen(scores, recipe.blend)
+    if recipe.merge is None:
+        routing_map = space.routing_map(kept, provenance, seen)
+    else:
+        counts = {layer: len(ids) for layer, ids in kept.items()}
+        kind, router = recipe.merge, recipe.merge_router
+        routing_map = merged_map(space, evidence, counts, kind, router, provenance, seen)
+    return Plan(routing_map, evidence, protected, outliers)
+
+
+def chosen(
+    space: Space, evidence: Evidence, criterion: str, groups: Groups | None = None
+) -> dict[int, Kept]:
+    """Return what a criterion keeps of each layer of a space.
+
+    :param criterion: a word such as `min-ean`
+    :param groups: as `last_dropped`
+    :raises PruneError: as `Rule.parse` and `Rule.order`
+    """
+    rule = Rule.parse(criterion)
+    return last_dropped(space, {n: rule.order(evidence[n]) for n in space.layers}, groups)
+
+
+def space_of(scores: Scores, evidence: Evidence, recipe: PlanRecipe) -> Space:
+    """Describe the scored model and what the recipe keeps of it.
+
+    :raises PruneError: if the model cannot keep or activate so many
+    """
+    num_experts = {layer: one.seen.num_experts for layer, one in sorted(evidence.items())}
+    own = {layer: scores.top_k[layer] for layer in num_experts}
+    layout = layout_of({"model_type": scores.model_type})
+    return Space(
+        model_type=scores.model_type,
+        base=scores.base,
+        num_experts=num_experts,
+        num_groups=scores.num_groups,
+        top_k=parse_numbers("--top-k", "activates", recipe.top_k, own) if recipe.top_k else own,
+        keep=recipe.counts(num_experts),
+        budget=recipe.budget,
+        floor=recipe.floor,
+        renormalise=layout.renormalise,
+    )
+
+
+def tokens_seen(
+    scores: Scores, blend: Mapping[str, float] | None = None
+) -> dict[int, tuple[int, ...]]:
+    """Return decoder layer -> tokens routed to each expert [E], of all domains with a weight."""
+    domains = [scores.domains[name] for name in scores.domains if blend is None or blend.get(name)]
+    return {
+        layer: tuple(int(n) for n in np.sum([domain[layer].counts for domain in domains], axis=0))
+        for layer in scores.top_k
+    }
+
+
+def identity_of(scores: Scores, folder: Path) -> DataIdentity:
+    """Say by content which scores a folder holds: its JSON has the digest of the tensors."""
+    text = (folder / SCORES_FILE).read_text()
+    return DataIdentity(name=SOURCE, count=len(scores.domains), sha256=sha256_text(text))
+
+
+def check_scores(scores: Scores, base: BaseFingerprint) -> None:
+    """Refuse scores of another model.
+
+    :raises PruneError: if the scores were not made of this base
+    """
+    if not scores.base.matches(base):
+        raise PruneError(
+            f"the scores are of another base ({scores.base.name or 'unnamed'})",
+            hint="score this model: vmprune score",
+        )
+
+
+def _provenance(
+    scores: Scores, recipe: PlanRecipe, protected: Protected, source: DataIdentity | None
+) -> Provenance:
+    return Provenance.now(
+        "oneshot" if recipe.merge is None else "merge",
+        settings={
+            **recipe.model_dump(mode="json", exclude_none=True),
+            "criterion": recipe.rule.word,
+            "protected": {str(layer): list(ids) for layer, ids in protected.items()},
+            "scores": {"made": scores.provenance.created, **scores.provenance.settings},
+        },
+        data=(*scores.provenance.data, *([source] if source else ())),
+    )
