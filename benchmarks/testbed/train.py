@@ -32,7 +32,7 @@ _SAVE_SECONDS, _PROBE_STEPS = 120, 250
 class Settings:
     """What decides the result, besides the shape and the text."""
 
-    steps: int = 3000
+    steps: int = 6000
     length: int = 512  # tokens of a block
     rows: int = 2  # blocks of a step
     rate: float = 2e-3
