@@ -46,10 +46,13 @@ format: install
 bench: install
 	$(BIN)/python -m benchmarks.rewrite
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.calibration
 	mkdir -p build && test -d build/testbed || $(BIN)/python -m benchmarks.testbed.model --out build/testbed
-	$(BIN)/python -m benchmarks.search --model build/testbed \
-	  --generation build/testbed/tasks/lookup_gen.yaml --choice build/testbed/tasks/lookup.yaml
 	$(BIN)/python -m benchmarks.economy --model build/testbed --task build/testbed/tasks/arithmetic.yaml
+	$(BIN)/python -m benchmarks.criteria --bed testbed --model build/testbed --out build/criteria \
+	  --tasks build/testbed/tasks/arithmetic.yaml,build/testbed/tasks/classify.yaml
+	test -d build/base || $(BIN)/vmprune demo model --out build/base
+	$(BIN)/python -m benchmarks.search --model build/base
 
 lock: install
 	$(BIN)/python requirements/lock.py > requirements/cpu.lock

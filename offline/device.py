@@ -21,6 +21,14 @@ def pick_device(name: str) -> str:
         raise PruneError(f"unknown device {name!r}", hint="auto, cpu, cuda, cuda:1, ...") from None
 
 
+def batch_tokens(device: str) -> int:
+    """Return how many tokens go through a model at once where that is free to choose.
+
+    :param device: as `pick_device` gives it
+    """
+    return 4096 if device == "cpu" else 8192
+
+
 def pick_dtype(name: DType, device: str) -> DType:
     """Return the dtype to compute in: ``auto`` becomes float32 on a CPU that is slow in bfloat16.
 

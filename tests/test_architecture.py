@@ -37,6 +37,8 @@ LIGHT = (
     "offline/criteria/",
     "offline/calibration/statistics.py",
     "offline/calibration/scores.py",
+    "offline/calibration/scores_file.py",
+    "offline/calibration/blend.py",
     "offline/plan.py",
     "offline/plan_recipe.py",
     "offline/protection.py",

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 import transformers
 
+from offline.device import batch_tokens
 from offline.engines.agreement import BaseDistributions, compare, remember
 from offline.engines.base import ExpertUse, TaskResult
-from offline.engines.experts import find_layers
+from offline.engines.experts import LayerControl, find_layers
+from offline.engines.offload import device_map
 from offline.engines.packing import Batch
 from offline.engines.reconstruction import MAX_SUBSETS, Discrepancy, Subset, measure, subsets_of
 from offline.engines.scoring import PackedLM
@@ -45,8 +47,10 @@ class TransformersEngine:
     :param model: folder of a checkpoint that transformers can open
     :param device: a torch device
     :param dtype: of weights and activations; ``auto`` takes the checkpoint's
-    :param tokens_per_batch: tokens of one forward pass while scoring; 4096 on a CPU, else 8192
+    :param tokens_per_batch: tokens of one forward pass while scoring; `batch_tokens` if not given
     :param share_contexts: whether the context that choices have in common is computed once
+    :param offload: folder for the decoder layers of a model that is larger than memory; they are
+        read from there (or from the checkpoint) layer by layer
     :raises PruneError: if the folder has no supported model, or one that needs vLLM
     """
 
@@ -58,6 +62,7 @@ class TransformersEngine:
         dtype: Dtype = "bfloat16",
         tokens_per_batch: int | None = None,
         share_contexts: bool = True,
+        offload: Path | None = None,
     ) -> None:
         config = read_config(model)
         self.layout: MoeLayout = layout_of(config)
@@ -65,13 +70,15 @@ class TransformersEngine:
         self.folder = model
         _refuse_compact(model)
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(model)
-        self.model: Any = _load(model, dtype).to(device).eval()
+        self.model: Any = _load(model, dtype, device, offload).eval()
         self._layers = find_layers(self.model, self.layout)
+        self.tokens_per_batch = tokens_per_batch or batch_tokens(device)
+        self.max_length = int(config.get("max_position_embeddings", 2048))
         self._scorer = PackedLM(
             self.model,
             self.tokenizer,
-            tokens_per_batch=tokens_per_batch or (4096 if device == "cpu" else 8192),
-            max_length=int(config.get("max_position_embeddings", 2048)),
+            tokens_per_batch=self.tokens_per_batch,
+            max_length=self.max_length,
             share_contexts=share_contexts,
         )
         self._applied: RoutingMap | None = None
@@ -81,6 +88,16 @@ class TransformersEngine:
     def expert_counts(self) -> Mapping[int, int]:
         """Return decoder layer -> E of the base."""
         return {number: layer.num_experts for number, layer in self._layers.items()}
+
+    @property
+    def layers(self) -> Mapping[int, LayerControl]:
+        """Return decoder layer -> its router and experts."""
+        return self._layers
+
+    @property
+    def applied(self) -> RoutingMap | None:
+        """Return the map now applied."""
+        return self._applied
 
     @functools.cached_property
     def fingerprint(self) -> BaseFingerprint:
@@ -247,13 +264,20 @@ class TransformersEngine:
         return Continuation(tuple(new.tolist()), tuple(chosen), self.tokenizer.decode(new))
 
 
-def _load(folder: Path, dtype: Dtype) -> Any:
+def _load(folder: Path, dtype: Dtype, device: str, offload: Path | None) -> Any:
+    if offload is None:
+        return _from_pretrained(folder, dtype).to(device)
+    placed = device_map(folder, device)
+    return _from_pretrained(folder, dtype, device_map=placed, offload_folder=offload)
+
+
+def _from_pretrained(folder: Path, dtype: Dtype, **placed: Any) -> Any:
     bars = transformers.utils.logging
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()  # type: ignore[no-untyped-call]  # the caller owns the progress
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True
+            folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, **placed
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise PruneError(f"transformers cannot open {folder}: {error}") from error

@@ -24,19 +24,25 @@ def read_passages(task: Task) -> list[Item]:
     """
     if task.text is None:
         return list(_demo_passages())
-    content = _read(task.text)
-    if task.text.suffix == ".txt":
-        documents = {"passage": content}
-    else:
-        documents = dict(_records(task.text, content))
     items = [
         Item(f"{name}-{number}", passage)
-        for name, document in documents.items()
+        for name, document in read_documents(task.text).items()
         for number, passage in enumerate(passages(document))
     ]
     if not items:
         raise PruneError(f"{task.text} holds no text")
     return items
+
+
+def read_documents(path: Path) -> dict[str, str]:
+    """Return name -> text: a .txt file is one document, any other has one on each JSONL line.
+
+    :raises PruneError: if the file cannot be read or is not what its name says
+    """
+    content = _read(path)
+    if path.suffix == ".txt":
+        return {"passage": content}
+    return dict(_records(path, content))
 
 
 def passages(document: str) -> Iterator[str]:

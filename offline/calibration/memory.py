@@ -1,0 +1,108 @@
+"""How much memory and disk a calibration pass will take, from headers and shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from offline.calibration.corpus import Part
+from vllm_moe_prune.checkpoint import Checkpoint
+
+_SUMS = 8  # bytes of a float64
+_LAYER_NAME = ".layers."
+_HEAD_CHUNK = 512  # positions whose logits exist at once (gradients.py)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes by what they are for, in memory and on disk."""
+
+    memory: dict[str, int]
+    disk: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        """Bytes of memory in all, without the libraries themselves."""
+        return sum(self.memory.values())
+
+    @property
+    def written(self) -> int:
+        """Bytes of disk in all."""
+        return sum(self.disk.values())
+
+
+def files_needed(num_layers: int, *, gradients: bool) -> int:
+    """Return how many files of hidden states lie on the disk at the same time.
+
+    Forwards, a layer's outputs take the place of its inputs. To go backwards all inputs, the last
+    outputs and one file of gradients are needed.
+    """
+    return num_layers + 2 if gradients else 1
+
+
+def estimate(
+    checkpoint: Checkpoint,
+    parts: Sequence[Part],
+    *,
+    length: int,
+    tokens_per_batch: int,
+    item_bytes: int | None = None,
+    gradients: bool = False,
+    offload: bool = False,
+) -> MemoryEstimate:
+    """Estimate what `calibrate` takes.
+
+    :param item_bytes: of a weight as it is computed with (4 for float32); None: as it is stored
+    """
+    config = checkpoint.config
+    hidden, vocab = int(config["hidden_size"]), int(config["vocab_size"])
+    counts, top_k = checkpoint.expert_counts(), checkpoint.layout.top_k(config)
+    num_layers = int(config["num_hidden_layers"])
+    shared, layers, widest = _weights(checkpoint, item_bytes)
+    item = item_bytes or _stored_bytes(checkpoint)
+    tokens = sum(part.sequences for part in parts) * length
+    batch = max(tokens_per_batch, length)
+
+    held = sum(layers) if not offload else max(layers)
+    # Of a layer and domain: three means [E, D], a few [E, E], and a row of the vocabulary's size.
+    one = max(n * (3 * hidden * _SUMS + vocab) + 4 * n * n * _SUMS for n in counts.values())
+    memory = {
+        "weights": shared + held,
+        "statistics of all layers, kept to the end": one * len(counts) * len(parts),
+        "statistics of the layer at work": 2 * one,
+        # rows of chosen experts: gate, up, their product, and the output in four forms
+        "activations of a batch": batch * top_k * (3 * widest + 4 * hidden) * item,
+    }
+    if gradients:
+        experts = max(layers)
+        memory["gradients of the layer at work"] = experts + experts * 4 // item
+        memory["activations of a batch"] *= 2  # and their gradients
+        memory["logits"] = 3 * _HEAD_CHUNK * vocab * 4
+    disk = {"hidden states": files_needed(num_layers, gradients=gradients) * tokens * hidden * item}
+    if offload:
+        disk["offloaded layers"] = sum(layers)
+    return MemoryEstimate(memory, disk)
+
+
+def _stored_bytes(checkpoint: Checkpoint) -> int:
+    """Return the bytes per number of what takes most of the checkpoint, its experts."""
+    largest = max(checkpoint.tensors.values(), key=lambda info: info.num_bytes)
+    return largest.num_bytes // prod(largest.shape)
+
+
+def _weights(checkpoint: Checkpoint, item_bytes: int | None) -> tuple[int, list[int], int]:
+    """Return bytes outside the decoder layers, bytes of each layer, and the experts' width I."""
+    shared, layers, widest = 0, dict[str, int](), 0
+    for name, info in checkpoint.tensors.items():
+        size = info.num_bytes if item_bytes is None else prod(info.shape) * item_bytes
+        before, found, after = name.partition(_LAYER_NAME)
+        if not found:
+            shared += size
+            continue
+        layer = before + after.partition(".")[0]
+        layers[layer] = layers.get(layer, 0) + size
+        role = checkpoint.layout.classify(name)
+        if role is not None and role.kind == "expert":
+            widest = max(widest, prod(info.shape) // int(checkpoint.config["hidden_size"]))
+    return shared, list(layers.values()), widest

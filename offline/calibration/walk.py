@@ -1,0 +1,157 @@
+"""A forward pass that takes all text through one layer before the next layer is touched.
+
+So only one layer's statistics (and gradients, and weights where they are offloaded) are in memory
+at a time; hidden states wait in files. The layers and what they are given are the model's own, so
+the result is that of a plain forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from offline.calibration.corpus import Domain
+from offline.calibration.hidden import HiddenStates
+
+Forward = Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class TextBatch:
+    """Some sequences of one domain; ``number`` counts batches over all domains."""
+
+    number: int
+    domain: str
+    token_ids: torch.Tensor  # [B, L]
+
+
+def batches_of(domains: Sequence[Domain], tokens_per_batch: int) -> list[TextBatch]:
+    """Cut domains, one after the other, into batches of whole sequences, at least one each."""
+    batches: list[TextBatch] = []
+    for domain in domains:
+        size = max(1, tokens_per_batch // domain.token_ids.shape[1])
+        for rows in torch.split(torch.from_numpy(domain.token_ids), size):
+            batches.append(TextBatch(len(batches), domain.name, rows))
+    return batches
+
+
+def by_domain(batches: Sequence[TextBatch]) -> Iterator[tuple[str, list[TextBatch]]]:
+    """Yield each domain with its batches."""
+    for name, group in groupby(batches, key=lambda batch: batch.domain):
+        yield name, list(group)
+
+
+@dataclass(slots=True)
+class Walk:
+    """A model, the text that walks through it, and the folder for what waits between layers.
+
+    :param model: a causal language model of transformers
+    """
+
+    model: Any
+    batches: Sequence[TextBatch]
+    folder: Path
+    _given: dict[tuple[torch.Size, int], dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> Sequence[torch.nn.Module]:
+        """Return the decoder layers, with experts or without."""
+        layers: Sequence[torch.nn.Module] = self.model.get_decoder().layers
+        return layers
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    @property
+    def hidden_bytes(self) -> int:
+        """Bytes of the hidden states of all batches at one place of the model."""
+        embedding = self.model.get_input_embeddings().weight  # [V, D]
+        width: int = embedding.shape[1] * embedding.element_size()
+        return sum(batch.token_ids.numel() for batch in self.batches) * width
+
+    def file(self, name: str) -> HiddenStates:
+        """Make a file with room for the hidden states of all batches."""
+        embedding = self.model.get_input_embeddings().weight
+        shapes = [(*batch.token_ids.shape, embedding.shape[1]) for batch in self.batches]
+        return HiddenStates(self.folder / name, shapes, embedding.dtype)
+
+    @torch.no_grad()
+    def enter(self, into: HiddenStates) -> None:
+        """Write the inputs of the first layer, and note what else each layer is given.
+
+        That (positions, masks) depends on a batch's shape alone, as there is no padding.
+        """
+        decoder = self.model.get_decoder()
+        for batch in self.batches:
+            with _replaced_forwards(self.layers, self._note) as seen:
+                decoder(input_ids=batch.token_ids.to(self.device), use_cache=False)
+            into.write(batch.number, seen[0])
+
+    def _note(self, number: int, hidden: torch.Tensor, given: dict[str, Any]) -> None:
+        self._given.setdefault((hidden.shape[:2], number), given)
+
+    def run(self, number: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the output [B, L, D] of decoder layer ``number`` for its input [B, L, D]."""
+        output = self.layers[number](hidden, **self._given[hidden.shape[:2], number])
+        result: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        return result
+
+    def step(
+        self,
+        number: int,
+        batches: Sequence[TextBatch],
+        inputs: HiddenStates,
+        outputs: HiddenStates,
+        before: Callable[[TextBatch], None] = lambda _: None,
+    ) -> None:
+        """Take some batches through decoder layer ``number``, from file to file (or the same).
+
+        :param before: called with each batch before it goes
+        """
+        for batch in batches:
+            before(batch)
+            output = self.run(number, inputs.read(batch.number, self.device))
+            outputs.write(batch.number, output)
+
+
+@contextmanager
+def _replaced_forwards(
+    layers: Sequence[torch.nn.Module], note: Callable[[int, torch.Tensor, dict[str, Any]], None]
+) -> Iterator[list[torch.Tensor]]:
+    """Let layers pass on what they are given; gives the list that the first one's input joins."""
+    seen: list[torch.Tensor] = []
+
+    def passing(number: int) -> Forward:
+        def forward(hidden_states: torch.Tensor, **given: Any) -> torch.Tensor:
+            if number == 0:
+                seen.append(hidden_states)
+            note(number, hidden_states, given)
+            return hidden_states
+
+        return forward
+
+    own = [layer.__dict__.get("forward") for layer in layers]  # set where accelerate has hooks
+    for number, layer in enumerate(layers):
+        layer.forward = passing(number)
+    try:
+        yield seen
+    finally:
+        for layer, forward in zip(layers, own, strict=True):
+            restore_forward(layer, forward)
+
+
+def restore_forward(module: torch.nn.Module, forward: Forward | None) -> None:
+    """Undo the setting of ``module.forward``: to the instance's own, or the class's if None."""
+    if forward is None:
+        del module.forward
+    else:
+        module.forward = forward

@@ -1,0 +1,96 @@
+"""Watches the experts of one layer at work: the model's own routing, and each expert's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from offline.calibration.walk import TextBatch, restore_forward
+from offline.engines.experts import LayerControl
+from vllm_moe_prune.routing import scores
+
+
+class Accumulator(Protocol):
+    """What becomes of that (see `LayerAccumulator`); T tokens, E experts, D hidden dimensions."""
+
+    def add_routing(
+        self,
+        token_ids: torch.Tensor,
+        logits: torch.Tensor,
+        scores: torch.Tensor,
+        weights: torch.Tensor,
+        ids: torch.Tensor,
+    ) -> None:
+        """Take token ids [T], logits and scores [T, E], routing weights and expert ids [T, k]."""
+
+    def add_outputs(self, expert: int, outputs: torch.Tensor, weights: torch.Tensor) -> None:
+        """Take outputs [t, D] of an expert for its tokens, and their routing weights [t]."""
+
+
+@dataclass(slots=True)
+class Watch:
+    """Stands in for the experts of a layer while its block runs.
+
+    The block itself decides on the routing, so whatever a family does there (softmax or sigmoid,
+    a correction bias, groups, a scaling factor) is what is seen.
+    """
+
+    control: LayerControl
+    accumulator: Accumulator | None = None
+    token_ids: torch.Tensor | None = None  # [T]
+    _logits: torch.Tensor | None = None  # [T, E]
+
+    def expect(self, batch: TextBatch) -> None:
+        """Say which batch comes next."""
+        self.token_ids = batch.token_ids.flatten().to(self.control.experts.gate_up_proj.device)
+
+    def note_logits(self, _: Any, __: Any, routed: Any) -> None:
+        """Take the router's output: logits, alone or before weights and ids."""
+        self._logits = routed[0] if isinstance(routed, tuple) else routed
+
+    def forward(
+        self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the block's output [T, D] from its input [T, D], ids and weights [T, k].
+
+        Every (token, expert) pair is computed as a token of its own with weight 1, by the fused
+        experts at once, sorted so that the rows of an expert lie together.
+        """
+        accumulator, token_ids, logits = self.accumulator, self.token_ids, self._logits
+        assert accumulator is not None and token_ids is not None and logits is not None
+        num_tokens, top_k = ids.shape
+        score = scores(logits, self.control.layout.score)
+        accumulator.add_routing(token_ids, logits, score, weights, ids)
+        experts, order = ids.flatten().sort(stable=True)  # [T k]
+        rows, ones = hidden[order // top_k], weights.new_ones(len(order), 1)
+        outputs: torch.Tensor = self._experts(rows, experts[:, None], ones)  # [T k, D]
+        row_weights = weights.flatten()[order]
+        counts = torch.bincount(experts, minlength=self.control.num_experts).tolist()
+        pairs = zip(torch.split(outputs, counts), torch.split(row_weights, counts), strict=True)
+        for expert, (own, own_weights) in enumerate(pairs):
+            if len(own):
+                accumulator.add_outputs(expert, own, own_weights)
+        weighted = torch.empty_like(outputs, dtype=torch.result_type(outputs, weights))
+        weighted[order] = outputs * row_weights[:, None]
+        return weighted.view(num_tokens, top_k, -1).sum(dim=1).to(hidden.dtype)
+
+    def _experts(self, *given: torch.Tensor) -> Any:
+        return type(self.control.experts).forward(self.control.experts, *given)
+
+
+@contextmanager
+def watching(control: LayerControl) -> Iterator[Watch]:
+    """Give the watch of a layer; it needs an ``accumulator``, and to ``expect`` each batch."""
+    watch, experts = Watch(control), control.experts
+    own = experts.__dict__.get("forward")
+    hook = control.router.register_forward_hook(watch.note_logits)
+    experts.forward = watch.forward
+    try:
+        yield watch
+    finally:
+        restore_forward(experts, own)
+        hook.remove()

@@ -1,0 +1,204 @@
+"""`vmprune score`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from offline.calibration.corpus import DEFAULT, DEFAULT_LENGTH, DEFAULT_SEQUENCES
+from offline.recipe import DType
+from vllm_moe_prune.errors import PruneError
+
+if TYPE_CHECKING:
+    from offline.calibration.corpus import Domain
+    from offline.calibration.memory import MemoryEstimate
+    from offline.calibration.scores import Scores
+
+_ITEM_BYTES: dict[DType, int | None] = {"auto": None, "bfloat16": 2, "float32": 4}
+_NAMED = 12  # experts that the table names; --json has all
+
+
+@click.command(
+    epilog="Example: vmprune score --model base --calibration code:64,prose.txt:64 --out scores"
+)
+@click.option("--model", type=click.Path(path_type=Path), required=True, help="base checkpoint")
+@click.option(
+    "--calibration",
+    default=DEFAULT,
+    show_default=True,
+    help="text: [NAME=]SOURCE[:SEQUENCES],... with a domain of the demo, a .txt or .jsonl file, or "
+    "task:NAME as source; each is a domain with scores of its own",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write")
+@click.option("--gradients", is_flag=True, help="also for the criteria egs, ege, ego, egn")
+@click.option(
+    "--length",
+    type=click.IntRange(min=2),
+    default=DEFAULT_LENGTH,
+    show_default=True,
+    help="tokens of a sequence",
+)
+@click.option(
+    "--sequences",
+    type=click.IntRange(min=1),
+    default=DEFAULT_SEQUENCES,
+    show_default=True,
+    help="of each domain that does not say how many",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--dtype", type=click.Choice(get_args(DType)), default="auto", show_default=True)
+@click.option(
+    "--offload",
+    type=click.Path(path_type=Path),
+    help="keep the decoder layers on the disk of this folder, for a model larger than memory",
+)
+@click.option(
+    "--scratch",
+    type=click.Path(path_type=Path),
+    help="folder for hidden states while it runs; the system's temporary folder if not given",
+)
+@click.option("--force", is_flag=True, help="replace OUT if it exists")
+@click.option("--json", "as_json", is_flag=True, help="print JSON on stdout")
+def score(model: Path, out: Path, force: bool, as_json: bool, **settings: Any) -> None:
+    """Take calibration text through a model once, and save what every criterion needs.
+
+    `vmprune plan` then makes routing maps from the scores in seconds: any criterion, any number of
+    experts, any blend of the domains.
+    """
+    from offline.calibration.corpus import parse_calibration
+    from offline.staging import check_absent, staged
+
+    check_absent(out, force=force)
+    for name in ("offload", "scratch"):
+        folder = settings[name]
+        if folder is not None and not folder.is_dir():
+            raise PruneError(f"--{name}: {folder} is not a folder", hint="create it first")
+    parts = parse_calibration(settings["calibration"], settings["sequences"])
+    with staged(out, force=force) as folder:
+        expected, domains, scores = _score(model, parts, settings)
+        scores.save(folder)
+    facts = {
+        "out": str(out),
+        "gradients": settings["gradients"],
+        "estimate": {"memory": expected.memory, "disk": expected.disk},
+        "domains": {domain.name: _facts(domain, scores) for domain in domains},
+    }
+    if as_json:
+        click.echo(json.dumps(facts))
+    else:
+        _show(facts)
+
+
+def _score(
+    model: Path, parts: Sequence[Any], settings: dict[str, Any]
+) -> tuple[MemoryEstimate, tuple[Domain, ...], Scores]:
+    from offline.calibration.corpus import load_domains
+    from offline.calibration.memory import estimate
+    from offline.cli.console import bars
+    from offline.device import batch_tokens, pick_device, pick_dtype
+    from vllm_moe_prune.checkpoint import Checkpoint
+    from vllm_moe_prune.provenance import Provenance
+
+    device = pick_device(settings["device"])
+    dtype = pick_dtype(settings["dtype"], device)
+    expected = estimate(
+        Checkpoint.open(model),
+        parts,
+        length=settings["length"],
+        tokens_per_batch=batch_tokens(device),
+        item_bytes=_ITEM_BYTES[dtype],
+        gradients=settings["gradients"],
+        offload=settings["offload"] is not None,
+    )
+    _warn(expected)
+
+    from transformers import AutoTokenizer
+
+    from offline.calibration.calibrate import calibrate
+    from offline.engines.transformers import TransformersEngine
+
+    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    length, seed = settings["length"], settings["seed"]
+    domains = load_domains(parts, tokenizer, length=length, seed=seed)
+    provenance = Provenance.now(
+        "score",
+        settings={
+            "calibration": settings["calibration"],
+            "length": length,
+            "gradients": settings["gradients"],
+            "dtype": dtype,
+        },
+        seed=seed,
+        data=tuple(domain.identity for domain in domains),
+    )
+    with _inside(settings["offload"]) as offload, bars() as reporter:
+        engine = TransformersEngine(model, device=device, dtype=dtype, offload=offload)
+        scores = calibrate(
+            engine,
+            domains,
+            gradients=settings["gradients"],
+            scratch=settings["scratch"],
+            reporter=reporter,
+            provenance=provenance,
+        )
+    return expected, domains, scores
+
+
+@contextmanager
+def _inside(folder: Path | None) -> Iterator[Path | None]:
+    """Give a folder inside one that the user named, and remove it afterwards."""
+    if folder is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="vmprune-", dir=folder) as inside:
+        yield Path(inside)
+
+
+def _warn(expected: MemoryEstimate) -> None:
+    from offline.cli.console import gib, stderr
+
+    for title, total, parts in (
+        ("memory", expected.peak, expected.memory),
+        ("disk", expected.written, expected.disk),
+    ):
+        listed = ", ".join(f"{name} {gib(size)}" for name, size in parts.items())
+        stderr.print(f"{title}: about {gib(total)} ({listed})", soft_wrap=True, highlight=False)
+
+
+def _facts(domain: Domain, scores: Scores) -> dict[str, Any]:
+    unseen = [
+        [layer, expert]
+        for layer, statistics in scores.domains[domain.name].items()
+        for expert, count in enumerate(statistics.counts)
+        if count == 0
+    ]
+    return {
+        "sequences": len(domain.token_ids),
+        "tokens": domain.num_tokens,
+        "never_seen": unseen,  # [layer, expert]
+    }
+
+
+def _show(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("domain", title="calibration")
+    for heading in ("sequences", "tokens"):
+        table.add_column(heading, justify="right")
+    table.add_column("experts never seen (layer:expert)")
+    for name, domain in facts["domains"].items():
+        unseen = [f"{layer}:{expert}" for layer, expert in domain["never_seen"]]
+        more = [f"and {len(unseen) - _NAMED} more"] if len(unseen) > _NAMED else []
+        listed = " ".join([*unseen[:_NAMED], *more]) or "none"
+        table.add_row(name, str(domain["sequences"]), f"{domain['tokens']:,}", listed)
+    console = Console()
+    console.print(table)
+    console.print(f"written to {facts['out']}", soft_wrap=True)
