@@ -14,6 +14,7 @@ import torch
 from offline.calibration.calibrate import calibrate
 from offline.calibration.scores import Scores
 from offline.engines.transformers import TransformersEngine
+from tests.calibration import naive
 from tests.calibration.test_walk import domain, outputs_of, plain_inputs
 from tests.maps import uniform_map
 from tests.tiny import make_tiny_mixtral, random_map
@@ -63,39 +64,34 @@ def everything(scores: Scores) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def test_the_statistics_are_those_of_a_plain_forward_pass(
-    engine: TransformersEngine, scores: Scores
-) -> None:
+def test_the_statistics_are_those_of_a_plain_forward_pass(model: Path) -> None:
+    """In float64: by the definitions, with everything in memory, every statistic of every layer."""
+    exact = TransformersEngine(model, dtype="float32", tokens_per_batch=64)
+    exact.model.double().set_experts_implementation("eager")  # the other one knows no float64
+    scores = calibrate(exact, DOMAINS)
     assert list(scores.domains) == ["a", "b"] and list(scores.weights) == [0, 1, 2]
     for part in DOMAINS:
         ids = torch.from_numpy(part.token_ids)
-        plain, _ = plain_inputs(engine.model, dict(engine.layers), ids)
-        for number, control in engine.layers.items():
-            seen = scores.domains[part.name][number]
+        plain, _ = plain_inputs(exact.model, dict(exact.layers), ids)
+        for number, control in exact.layers.items():
             hidden, chosen, weights = plain[number]
-            assert seen.tokens == ids.numel() and seen.counts.sum() == seen.tokens * 2
-            logits = (hidden @ control.router.weight.T).double()
-            np.testing.assert_allclose(seen.scores, logits.softmax(-1).sum(0).numpy(), rtol=1e-5)
-            np.testing.assert_allclose(seen.logit_gram, (logits.T @ logits).numpy(), rtol=1e-4)
-            for expert in range(8):
-                rows, slots = torch.where(chosen == expert)
-                assert seen.counts[expert] == len(rows)
-                assert set(np.flatnonzero(seen.vocabulary[expert])) == set(
-                    ids.flatten()[rows].tolist()
-                )
-                outputs = outputs_of(control, expert, hidden[rows]).double()
-                own = weights[rows, slots].double()
-                norms = outputs.norm(dim=1)
-                np.testing.assert_allclose(seen.weights[expert], own.sum(), rtol=1e-5)
-                np.testing.assert_allclose(seen.mean[expert], outputs.mean(0), atol=1e-5)
-                np.testing.assert_allclose(seen.norms[expert], norms.sum(), rtol=1e-5)
-                np.testing.assert_allclose(seen.weighted_norms[expert], own @ norms, rtol=1e-5)
-                np.testing.assert_allclose(
-                    seen.squares[expert].sum(), outputs.square().sum(), rtol=1e-5
-                )
-                for other in range(8):
-                    both = (chosen == expert).any(1) & (chosen == other).any(1)
-                    assert seen.pairs[expert, other] == (both.sum() if other != expert else 0)
+            logits = hidden @ control.router.weight.T
+            outputs = [
+                outputs_of(control, expert, hidden[(chosen == expert).any(1)]).numpy()
+                for expert in range(8)
+            ]
+            expected = naive.Pass(
+                vocab=128,
+                token_ids=ids.flatten().numpy(),
+                logits=logits.numpy(),
+                scores=logits.softmax(-1).numpy(),
+                weights=weights.numpy(),
+                ids=chosen.numpy(),
+                outputs=outputs,
+            )
+            seen = scores.domains[part.name][number]
+            assert seen.counts.sum() == seen.tokens * 2 == ids.numel() * 2
+            naive.assert_same(seen, naive.layer_statistics(expected), atol=1e-6)
 
 
 def test_gradients_and_weights_are_of_the_experts_that_they_are_named_after(
