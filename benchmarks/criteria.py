@@ -75,9 +75,9 @@ def main(bed: Bed, model: Path, tasks: str, ratios: str, out: Path, **sizes: int
     out.mkdir(parents=True, exist_ok=True)
     device = pick_device("auto")
     engine = TransformersEngine(model, device=device, dtype=pick_dtype("auto", device))
-    train, held_out = _texts(bed)
-    scores = _scores(engine, train, out, sizes)
-    ids = {name: _sequences(engine, held_out[name], sizes) for name in held_out}
+    train, held_out = texts_of(bed)
+    scores = scores_of(engine, train, out, sizes)
+    ids = {name: sequences_of(engine, held_out[name], sizes) for name in held_out}
     names = [name for name in tasks.split(",") if name]
     bench = Bench(engine, ids, names, sizes["test_items"], out / "measured.jsonl")
     base = bench.measure(None)
@@ -137,7 +137,7 @@ class Bench:
         return float(torch.cat(losses).mean())
 
 
-def _texts(bed: Bed) -> tuple[Texts, Texts]:
+def texts_of(bed: Bed) -> tuple[Texts, Texts]:
     """Return the documents to score on and to measure on."""
     corpora: Mapping[str, Any]
     if bed == "testbed":
@@ -153,7 +153,7 @@ def _texts(bed: Bed) -> tuple[Texts, Texts]:
     return train, {name: list(corpus.heldout) for name, corpus in corpora.items()}
 
 
-def _scores(
+def scores_of(
     engine: TransformersEngine, train: Texts, out: Path, sizes: Mapping[str, int]
 ) -> Scores:
     """Score the model on the training text, or read what was scored before."""
@@ -170,7 +170,7 @@ def _scores(
     return Scores.load(out / "scores")
 
 
-def _sequences(
+def sequences_of(
     engine: TransformersEngine, documents: Sequence[str], sizes: Mapping[str, int]
 ) -> torch.Tensor:
     """Cut documents, joined by the end mark, into sequences [N, L]."""
