@@ -145,6 +145,8 @@ class Engine(Protocol):
     def usage(self, task: Task, split: Split, limit: int | None = None) -> dict[int, ExpertUse]:
         """Watch the router on the texts of the items, each question once with all its choices.
 
+        Examples that a task puts before its questions are left out.
+
         :returns: decoder layer -> use of its experts
         """
         ...

@@ -23,7 +23,7 @@ from offline.engines.packing import Batch
 from offline.engines.reconstruction import MAX_SUBSETS, Discrepancy, Subset, measure, subsets_of
 from offline.engines.scoring import PackedLM
 from offline.tasks.catalog import Split, Task
-from offline.tasks.harness import local_task, run, texts_of
+from offline.tasks.harness import local_task, run, texts_of, without_examples
 from vllm_moe_prune.checkpoint import Checkpoint, read_config
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import MoeLayout, layout_of
@@ -212,6 +212,7 @@ class TransformersEngine:
 
     def _batches(self, task: Task, split: Split, limit: int | None) -> list[Batch]:
         """Return the texts of the items, ready to run: questions with choices where there are."""
+        task, limit = without_examples(task, split, limit)
         if task.kind == "choice":
             return self._scorer.batches(local_task(task, split, limit).texts)
         return self._scorer.passage_batches([text for _, text in texts_of(task, split, limit)])

@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from offline.engines.base import ExpertUse, ItemResult, TaskResult
 from offline.engines.vllm_start import start
 from offline.tasks.catalog import Split, Task
-from offline.tasks.harness import local_task, run, texts_of
+from offline.tasks.harness import local_task, run, texts_of, without_examples
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint, read_config
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import MoeLayout, layout_of
@@ -231,6 +231,7 @@ class VllmEngine:
         """Return the prompts to watch and from which position on each counts."""
         from offline.engines.vllm_requests import watch_plan
 
+        task, limit = without_examples(task, split, limit)
         if task.kind != "choice":
             prompts = [self._prompt(text) for _, text in texts_of(task, split, limit)]
             return prompts, [0] * len(prompts)

@@ -122,6 +122,7 @@ class LiveLM(Encoder):
                     temperature=0.0,
                     max_tokens=room,
                     stop=[until] if isinstance(until, str) else list(until),
+                    skip_reading_prefix_cache=not self.share_contexts,
                 )
             )
         outputs = self._generate(prompts, sampling)

@@ -83,6 +83,11 @@ class Task:
         return self.name.removesuffix(f"@{self.shots}")
 
     @property
+    def bare(self) -> Task:
+        """Return the task without examples."""
+        return replace(self, name=self.stem, shots=0)
+
+    @property
     def title(self) -> str:
         """Return name and metric for tables."""
         return f"{self.name} ({self.metric})"

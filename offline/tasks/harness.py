@@ -137,6 +137,17 @@ def texts_of(
     return [(item.id, start + item.query) for item in items[first:limit]]
 
 
+def without_examples(task: Task, split: Split, limit: int | None) -> tuple[Task, int | None]:
+    """Return what asks the same items without examples: the task, and the limit.
+
+    Where a router is watched, examples that every prompt repeats would outweigh the items.
+    """
+    if not task.shots:
+        return task, limit
+    count = len(load_items(task, split))
+    return task.bare, count if limit is None else min(limit, count)
+
+
 def _check_range(limit: int | None, first: int) -> None:
     if limit is not None and limit < 1:
         raise PruneError(f"limit is {limit}, at least one item is needed")

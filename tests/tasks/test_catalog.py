@@ -11,7 +11,7 @@ from vllm_moe_prune.errors import PruneError
 def test_every_task_is_found_by_its_name() -> None:
     assert all(get_task(name).name == name for name in TASKS)
     assert {"sciq", "piqa", "arc_easy", "hellaswag"} < TASKS.keys()
-    assert sum(name.startswith("basic_skills_") for name in TASKS) == 7
+    assert sum(name.startswith("basic_skills_") for name in TASKS) == 9
 
 
 def test_each_kind_has_tasks_and_its_own_metrics() -> None:

@@ -78,6 +78,13 @@ def test_usage_sums_to_tokens_times_top_k(engine: TransformersEngine, own_task: 
     assert [use.scores.sum() for use in usage.values()] == pytest.approx([tokens] * 2, rel=1e-5)
 
 
+def test_usage_leaves_examples_out(engine: TransformersEngine, own_task: Task) -> None:
+    shown = get_task(f"{own_task.yaml}@2")
+    plain, found = engine.usage(own_task, "search", 8), engine.usage(shown, "search")
+    for layer, use in plain.items():
+        np.testing.assert_array_equal(found[layer].tokens, use.tokens)
+
+
 def test_usage_of_a_map_counts_kept_experts_only(
     engine: TransformersEngine, own_task: Task
 ) -> None:
