@@ -24,8 +24,8 @@ from vllm_moe_prune.errors import PruneError
 class LayerAccumulator:
     """What the tokens of one domain show of one layer with E experts and hidden size D.
 
-    The outputs of an expert must come in the order of its tokens, cut into chunks in any way: up
-    to rounding, results do not depend on the cuts.
+    The outputs of an expert may be cut into chunks in any way: up to rounding, results do not
+    depend on the cuts.
 
     :param vocab: V, the number of token ids
     :param device: where the sums are kept and where chunks are expected

@@ -58,20 +58,24 @@ class Watch:
         """Return the block's output [T, D] from its input [T, D], ids and weights [T, k].
 
         Every (token, expert) pair is computed as a token of its own with weight 1, by the fused
-        experts at once, sorted so that the rows of an expert lie together.
+        experts at once, sorted so that the rows of an expert lie together. Tokens are taken in a
+        random but fixed order: an expert's first ones are then a fair sample of the batch, not the
+        beginning of one text, and outliers are counted exactly (see outliers.py).
         """
         accumulator, token_ids, logits = self.accumulator, self.token_ids, self._logits
         assert accumulator is not None and token_ids is not None and logits is not None
         num_tokens, top_k = ids.shape
         score = scores(logits, self.control.layout.score)
         accumulator.add_routing(token_ids, logits, score, weights, ids)
-        experts, order = ids.flatten().sort(stable=True)  # [T k]
+        pairs = _shuffled(num_tokens, top_k).to(ids.device)  # [T k]
+        experts, order = ids.flatten()[pairs].sort(stable=True)
+        order = pairs[order]
         rows, ones = hidden[order // top_k], weights.new_ones(len(order), 1)
         outputs: torch.Tensor = self._experts(rows, experts[:, None], ones)  # [T k, D]
         row_weights = weights.flatten()[order]
         counts = torch.bincount(experts, minlength=self.control.num_experts).tolist()
-        pairs = zip(torch.split(outputs, counts), torch.split(row_weights, counts), strict=True)
-        for expert, (own, own_weights) in enumerate(pairs):
+        parts = zip(torch.split(outputs, counts), torch.split(row_weights, counts), strict=True)
+        for expert, (own, own_weights) in enumerate(parts):
             if len(own):
                 accumulator.add_outputs(expert, own, own_weights)
         weighted = torch.empty_like(outputs, dtype=torch.result_type(outputs, weights))
@@ -80,6 +84,13 @@ class Watch:
 
     def _experts(self, *given: torch.Tensor) -> Any:
         return type(self.control.experts).forward(self.control.experts, *given)
+
+
+def _shuffled(num_tokens: int, top_k: int) -> torch.Tensor:
+    """Return the places [T k] of (token, choice) pairs, with the tokens in a fixed random order."""
+    chance = torch.Generator().manual_seed(num_tokens)
+    tokens = torch.randperm(num_tokens, generator=chance)
+    return (tokens[:, None] * top_k + torch.arange(top_k)).flatten()
 
 
 @contextmanager
