@@ -60,7 +60,7 @@ class Watch:
         Every (token, expert) pair is computed as a token of its own with weight 1, by the fused
         experts at once, sorted so that the rows of an expert lie together. Tokens are taken in a
         random but fixed order: an expert's first ones are then a fair sample of the batch, not the
-        beginning of one text, and outliers are counted exactly (see outliers.py).
+        beginning of one text, and few outlier counts are inexact (see outliers.py).
         """
         accumulator, token_ids, logits = self.accumulator, self.token_ids, self._logits
         assert accumulator is not None and token_ids is not None and logits is not None
