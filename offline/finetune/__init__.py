@@ -1,0 +1,1 @@
+"""Finetuning of checkpoints through accelerate: next-token recovery and supervised."""
