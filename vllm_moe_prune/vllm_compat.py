@@ -189,6 +189,11 @@ class PromptRows:
     prompt_length: int
 
 
+def block_size(llm: Any) -> int:
+    """Return how many tokens one block of an engine's prefix cache holds."""
+    return int(llm.llm_engine.vllm_config.cache_config.block_size)
+
+
 NOTE = "moe_note"
 
 

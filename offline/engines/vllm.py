@@ -145,8 +145,13 @@ class VllmEngine:
     ) -> TaskResult:
         """Score items ``first`` to ``limit`` (exclusive) of a split with the map now applied.
 
+        A call that does not begin at the first item goes on where the last one ended: what their
+        prompts have in common, such as examples, is not computed again. The same sequence of calls
+        gives the same bits.
+
         :raises PruneError: if the task's data cannot be had or the range holds no item
         """
+        self._lm.continues = first > 0
         return run(self._lm, task, split, limit, first)
 
     def agreement(

@@ -9,8 +9,8 @@ from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 
 from offline.engines.encoding import Encoder, Pair
-from offline.engines.vllm_requests import ScoringPlan, scoring_plan
-from vllm_moe_prune.vllm_compat import NOTE
+from offline.engines.vllm_requests import CachedBlocks, ScoringPlan, scoring_plan
+from vllm_moe_prune.vllm_compat import NOTE, block_size
 
 _REMEMBERED = 8  # sets of requests kept tokenised and laid out
 _NEW_TOKENS = 256  # of a generation whose task sets no limit, as in lm-evaluation-harness
@@ -28,6 +28,8 @@ class LiveLM(Encoder):
     def __init__(self, llm: LLM, tokenizer: Any, max_length: int, *, share_contexts: bool) -> None:
         super().__init__(tokenizer, max_length)
         self.llm, self.share_contexts = llm, share_contexts
+        self.continues = False  # the next call goes on with the items of the last one
+        self._cached = CachedBlocks(block_size(llm))
         self._plans: dict[tuple[Pair, ...], ScoringPlan] = {}
 
     def loglikelihood(
@@ -51,8 +53,10 @@ class LiveLM(Encoder):
 
     def _score(self, plan: ScoringPlan) -> list[tuple[float, bool]]:
         # What an earlier call left in the cache was computed without answering this one.
-        self.forget_prefixes()
+        if not self.continues or self._cached.hide(plan):
+            self.forget_prefixes()
         self.run(plan.prompts, plan.notes, share=self.share_contexts)
+        self._cached.add(plan.prompts)
         found = {
             slot: (log_prob, greedy)
             for slot, log_prob, greedy in zip(*self.ask("moe_scores"), strict=True)
@@ -105,12 +109,14 @@ class LiveLM(Encoder):
 
     def forget_prefixes(self) -> None:
         """Empty the prefix cache."""
+        self._cached.clear()
         done = self.llm.reset_prefix_cache()
         assert done, "the prefix cache is in use between two evaluations"
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
         """Return what greedy decoding gives after each context, up to its stop strings."""
-        self.forget_prefixes()  # what is cached decides how prompts are batched, and so the bits
+        if not self.continues:  # what is cached decides how prompts are batched, and so the bits
+            self.forget_prefixes()
         prompts, sampling = [], []
         for request in requests:
             context, options = request.args

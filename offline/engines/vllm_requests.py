@@ -8,7 +8,8 @@ computes it answers for all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,42 @@ class WatchPlan:
 
     prompts: tuple[Tokens, ...]
     begins: tuple[int, ...]
+
+
+class CachedBlocks:
+    """Which beginnings of prompts a prefix cache may hold: whole blocks of ``size`` tokens."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._known: set[int] = set()
+
+    def clear(self) -> None:
+        """Forget them all."""
+        self._known.clear()
+
+    def add(self, prompts: Iterable[Tokens]) -> None:
+        """Note that these prompts were computed."""
+        for prompt in prompts:
+            self._known.update(self._blocks(prompt))
+
+    def hide(self, plan: ScoringPlan) -> bool:
+        """Whether a position that a prompt is to answer at may not be computed again."""
+        return any(
+            note["positions"] and self._cached(prompt) > min(note["positions"])
+            for prompt, note in zip(plan.prompts, plan.notes, strict=True)
+        )
+
+    def _cached(self, prompt: Tokens) -> int:
+        """Return how many of a prompt's first tokens may be in the cache."""
+        known = itertools.takewhile(self._known.__contains__, self._blocks(prompt))
+        return self._size * sum(1 for _ in known)
+
+    def _blocks(self, prompt: Tokens) -> Iterator[int]:
+        """Yield what names each whole block together with all that comes before it."""
+        name = 0
+        for end in range(self._size, len(prompt) + 1, self._size):
+            name = hash((name, prompt[end - self._size : end]))
+            yield name
 
 
 def scoring_plan(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline.engines.vllm_requests import ScoringPlan, scoring_plan, watch_plan
+from offline.engines.vllm_requests import CachedBlocks, ScoringPlan, scoring_plan, watch_plan
 
 Pairs = list[tuple[list[int], list[int]]]
 _TOKENS = st.integers(0, 2)  # few, so that beginnings are shared in every way
@@ -19,9 +19,14 @@ _PAIRS = st.lists(
 )
 
 
-def answers(plan: ScoringPlan, block: int) -> dict[int, Any]:
-    """Run the prompts in order with a prefix cache of ``block`` tokens; slot -> what it answers."""
-    cached: set[tuple[int, ...]] = set()
+def answers(
+    plan: ScoringPlan, block: int, cached: set[tuple[int, ...]] | None = None
+) -> dict[int, Any]:
+    """Run the prompts in order with a prefix cache of ``block`` tokens; slot -> what it answers.
+
+    ``cached`` is what the cache holds before, and then after.
+    """
+    cached = set() if cached is None else cached
     found: dict[int, Any] = {}
     for prompt, note in zip(plan.prompts, plan.notes, strict=True):
         start = 0
@@ -49,6 +54,29 @@ def test_each_continuation_gets_its_tokens_after_their_own_beginnings(
         whole = tuple(context + continuation)
         expected = [(whole[:end], whole[end]) for end in range(len(context), len(whole))]
         assert [found[slot] for slot in slots] == expected
+
+
+@given(first=_PAIRS, second=_PAIRS, block=st.integers(1, 4))
+def test_what_is_cached_is_kept_only_where_every_answer_is_still_computed(
+    first: Pairs, second: Pairs, block: int
+) -> None:
+    cached: set[tuple[int, ...]] = set()
+    blocks = CachedBlocks(block)
+    before, plan = (scoring_plan(pairs, max_length=100, share=True) for pairs in (first, second))
+    answers(before, block, cached)
+    blocks.add(before.prompts)
+    found = answers(plan, block, cached)
+    assert blocks.hide(plan) or len(found) == plan.num_slots
+    blocks.clear()
+    assert not blocks.hide(plan)
+
+
+def test_examples_in_common_hide_nothing_but_the_same_question_does() -> None:
+    blocks = CachedBlocks(2)
+    before, other = ([([5] * 8 + [n], [1, 2, 3, 4])] for n in (6, 7))
+    blocks.add(scoring_plan(before, 100, share=True).prompts)
+    assert not blocks.hide(scoring_plan(other, 100, share=True))
+    assert blocks.hide(scoring_plan(before, 100, share=True))
 
 
 def test_equal_prompts_run_once_only_when_shared() -> None:

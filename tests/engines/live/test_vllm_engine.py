@@ -137,6 +137,22 @@ def test_sharing_contexts_changes_no_answer_and_computes_less(
         live._lm._plans.clear()
 
 
+def test_later_items_find_what_the_first_ones_have_in_common_with_them(
+    live: VllmEngine, base: Path, choice: Task, written: Task
+) -> None:
+    live.apply(the_map("uniform", base))
+    for task in (choice, written):
+        whole = live.evaluate(task, "test", 20)
+        live._lm.forget_prefixes()
+        alone = live.evaluate(task, "test", 20, 8)
+        parts = [live.evaluate(task, "test", limit, first) for limit, first in ((8, 0), (20, 8))]
+        found = [item.prediction for part in parts for item in part.items]
+        assert found == [item.prediction for item in whole.items]
+        assert parts[1].tokens < alone.tokens
+        live.apply(None)  # nothing of the map is left for the next one
+        live.apply(the_map("uniform", base))
+
+
 def test_map_for_other_expert_counts_is_refused(live: VllmEngine, tmp_path: Path) -> None:
     other = make_tiny_mixtral(tmp_path / "m", layers=4, experts=4)
     with pytest.raises(PruneError, match="4 experts in layer 0, the model has 8"):
