@@ -48,6 +48,7 @@ bench: install
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.calibration
 	mkdir -p build && test -d build/testbed || $(BIN)/python -m benchmarks.testbed.model --out build/testbed
+	$(BIN)/python -m benchmarks.finetune --model build/testbed
 	$(BIN)/python -m benchmarks.economy --model build/testbed --task build/testbed/tasks/arithmetic.yaml
 	$(BIN)/python -m benchmarks.criteria --bed testbed --model build/testbed --out build/criteria \
 	  --tasks build/testbed/tasks/arithmetic.yaml,build/testbed/tasks/classify.yaml

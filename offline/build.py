@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ _NOT_COPIED_SUFFIXES = (
     ".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".gguf", ".h5", ".msgpack",
     ".safetensors.index.json", ".bin.index.json",
 )  # fmt: skip
-_NOT_COPIED_NAMES = ("config.json", "README.md", "report.html", ".gitattributes")
+_NOT_COPIED_NAMES = (
+    "config.json", "README.md", "report.html", "finetune.json", "vmprune_result.json",
+    "analysis.json", "check.json", "serving.json", ".gitattributes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +94,52 @@ def build(
     if base.folder.resolve().is_relative_to(out.resolve()):
         raise PruneError(f"{out} would replace the base model", hint="choose another --out")
     plan = plan_build(base, routing_map, allow_other=allow_other)
+    write_checkpoint(
+        base,
+        plan.operations,
+        base,
+        routing_map,
+        out,
+        force=force,
+        max_shard_bytes=max_shard_bytes,
+        progress=progress,
+        beside=beside,
+    )
+    return plan
+
+
+def write_checkpoint(
+    source: Checkpoint,
+    operations: Sequence[Operation],
+    base: Checkpoint,
+    routing_map: RoutingMap,
+    out: Path,
+    *,
+    force: bool = False,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    progress: Progress | None = None,
+    beside: Mapping[str, str] | None = None,
+) -> None:
+    """Write what the operations make of ``source``, with all else that the base's folder has.
+
+    :param base: the model that ``routing_map`` is for; ``source`` itself unless that was trained
+    :param beside: as `build`
+    :raises PruneError: if ``out`` exists, the disk is full or the result is not as planned
+    """
     with staged(out, force=force) as partial:
-        weights = partial / COMPACT_FOLDER if plan.form == "compact" else partial
+        weights = partial / COMPACT_FOLDER if routing_map.form == "compact" else partial
         weights.mkdir(exist_ok=True)
         write_shards(
-            base, plan.operations, weights, max_shard_bytes=max_shard_bytes, progress=progress
+            source, operations, weights, max_shard_bytes=max_shard_bytes, progress=progress
         )
-        _copy_companions(base.folder, partial)
+        copy_companions(base.folder, partial)
         (partial / "config.json").write_text(_config(base, routing_map))
-        (partial / "README.md").write_text(model_card(base.folder.name, routing_map, plan.form))
+        card = model_card(base.folder.name, routing_map, routing_map.form)
+        (partial / "README.md").write_text(card)
         routing_map.save(partial)
         for name, content in (beside or {}).items():
             (partial / name).write_text(content)
-        _verify(partial, plan)
-    return plan
+        _verify(partial, operations)
 
 
 def _config(base: Checkpoint, routing_map: RoutingMap) -> str:
@@ -115,7 +150,8 @@ def _config(base: Checkpoint, routing_map: RoutingMap) -> str:
     return json.dumps(config, indent=2) + "\n"
 
 
-def _copy_companions(source: Path, target: Path) -> None:
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what else belongs to a model: tokenizer, chat template, generation settings, licence."""
     for file in sorted(source.iterdir()):
         if file.is_dir() or file.name in _NOT_COPIED_NAMES or file.name.startswith(MAP_FILE[:11]):
             continue
@@ -123,9 +159,9 @@ def _copy_companions(source: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
 
 
-def _verify(folder: Path, plan: BuildPlan) -> None:
+def _verify(folder: Path, operations: Sequence[Operation]) -> None:
     written = Checkpoint.open(folder).tensors
-    expected = {op.target.name: op.target for op in plan.operations if not isinstance(op, Drop)}
+    expected = {op.target.name: op.target for op in operations if not isinstance(op, Drop)}
     if written != expected:
         wrong = min(
             n for n in expected.keys() | written.keys() if expected.get(n) != written.get(n)

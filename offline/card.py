@@ -24,6 +24,12 @@ def model_card(base_name: str, routing_map: RoutingMap, form: Form) -> str:
     provenance = routing_map.provenance
     settings = json.dumps(provenance.settings, indent=2)
     data = [f"- {d.name} ({d.split}): {d.count} items, {d.sha256}" for d in provenance.data]
+    tuned = [
+        f"- {t.trainable}: {t.parameters:,} parameters, {t.steps} steps, {t.tokens:,} tokens, "
+        f"learning rate {t.learning_rate:g}"
+        for t in routing_map.tuned
+    ]
+    trained = "\nThe weights were trained after pruning:\n\n" + "\n".join(tuned) + "\n"
     return f"""---
 base_model: {base_name}
 tags: [mixture-of-experts, expert-pruning, vllm-moe-prune]
@@ -35,7 +41,7 @@ tags: [mixture-of-experts, expert-pruning, vllm-moe-prune]
 
 {_SERVE[form]}
 `{MAP_FILE}` says what became of every expert and of the routers.
-
+{trained if tuned else ""}
 ## How it was made
 
 Method `{provenance.method}`, seed {provenance.seed}, {provenance.tool}, {provenance.created}.

@@ -25,7 +25,7 @@ MAY_IMPORT_VLLM = (
     "serve/",
 )
 # What a serving host need not have: none of it may be imported when these modules are.
-HEAVY = ("torch", "transformers", "vllm", "lm_eval", "datasets", "accelerate", "scipy")
+HEAVY = ("torch", "transformers", "vllm", "lm_eval", "datasets", "accelerate", "scipy", "peft")
 LIGHT = (
     "vllm_moe_prune/plugin.py",
     "vllm_moe_prune/routing_map.py",
@@ -43,8 +43,18 @@ LIGHT = (
     "offline/plan_recipe.py",
     "offline/protection.py",
     "offline/engines/base.py",
+    "offline/finetune/settings.py",
+    "offline/finetune/examples.py",
+    "offline/finetune/schedule.py",
+    "offline/finetune/parts.py",
+    "offline/finetune/memory.py",
+    "offline/finetune/job.py",
+    "offline/finetune/launch.py",
+    "offline/finetune/finetune.py",
     "offline/fitness/",
     "offline/methods/",
+    "offline/recover/recipe.py",
+    "offline/recover/result.py",
 )
 MAX_LINES = 300
 SOURCES = sorted(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))

@@ -41,6 +41,8 @@ COMPACT_FOLDER = "pruned_moe"
 
 # Entries of config.json that may differ between copies of one and the same model.
 _VOLATILE_KEYS = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype"})
+# Those that tensors can be combined, or only cast, into.
+_TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ class Checkpoint:
         total = torch.zeros(first.shape, dtype=torch.float32)
         for source, coefficient in zip(operation.sources, operation.coefficients, strict=True):
             total.add_(self.tensor(source).float(), alpha=coefficient)
-        return total.to(first.dtype)
+        return total.to(getattr(torch, _TORCH_DTYPES[operation.target.dtype]))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

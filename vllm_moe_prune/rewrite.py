@@ -59,7 +59,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Combine:
-    """``target`` is the sum of coefficient * source, computed in float32."""
+    """``target`` is the sum of coefficient * source, computed in float32, in the target's dtype."""
 
     sources: tuple[str, ...]
     target: TensorInfo

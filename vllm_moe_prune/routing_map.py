@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from vllm_moe_prune.errors import PruneError, one_line
 from vllm_moe_prune.layer_map import LayerMap, Selection
+from vllm_moe_prune.matrices import Matrix, check_matrices, read_matrices
 from vllm_moe_prune.provenance import Provenance, write_atomic
+from vllm_moe_prune.tuning import Tuning
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAP_FILE = "routing_map.json"
 MATRIX_FILE = "routing_map.safetensors"
 
-Matrix = NDArray[np.float32]
 Form = Literal["plain", "compact"]
 
 
@@ -60,6 +59,7 @@ class RoutingMap(BaseModel):
     num_groups: int = Field(default=1, ge=1)
     layers: tuple[LayerMap, ...] = Field(min_length=1)
     tokens_seen: dict[int, tuple[int, ...]] | None = None
+    tuned: tuple[Tuning, ...] = ()  # finetunes that the weights beside this map went through
     provenance: Provenance
     _matrices: dict[str, Matrix] = PrivateAttr(default_factory=dict)
 
@@ -70,6 +70,8 @@ class RoutingMap(BaseModel):
             if numbers.count(layer.layer) > 1:
                 raise ValueError(f"layer {layer.layer} appears twice")
             _check_groups(layer, self.num_groups)
+        if self.tuned and self.schema_version < 2:
+            raise ValueError("`tuned` needs schema_version 2")
         return self
 
     def __eq__(self, other: object) -> bool:
@@ -89,7 +91,7 @@ class RoutingMap(BaseModel):
         except ValidationError as error:
             raise PruneError(f"routing map: {one_line(error)}") from None
         arrays = {k: np.ascontiguousarray(v, np.float32) for k, v in (matrices or {}).items()}
-        _check_matrices(routing_map.layers, arrays)
+        check_matrices(routing_map.layers, arrays)
         routing_map._matrices.update(arrays)
         return routing_map
 
@@ -165,8 +167,10 @@ class RoutingMap(BaseModel):
         """Refuse a base checkpoint that this map was not made for.
 
         :param experts: decoder layer -> number of experts in the checkpoint
-        :raises PruneError: naming the first layer or hash that differs
+        :raises PruneError: naming the first layer or hash that differs, or saying that this map's
+            weights were tuned, which no base has
         """
+        self._refuse_tuned()
         mapped = {layer.layer: layer.num_experts for layer in self.layers}
         for layer in sorted(experts.keys() | mapped.keys()):
             if layer not in mapped:
@@ -189,6 +193,26 @@ class RoutingMap(BaseModel):
                 f"the {differs} hash differs",
                 hint="give the model it was made for, or --allow-other-base",
             )
+
+    def _refuse_tuned(self) -> None:
+        if self.tuned:
+            steps = sum(one.steps for one in self.tuned)
+            raise PruneError(
+                f"the weights beside this routing map were tuned for {steps} steps after pruning; "
+                "applied to its base it would make a model without that",
+                hint="serve or load the checkpoint that the map lies beside",
+            )
+
+    def then(self, following: RoutingMap) -> RoutingMap:
+        """Return one map of this one's base that does what both do, one after the other.
+
+        :param following: a map made for the model that this one makes
+        :raises PruneError: if it does not fit that model, or a sliced router under a mapped one
+            has no exact form (see composition.py)
+        """
+        from vllm_moe_prune.composition import compose
+
+        return compose(self, following)
 
     def save(self, folder: Path) -> None:
         """Write the map into ``folder``; the JSON last, so that a map is whole or absent."""
@@ -225,9 +249,9 @@ class RoutingMap(BaseModel):
             routing_map = cls.model_validate(fields)
         except ValidationError as error:
             raise PruneError(f"routing map {file}: {one_line(error)}") from None
-        matrices = _read_matrices(file.with_name(MATRIX_FILE), routing_map.layers)
+        matrices = read_matrices(file.with_name(MATRIX_FILE), routing_map.layers)
         try:
-            _check_matrices(routing_map.layers, matrices)
+            check_matrices(routing_map.layers, matrices)
         except PruneError as error:
             raise PruneError(f"routing map {file}: {error.message}") from None
         routing_map._matrices.update(matrices)
@@ -244,42 +268,6 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise PruneError(f"routing map {file} is not a JSON object")
     return fields
-
-
-def _read_matrices(file: Path, layers: tuple[LayerMap, ...]) -> dict[str, Matrix]:
-    if not any(name for layer in layers for name in _named(layer)):
-        return {}
-    try:
-        return dict(load_file(file))
-    except FileNotFoundError:
-        raise PruneError(f"routing map names matrices but {file} is missing") from None
-    except (SafetensorError, TypeError) as error:  # TypeError: a dtype that numpy has not
-        raise PruneError(f"{file} is damaged: {error}") from None
-
-
-def _named(layer: LayerMap) -> list[str]:
-    return [s.matrix for s in (layer.experts, layer.router_rows) if s and s.matrix]
-
-
-def _check_matrices(layers: tuple[LayerMap, ...], matrices: Mapping[str, Matrix]) -> None:
-    for layer in layers:
-        for name in _named(layer):
-            matrix = matrices.get(name)
-            where = f"layer {layer.layer}: matrix {name}"
-            if matrix is None:
-                raise PruneError(f"{where} is missing")
-            if matrix.shape != (layer.num_kept, layer.num_experts):
-                raise PruneError(
-                    f"{where} has shape {list(matrix.shape)}, "
-                    f"not [{layer.num_kept}, {layer.num_experts}]"
-                )
-            if matrix.dtype != np.float32:
-                raise PruneError(f"{where} is {matrix.dtype}, not float32")
-            if not np.isfinite(matrix).all():
-                raise PruneError(f"{where} has a value that is not finite")
-    unused = matrices.keys() - {name for layer in layers for name in _named(layer)}
-    if unused:
-        raise PruneError(f"matrix {min(unused)} is not named by any layer")
 
 
 def _check_groups(layer: LayerMap, num_groups: int) -> None:

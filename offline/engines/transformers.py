@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from offline.engines.agreement import BaseDistributions, compare, remember
 from offline.engines.base import ExpertUse, TaskResult
 from offline.engines.experts import LayerControl, find_layers
 from offline.engines.offload import device_map
+from offline.engines.opening import Dtype, from_pretrained
 from offline.engines.packing import Batch
 from offline.engines.reconstruction import MAX_SUBSETS, Discrepancy, Subset, measure, subsets_of
 from offline.engines.scoring import PackedLM
@@ -28,8 +29,6 @@ from vllm_moe_prune.checkpoint import Checkpoint, read_config
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import MoeLayout, layout_of
 from vllm_moe_prune.routing_map import MAP_FILE, BaseFingerprint, RoutingMap
-
-Dtype = Literal["auto", "bfloat16", "float32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,24 +266,9 @@ class TransformersEngine:
 
 def _load(folder: Path, dtype: Dtype, device: str, offload: Path | None) -> Any:
     if offload is None:
-        return _from_pretrained(folder, dtype).to(device)
+        return from_pretrained(folder, dtype).to(device)
     placed = device_map(folder, device)
-    return _from_pretrained(folder, dtype, device_map=placed, offload_folder=offload)
-
-
-def _from_pretrained(folder: Path, dtype: Dtype, **placed: Any) -> Any:
-    bars = transformers.utils.logging
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()  # type: ignore[no-untyped-call]  # the caller owns the progress
-    try:
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, **placed
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise PruneError(f"transformers cannot open {folder}: {error}") from error
-    finally:
-        if shown:
-            bars.enable_progress_bar()  # type: ignore[no-untyped-call]
+    return from_pretrained(folder, dtype, device_map=placed, offload_folder=offload)
 
 
 def _refuse_compact(folder: Path) -> None:

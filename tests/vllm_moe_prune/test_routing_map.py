@@ -98,7 +98,7 @@ def test_the_digest_is_frozen() -> None:
 
 def test_the_schema_is_frozen() -> None:
     """Another tool may read and write maps: a new field needs a new schema_version."""
-    assert SCHEMA_VERSION == 1
+    assert SCHEMA_VERSION == 2
     schema = RoutingMap.model_json_schema()
     names = {"RoutingMap": sorted(schema["properties"])}
     parts = {name: entry for name, entry in schema["$defs"].items() if name != "JsonValue"}
@@ -112,6 +112,7 @@ def test_the_schema_is_frozen() -> None:
             "provenance",
             "schema_version",
             "tokens_seen",
+            "tuned",
         ],
         "LayerMap": [
             "experts",
@@ -126,6 +127,7 @@ def test_the_schema_is_frozen() -> None:
         "BaseFingerprint": ["config", "index", "name", "routers"],
         "Provenance": ["created", "data", "method", "seed", "settings", "tool", "versions"],
         "DataIdentity": ["count", "name", "sha256", "split"],
+        "Tuning": ["data", "learning_rate", "parameters", "steps", "tokens", "trainable"],
     }
 
 

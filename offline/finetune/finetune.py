@@ -1,0 +1,230 @@
+"""From a plain checkpoint and examples to the checkpoint that training on them makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offline.build import copy_companions
+from offline.finetune.examples import Examples
+from offline.finetune.job import Job, StoredDtype, Trained
+from offline.finetune.launch import Launch
+from offline.finetune.memory import check_memory, memory_need
+from offline.finetune.parts import FLOAT32
+from offline.finetune.schedule import micro_batch
+from offline.finetune.settings import FinetuneSettings
+from offline.run_folder import run_folder
+from offline.staging import check_absent, staged
+from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.provenance import write_atomic
+from vllm_moe_prune.tuning import Tuning
+
+if TYPE_CHECKING:
+    from offline.run import Reporter
+
+FINETUNE_FILE = "finetune.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where and how a finetune runs; plays no part in the result.
+
+    :param processes: more than one start through ``accelerate launch``
+    :param accelerate_config: a file of ``accelerate config``, for example with FSDP
+    :param save_every: optimizer steps between two states from which a killed finetune goes on;
+        without it, it begins again
+    """
+
+    device: str = "cpu"
+    processes: int = 1
+    accelerate_config: Path | None = None
+    save_every: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finetuned:
+    """What a finetune did.
+
+    :param losses: mean loss per token of each optimizer step
+    :param seconds: of training, without loading and saving
+    :param peak_bytes: largest resident set of a process, or memory of its GPU, while training
+    :param trained_bytes: of the weights that were trained, in float32
+    """
+
+    tuning: Tuning
+    losses: tuple[float, ...]
+    seconds: float
+    peak_bytes: int
+    trained_bytes: int
+
+    def save(self, folder: Path) -> None:
+        """Write finetune.json."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        fields["tuning"] = self.tuning.model_dump(mode="json")
+        write_atomic(folder / FINETUNE_FILE, json.dumps(fields, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Finetuned:
+        """Read what `save` wrote.
+
+        :raises PruneError: if the folder has none
+        """
+        try:
+            fields: dict[str, Any] = json.loads((folder / FINETUNE_FILE).read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise PruneError(f"{folder} has no {FINETUNE_FILE} to read: {error}") from None
+        tuning = Tuning.model_validate(fields.pop("tuning"))
+        return cls(tuning=tuning, losses=tuple(fields.pop("losses")), **fields)
+
+
+def finetune(
+    model: Path,
+    examples: Examples,
+    settings: FinetuneSettings,
+    out: Path,
+    *,
+    seed: int,
+    where: Where,
+    reporter: Reporter | None = None,
+    dtype: StoredDtype = "base",
+    force: bool = False,
+) -> Finetuned:
+    """Train ``model`` on the examples and write the result to ``out``, whole or not at all.
+
+    The result has the tensors of ``model`` by name and shape, its config.json and its tokenizer,
+    and finetune.json beside them. Weights are in float32 while they are trained. On a CPU the
+    same arguments give the same bytes, and a killed call that is made again does too.
+
+    :param model: a plain checkpoint; a routing map in it is not read and not copied
+    :param seed: of the order of the examples, and of LoRA's matrices
+    :param dtype: of the weights as they are stored; "base": of each tensor as in ``model``
+    :param force: replace what is at ``out``
+    :raises PruneError: if ``model`` cannot be trained, the batch cannot be shared out, memory is
+        too small (before anything is loaded), ``out`` exists, or training fails
+    """
+    check_absent(out, force=force)
+    launch, base = Launch.of(where), _open(model, out)
+    _check(base, examples, settings, launch, where)
+    states = _states(out, _identity(base, examples, settings, seed), where)
+    with staged(out, force=force) as partial:
+        job = Job(
+            model=model.resolve(),
+            out=partial.resolve(),
+            settings=settings,
+            seed=seed,
+            device=where.device,
+            dtype=dtype,
+            states=states,
+            save_every=where.save_every,
+            parent=None if launch.in_this_process else os.getpid(),
+        )
+        trained = _train(launch, job, examples, reporter)
+        copy_companions(model, partial)
+        shutil.copyfile(model / "config.json", partial / "config.json")
+        _verify(partial, base, dtype)
+        result = _finetuned(trained, examples, settings)
+        result.save(partial)
+    if states is not None:
+        shutil.rmtree(states)
+    return result
+
+
+def _train(launch: Launch, job: Job, examples: Examples, reporter: Reporter | None) -> Trained:
+    if not launch.in_this_process:
+        return launch.run(job, examples, reporter)
+    from offline.finetune.trainer import train
+
+    return train(job, examples, reporter)
+
+
+def _open(model: Path, out: Path) -> Checkpoint:
+    if (model / COMPACT_FOLDER).is_dir():
+        raise PruneError(
+            f"{model} is a compact checkpoint, which transformers cannot open",
+            hint="train its base, or prune to the same count in every layer (plain form)",
+        )
+    if model.resolve().is_relative_to(out.resolve()):
+        raise PruneError(f"{out} would replace the model", hint="choose another --out")
+    return Checkpoint.open(model)
+
+
+def _check(
+    base: Checkpoint,
+    examples: Examples,
+    settings: FinetuneSettings,
+    launch: Launch,
+    where: Where,
+) -> None:
+    """Refuse before loading what could only fail later."""
+    length, longest = examples.input_ids.shape[1], base.config.get("max_position_embeddings")
+    if longest is not None and length > longest:
+        raise PruneError(
+            f"the examples are {length} tokens long and the model takes at most {longest}",
+            hint=f"--length {longest}",
+        )
+    if examples.num_tokens == 0:
+        raise PruneError("no token of the examples has a loss: there is nothing to learn from")
+    micro = micro_batch(settings, launch.processes)
+    need = memory_need(
+        base,
+        settings,
+        length=length,
+        micro=micro,
+        processes=launch.processes,
+        fsdp=launch.fsdp,
+    )
+    check_memory(need, where.device, processes=launch.processes)
+
+
+def _identity(
+    base: Checkpoint, examples: Examples, settings: FinetuneSettings, seed: int
+) -> dict[str, Any]:
+    """Return what the weights after each step depend on."""
+    files = sorted({stored.file for stored in base.stored.values()})
+    return {
+        "base": base.fingerprint().model_dump(mode="json"),
+        # two models may share what a fingerprint looks at: rounds of one lottery do
+        "weights": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
+        "examples": examples.digest(),
+        "settings": settings.model_dump(mode="json"),
+        "seed": seed,
+    }
+
+
+def _states(out: Path, identity: dict[str, Any], where: Where) -> Path | None:
+    """Return the folder for states, if any are wanted; what another finetune left is removed."""
+    if where.save_every is None:
+        return None
+    return run_folder(out.with_name(out.name + ".finetune"), identity, force=True).resolve()
+
+
+def _verify(folder: Path, base: Checkpoint, dtype: StoredDtype) -> None:
+    """Check that every tensor of ``base`` is there, with its shape and the wanted dtype."""
+    known = {"float32": "F32", "bfloat16": "BF16"}
+    written = Checkpoint.open(folder).tensors
+    for name, info in base.tensors.items():
+        wanted = replace(info, dtype=known.get(dtype, info.dtype))
+        assert written.get(name) == wanted, f"{name} is not as planned"
+    assert len(written) == len(base.tensors), "tensors too many"
+
+
+def _finetuned(trained: Trained, examples: Examples, settings: FinetuneSettings) -> Finetuned:
+    return Finetuned(
+        tuning=Tuning(
+            trainable=settings.trainable,
+            parameters=trained.parameters,
+            steps=len(trained.losses),
+            tokens=trained.tokens,
+            learning_rate=settings.learning_rate,
+            data=examples.identity,
+        ),
+        losses=trained.losses,
+        seconds=trained.seconds,
+        peak_bytes=trained.peak_bytes,
+        trained_bytes=trained.parameters * FLOAT32,
+    )

@@ -1,0 +1,72 @@
+"""A tiny model and examples to train it on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offline.finetune.examples import NO_LOSS, Examples
+from offline.finetune.finetune import Finetuned, Where, finetune
+from offline.finetune.settings import FinetuneSettings
+from tests.tiny import make_tiny_mixtral
+from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.provenance import DataIdentity
+
+IDENTITY = (DataIdentity(name="sample", count=1, sha256="sha256:0"),)
+SETTINGS = FinetuneSettings(learning_rate=1e-2, batch=4, warmup=0.2)
+
+
+def tiny(folder: Path, **options: Any) -> Path:
+    return make_tiny_mixtral(folder, hidden=32, intermediate=16, heads=1, kv_heads=1, **options)
+
+
+def text(count: int = 12, length: int = 16, vocab: int = 128, seed: int = 0) -> Examples:
+    """Sequences of few words, so that there is something to learn."""
+    ids = np.random.default_rng(seed).integers(5, 15, (count, length), dtype=np.int32)
+    return Examples(ids, ids.copy(), IDENTITY)
+
+
+def ragged(count: int = 11, length: int = 16, seed: int = 0) -> Examples:
+    """Answers of different lengths behind prompts, padded on the right."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(5, 100, (count, length), dtype=np.int32)
+    labels = ids.copy()
+    for row in range(count):
+        begin, end = sorted(rng.choice(np.arange(1, length + 1), 2, replace=False))
+        labels[row, :begin] = labels[row, end:] = NO_LOSS
+        ids[row, end:] = 2
+    return Examples(ids, labels, IDENTITY)
+
+
+def tune(
+    model: Path,
+    out: Path,
+    examples: Examples | None = None,
+    where: Where | None = None,
+    settings: FinetuneSettings = SETTINGS,
+    **changes: Any,
+) -> Finetuned:
+    other = {key: changes.pop(key) for key in ("dtype", "force", "reporter") if key in changes}
+    seed = changes.pop("seed", 3)
+    return finetune(
+        model,
+        examples or text(),
+        settings.model_copy(update=changes),
+        out,
+        seed=seed,
+        where=where or Where(),
+        **other,
+    )
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    checkpoint = Checkpoint.open(folder)
+    return {name: checkpoint.raw(name) for name in checkpoint.tensors}
+
+
+def weights_of(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Tensors in float32."""
+    checkpoint = Checkpoint.open(folder)
+    return {name: checkpoint.tensor(name).float().numpy() for name in checkpoint.tensors}
