@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from offline.baselines import Observations
@@ -35,6 +35,24 @@ def measure_quality(run: Run, chosen: Chosen, seen: Observations) -> tuple[Quali
         for variant, maps in found.items():
             for split in ("search", "selection"):
                 quality += _measured(run, assessor, measure, variant, maps, split)
+    return in_table_order(quality)
+
+
+def measure_as_it_is(run: Run, variant: Variant) -> tuple[Quality, ...]:
+    """Evaluate the run's own model on the held-out split, no map applied.
+
+    For a model whose weights were trained: no map of the base makes it.
+    """
+    assessors = _assessors(run)
+    run.reporter.stage("measuring on held-out items", len(assessors))
+    found: list[Quality] = []
+    for measure, assessor in assessors:
+        found += _measured(run, assessor, measure, variant, [None], "test")
+    return tuple(found)
+
+
+def in_table_order(quality: Iterable[Quality]) -> tuple[Quality, ...]:
+    """Return the entries as tables show them: held-out first, the base first in each."""
     return tuple(sorted(quality, key=lambda q: (q.split != "test", _place(q.variant))))
 
 

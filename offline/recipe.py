@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from offline.criteria.registry import Rule
+from offline.lottery.recipe import LotteryFields
+from offline.methods.lottery import RANDOM, LotterySettings
 from vllm_moe_prune.errors import PruneError, one_line
 
-Method = Literal["eep", "oneshot", "random", "frequency", "soft_activation", "naee"]
+Method = Literal["eep", "oneshot", "lottery", "random", "frequency", "soft_activation", "naee"]
 Baseline = Literal["random", "frequency", "soft_activation", "naee"]
 Measure = Literal["accuracy", "margin", "agreement"]
 Phases = Literal["both", "prune", "merge"]
@@ -20,17 +22,16 @@ DType = Literal["auto", "bfloat16", "float32"]
 BASELINES: tuple[Baseline, ...] = ("random", "frequency", "soft_activation", "naee")
 
 
-class CompressRecipe(BaseModel):
+class CompressRecipe(LotteryFields):
     """Everything that decides the outcome of a compression; field descriptions are the help."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Path = Field(description="base checkpoint: a local folder")
     method: Method = Field(default="eep", description="how the kept experts are chosen")
     criterion: str = Field(
         default="min-ean",
-        description="oneshot's: min-NAME drops the lowest first, max-NAME the highest, a bare NAME "
-        "the better end; all names are in docs/criteria.md",
+        description="oneshot's and lottery's: min-NAME drops the lowest first, max-NAME the "
+        "highest, a bare NAME the better end; all names are in docs/criteria.md; lottery also "
+        "takes random",
     )
     scores: Path | None = Field(
         default=None, description="what `vmprune score` saved, for criteria; made here if not given"
@@ -73,7 +74,8 @@ class CompressRecipe(BaseModel):
     seed: int = Field(default=0, ge=0, description="seed of all random choices")
     preset: Preset = Field(
         default="fast",
-        description="eep's numbers: the released search (paper) or ours, which races candidates",
+        description="eep's and lottery's numbers: the paper's, or ours (eep's races candidates, "
+        "lottery's trains small models)",
     )
     phases: Phases = Field(default="both", description="eep: prune, merge, or one after the other")
     evaluations: int | None = Field(
@@ -137,6 +139,8 @@ class CompressRecipe(BaseModel):
             raise ValueError("give either --keep (experts per layer) or --budget (in all layers)")
         if self.budget is not None and self.method not in ("eep", "oneshot"):
             raise ValueError(f"--budget is spread by the search; {self.method} needs --keep")
+        if self.method == "lottery":
+            self._check_lottery()
         reads_experts = self.engine == "transformers" and self.replicas == 1
         if "naee" in (self.method, *self.baselines) and not reads_experts:
             raise ValueError(
@@ -148,6 +152,34 @@ class CompressRecipe(BaseModel):
                 "--engine transformers --replicas 1"
             )
         return self
+
+    def _check_lottery(self) -> None:
+        """Refuse what a lottery cannot keep to: its rounds are plain checkpoints of one size."""
+        if self.top_k is not None:
+            raise ValueError("--top-k: lottery keeps the model's own; EEP can lower it afterwards")
+        if self.engine != "transformers" or self.replicas > 1:
+            raise ValueError("lottery trains: it needs --engine transformers --replicas 1")
+        if self.fitness == "agreement":
+            raise ValueError("--fitness agreement is for searches; lottery measures accuracy")
+        try:
+            self.lottery  # noqa: B018  # refuses what is out of range
+        except PruneError as error:
+            raise ValueError(error.message) from None
+
+    @property
+    def lottery(self) -> LotterySettings:
+        """Return the numbers of a lottery.
+
+        :raises PruneError: naming the setting that is out of range
+        """
+        return self.lottery_settings(self.preset, self.criterion)
+
+    @property
+    def lottery_words(self) -> tuple[str, ...]:
+        """Return the criterion that a lottery goes by, with its direction; none at random."""
+        if self.method != "lottery" or self.criterion == RANDOM:
+            return ()
+        return (Rule.parse(self.criterion).word,)
 
     @property
     def baselines(self) -> tuple[str, ...]:

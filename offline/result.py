@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from offline.lottery.record import LotteryRecord
 from vllm_moe_prune.errors import PruneError, one_line
 from vllm_moe_prune.provenance import Provenance, write_atomic
 from vllm_moe_prune.routing_map import Form
@@ -23,7 +24,7 @@ class _Frozen(BaseModel):
 Variant = str
 VARIANTS: tuple[Variant, ...] = (
     *("base", "random", "frequency", "soft_activation", "naee"),
-    *("oneshot", "eep_prune", "eep"),
+    *("oneshot", "eep_prune", "eep", "lottery"),
 )
 
 
@@ -105,6 +106,7 @@ class RunResult(_Frozen):
     quality: tuple[Quality, ...]
     seconds: dict[str, float]  # stage -> seconds
     provenance: Provenance
+    lottery: LotteryRecord | None = None
 
     def quality_of(
         self, variant: str, split: str = "test", task: str | None = None

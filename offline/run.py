@@ -20,6 +20,11 @@ from offline.tasks.splits import data_identity
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.provenance import DataIdentity, Provenance
 
+# Settings that say where something is or runs, and decide nothing.
+PLACES = (
+    *("model", "scores", "device", "replicas", "ray_address"),
+    *("processes", "accelerate_config", "save_every"),
+)
 Usage = Mapping[int, ExpertUse]  # decoder layer -> how the base's router used its experts
 
 
@@ -82,10 +87,9 @@ def provenance_of(
         for entry in objective.tasks
         for split in splits
     ]
-    places = {"model", "scores", "device", "replicas", "ray_address", "seed"}  # where, not what
     return Provenance.now(
         recipe.method,
-        settings=recipe.model_dump(mode="json", exclude=places),
+        settings=recipe.model_dump(mode="json", exclude={*PLACES, "seed"}),
         seed=recipe.seed,
         data=(*data, *([scores] if scores else ())),
     )

@@ -24,7 +24,8 @@ def check_scored(recipe: CompressRecipe, base: BaseFingerprint) -> DataIdentity 
     :returns: which scores the recipe gives; None if they are still to be made, or not needed
     :raises PruneError: naming what is wrong
     """
-    if not recipe.criteria:
+    words = (*recipe.criteria, *recipe.lottery_words)
+    if not words:
         return None
     if recipe.scores is None:
         from offline.calibration.corpus import parse_calibration
@@ -39,7 +40,7 @@ def check_scored(recipe: CompressRecipe, base: BaseFingerprint) -> DataIdentity 
     scores = Scores.load(recipe.scores)
     check_scores(scores, base)
     first = next(iter(scores.evidence(blend_of(recipe)).values()))
-    for word in recipe.criteria:
+    for word in words:
         Rule.parse(word).order(first)
     return identity_of(scores, recipe.scores)
 

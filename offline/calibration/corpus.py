@@ -147,14 +147,39 @@ def _items(source: str) -> list[str]:
     return [f"{before}{item.query} {item.answer}" for item in items]
 
 
-def _domain(part: Part, tokenizer: Any, length: int, seed: int) -> Domain:
-    if tokenizer.eos_token_id is None:
-        raise PruneError("the model's tokenizer has no end-of-text token to join documents with")
+def ordered_documents(part: Part, seed: int) -> tuple[list[str], str]:
+    """Return the documents of a part in a seeded order, and which split of its source they are.
+
+    :raises PruneError: if the text cannot be had
+    """
     documents, split = _documents(part.source)
     random.Random(f"{part.name} {seed}").shuffle(documents)
-    wanted, ids = part.sequences * length, []
+    return documents, split
+
+
+def tokens_of(text: str, tokenizer: Any) -> list[int]:
+    """Return a document's token ids with the end-of-text token behind them.
+
+    :raises PruneError: if the tokenizer has none
+    """
+    if tokenizer.eos_token_id is None:
+        raise PruneError("the model's tokenizer has no end-of-text token to join documents with")
+    return [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+
+
+def domain_of(name: str, split: str, token_ids: NDArray[np.int64]) -> Domain:
+    """Return sequences [N, L] as a domain, named by their content."""
+    digest = hashlib.sha256(token_ids.astype("<i8").tobytes()).hexdigest()
+    count = len(token_ids)
+    identity = DataIdentity(name=name, split=split, count=count, sha256=f"sha256:{digest}")
+    return Domain(name, token_ids, identity)
+
+
+def _domain(part: Part, tokenizer: Any, length: int, seed: int) -> Domain:
+    documents, split = ordered_documents(part, seed)
+    wanted, ids = part.sequences * length, list[int]()
     for text in documents:
-        ids += [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+        ids += tokens_of(text, tokenizer)
         if len(ids) >= wanted:
             break
     if len(ids) < wanted:
@@ -165,8 +190,4 @@ def _domain(part: Part, tokenizer: Any, length: int, seed: int) -> Domain:
             hint=f"ask for {part.source}:{has}" if has else "take a smaller --length or more text",
         )
     token_ids = np.array(ids[:wanted], dtype=np.int64).reshape(part.sequences, length)
-    digest = hashlib.sha256(token_ids.astype("<i8").tobytes()).hexdigest()
-    identity = DataIdentity(
-        name=part.name, split=split, count=part.sequences, sha256=f"sha256:{digest}"
-    )
-    return Domain(part.name, token_ids, identity)
+    return domain_of(part.name, split, token_ids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,9 +11,18 @@ from offline.cli.options import options_of
 from offline.recipe import CompressRecipe
 from offline.result import RunResult
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from offline.lottery.record import LotteryRecord
+
 
 @click.command(
-    epilog="Example: vmprune compress --model base --method eep --task sciq --keep 4 --out pruned"
+    epilog="""\b
+Examples:
+  vmprune compress --model base --method eep --task sciq --keep 4 --out pruned
+  vmprune compress --model base --method lottery --criterion min-ean --keep 4 --out pruned
+"""
 )
 @options_of(CompressRecipe)
 @click.option("--recipe", type=click.Path(path_type=Path), help="YAML file with these settings")
@@ -24,8 +33,9 @@ def compress(recipe: Path | None, out: Path, force: bool, as_json: bool, **flags
     """Choose which experts to keep, by a task, and write the smaller checkpoint.
 
     With --keep N a search prunes and then merges; with all experts kept it only merges (tuning
-    without gradients); --top-k 1 activates fewer experts. A run that was killed continues when the
-    same command is given again.
+    without gradients); --top-k 1 activates fewer experts. With --method lottery rounds of dropping
+    and finetuning on plain text make it, whatever the task. A run that was killed continues when
+    the same command is given again.
     """
     from offline.cli.console import bars
     from offline.compress import compress as run_compress
@@ -45,6 +55,8 @@ def compress(recipe: Path | None, out: Path, force: bool, as_json: bool, **flags
 def _cost(result: RunResult) -> str:
     """Say what the search cost, in one line."""
     points = result.search
+    if result.lottery is not None:
+        return _trained(result.lottery)
     if not points:
         return "no search"
     seconds, dropped = sum(p.seconds for p in points), sum(not p.complete for p in points)
@@ -53,6 +65,38 @@ def _cost(result: RunResult) -> str:
         f"{sum(p.items for p in points):,} items, {sum(p.tokens for p in points):,} tokens, "
         f"{seconds:.0f} s, {seconds / len(points):.2f} s per candidate"
     )
+
+
+def _trained(lottery: LotteryRecord) -> str:
+    """Say what all finetunes together trained and took, in one line."""
+    done = [one.trained for one in lottery.rounds if one.trained is not None]
+    if not done:
+        return f"{len(lottery.rounds)} rounds without a finetune"
+    from offline.cli.console import gib
+
+    seconds = sum(one.seconds["finetune"] for one in lottery.rounds)
+    tokens = sum(one.tuning.tokens for one in done)
+    return (
+        f"finetune: {done[0].tuning.trainable}, up to {max(t.tuning.parameters for t in done):,} "
+        f"parameters ({gib(max(t.trained_bytes for t in done))} in float32), {tokens:,} tokens in "
+        f"{len(done)} rounds, {seconds:.0f} s, {tokens / max(seconds, 1e-9):.0f} tokens/s, peak "
+        f"{gib(max(t.peak_bytes for t in done))}"
+    )
+
+
+def _rounds(lottery: LotteryRecord) -> Table:
+    """Return the table of held-out perplexities by round."""
+    from rich.table import Table
+
+    from offline.report.lottery import rounds_table
+
+    found = rounds_table(lottery)
+    table = Table(title=found.caption)
+    for heading in found.head:
+        table.add_column(heading, justify="right")
+    for row in found.rows:
+        table.add_row(*row)
+    return table
 
 
 def show(result: RunResult, out: Path, report: Path) -> None:
@@ -78,6 +122,8 @@ def show(result: RunResult, out: Path, report: Path) -> None:
             str(entry.items),
         )
     console = Console()
+    if result.lottery is not None:
+        console.print(_rounds(result.lottery))
     console.print(table)
     console.print(_cost(result), soft_wrap=True)
     console.print(f"{result.summary}\nwritten to {out}, report in {report}", soft_wrap=True)

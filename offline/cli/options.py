@@ -22,7 +22,9 @@ def options_of(model: type[BaseModel]) -> Callable[[Command], Command]:
     """
 
     def add(command: Command) -> Command:
-        for name, field in reversed(model.model_fields.items()):
+        own = model.__annotations__  # before those that it inherits
+        ordered = sorted(model.model_fields.items(), key=lambda entry: entry[0] not in own)
+        for name, field in reversed(ordered):
             text = field.description or ""
             if field.default not in (PydanticUndefined, None):
                 text += f"  [default: {field.default}]"

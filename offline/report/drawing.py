@@ -21,6 +21,7 @@ COLOURS = {
     "oneshot": "#4f9db8",
     "eep_prune": "#6f7fd8",
     "eep": "#3a86d0",
+    "lottery": "#3a86d0",
 }
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 

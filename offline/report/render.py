@@ -13,6 +13,7 @@ from offline.report import (
     commands,
     figures,
     heatmap,
+    lottery,
     tables,
     words,
 )
@@ -76,6 +77,8 @@ def render(
         analysis=used,
         analysis_tables=analysis_tables,
         tables=tables,
+        lottery=lottery,
+        tuned=lottery.is_tuned(result.lottery),
         commands=commands,
         words=words,
         serving=served,
@@ -148,6 +151,8 @@ def _per_layer(result: RunResult) -> str:
 
 def _figures(result: RunResult, serving: Serving | None) -> dict[str, Figure]:
     drawn = [heatmap.heat_map(result)]
+    if result.lottery is not None:
+        drawn += lottery.figures_of(result.lottery).values()
     if result.search:
         drawn.append(figures.search_progress(result))
     if any(q.split == "test" for q in result.quality):

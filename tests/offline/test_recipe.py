@@ -49,7 +49,7 @@ MISTAKES = [
     ("model: base\nkeep: 0\n", "keep: Input should be greater than or equal to 1", None),
     (
         "model: base\nkeep: 4\nmethod: magic\n",
-        "method: Input should be 'eep', 'oneshot', 'random', 'frequency', "
+        "method: Input should be 'eep', 'oneshot', 'lottery', 'random', 'frequency', "
         "'soft_activation' or 'naee'",
         None,
     ),

@@ -1,0 +1,1 @@
+"""MoE Lottery Subnetworks: rounds of estimating, dropping and finetuning."""
