@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 @click.command(name="eval", epilog="Example: vmprune eval --model pruned --task sciq --limit 200")
 @click.option("--model", type=click.Path(path_type=Path), required=True, help="any checkpoint")
 @click.option("--task", "task_name", required=True, help="a known task, or an lm-eval YAML file")
+@click.option(
+    "--shots",
+    type=click.IntRange(min=1),
+    help="examples with their answers before every question; --task NAME@K says the same",
+)
 @click.option("--split", default="test", show_default=True, help="search, selection or test")
 @click.option("--limit", type=click.IntRange(min=1), help="items; all if not given")
 @click.option("--map", "map_path", type=click.Path(path_type=Path), help="routing map to apply")
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 def evaluate(
     model: Path,
     task_name: str,
+    shots: int | None,
     split: str,
     limit: int | None,
     map_path: Path | None,
@@ -50,6 +56,13 @@ def evaluate(
     from offline.tasks.catalog import check_split, get_task
 
     task, known_split = get_task(task_name), check_split(split)
+    if shots is not None:
+        if task.shots:
+            raise PruneError(
+                f"--task {task_name} and --shots {shots} both say how many examples there are",
+                hint="give one of the two",
+            )
+        task = get_task(f"{task_name}@{shots}")
     more: dict[str, Any] = {}
     if endpoint is None:
         if served_name is not None:

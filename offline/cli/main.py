@@ -16,6 +16,7 @@ from offline.cli.demo import demo
 from offline.cli.evaluate import evaluate
 from offline.cli.inspect import inspect
 from offline.cli.plan import plan
+from offline.cli.recover import recover
 from offline.cli.report import report
 from offline.cli.score import score
 from vllm_moe_prune import __version__
@@ -47,6 +48,7 @@ _COMMANDS = (
     inspect,
     check,
     evaluate,
+    recover,
     report,
     import_eep,
     demo,

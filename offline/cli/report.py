@@ -17,12 +17,14 @@ Example:
 @click.command("report", epilog=_EPILOG)
 @click.argument("out", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def report(out: Path) -> None:
-    """Draw OUT/report.html from the result of `vmprune compress`.
+    """Draw OUT/report.html from the result of `vmprune compress` or `vmprune recover`.
 
-    The page also shows OUT/serving.json (the compare.json of a load test) and OUT/check.json
-    (what `vmprune check` found) where these files are there.
+    The page of `compress` also shows OUT/serving.json (the compare.json of a load test) and
+    OUT/check.json (what `vmprune check` found) where these files are there.
     """
+    from offline.recover.result import RECOVERY_FILE
+    from offline.report.recovery_page import write_page
     from offline.report.render import write_report
 
-    page = write_report(out)
+    page = write_page(out) if (out / RECOVERY_FILE).is_file() else write_report(out)
     click.echo(f"{page} ({page.stat().st_size / 2**20:.1f} MiB, opens without a network)")

@@ -15,6 +15,7 @@ VARIANTS = {
     "oneshot": "one-shot",
     "eep_prune": "EEP, pruning phase",
     "eep": "EEP",
+    "lottery": "lottery",
 }
 UNITS = {"accuracy": "%", "margin": "nats x 100", "agreement": "%"}
 SPLITS = {"search": "search", "selection": "selection", "test": "held-out"}
@@ -42,8 +43,13 @@ def variant(name: str) -> str:
 
 def task(quality: Quality) -> str:
     """Name what was measured: the task, and agreement where it is not accuracy."""
-    name = quality.task.replace("<", "").replace("&", "")  # a user's file may be called anything
+    name = plain(quality.task)
     return name if quality.measure == "accuracy" else f"{name} ({quality.measure})"
+
+
+def plain(name: str) -> str:
+    """Take from a name what plotly would read as markup; a user's file may be called anything."""
+    return name.replace("<", "").replace("&", "")
 
 
 def percent(value: float, digits: int = 1) -> str:

@@ -130,6 +130,22 @@ def _split_files(task: Task) -> Path:
 
 def make_splits(task: Task) -> dict[Split, list[Item]]:
     """Cut a task's items into splits; a question that is in two stays in the later one only."""
+    splits = _cut(task)
+    return {**splits, "search": splits["search"][:_SEARCH_ITEMS]}
+
+
+def training_items(task: Task) -> list[Item]:
+    """Return all that the search split is the beginning of: what a model may be trained on.
+
+    None of them is in the selection or the test split, by its question.
+
+    :raises PruneError: if the data cannot be had
+    """
+    return _cut(task.bare)["search"]
+
+
+def _cut(task: Task) -> dict[Split, list[Item]]:
+    """Return the splits; that for searching with all items that are left for it."""
     pool, test = _pools(task)
     test = _ordered(test, task.stem)
     if pool:
@@ -140,7 +156,7 @@ def make_splits(task: Task) -> dict[Split, list[Item]]:
     pool = _without(pool, test)
     at = min(_SELECTION_ITEMS, len(pool) // 2)
     selection = pool[:at]
-    search = _without(pool[at:], selection)[:_SEARCH_ITEMS]
+    search = _without(pool[at:], selection)
     splits: dict[Split, list[Item]] = {"search": search, "selection": selection, "test": test}
     for split, items in splits.items():
         if not items:

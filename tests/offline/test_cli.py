@@ -39,7 +39,13 @@ FLAGS = {
     "check": "--base --dtype --json",
     "eval": (
         "--allow-other-base --device --dtype --endpoint --json --limit --map --model "
-        "--served-name --split --task"
+        "--served-name --shots --split --task"
+    ),
+    "recover": (
+        "--accelerate-config --base --batch --checkpointing --clip --data --device --dtype "
+        "--epochs --examples --force --json --learning-rate --length --lora-alpha --lora-rank "
+        "--measure --micro-batch --mixed-precision --model --out --processes --save-every --seed "
+        "--shots --steps --task --test-items --trainable --warmup --weight-decay"
     ),
     "report": "",
     "import-eep": "--force --json --model --out",

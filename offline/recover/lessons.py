@@ -1,0 +1,107 @@
+"""What a supervised finetune learns from: prompts with their answers, of tasks or of a file.
+
+Nothing whose question is among the held-out items of a task that is trained on or measured: a
+question is told by its words, however they are spaced, cased and punctuated. Sources that share
+questions exist: `basic_skills_arithmetic` and `basic_skills_arithmetic_gen` do.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offline.recover.instructions import read_instructions
+from offline.tasks.catalog import Task
+from offline.tasks.splits import Item, load_items, training_items
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.provenance import DataIdentity, sha256_text
+
+_HELD_OUT = ("selection", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One example: the answer follows the prompt as it is, and only the answer has a loss.
+
+    ``question`` is what may not be a held-out item's, ``source`` the task or the file.
+    """
+
+    source: str
+    question: str
+    prompt: str
+    answer: str
+
+    @property
+    def key(self) -> str:
+        """The question, comparable with `Item.key`."""
+        return Item("", self.question).key
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """All examples in the order of training; ``left_out`` had a held-out item's question."""
+
+    each: tuple[Lesson, ...]
+    left_out: int
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Return (prompt, answer) of each."""
+        return [(lesson.prompt, lesson.answer) for lesson in self.each]
+
+    @property
+    def identity(self) -> tuple[DataIdentity, ...]:
+        """Name each source's examples by their content."""
+        found = []
+        for source in dict.fromkeys(lesson.source for lesson in self.each):
+            texts = [f"{o.prompt}\0{o.answer}" for o in self.each if o.source == source]
+            digest = sha256_text("\0".join(texts))
+            found.append(DataIdentity(name=source, split="train", count=len(texts), sha256=digest))
+        return tuple(found)
+
+
+def task_lessons(task: Task) -> list[Lesson]:
+    """Return a task's own training items, answered as evaluations and examples in prompts are.
+
+    :raises PruneError: if the data cannot be had
+    """
+    return [
+        Lesson(task.name, item.query, item.query, f" {item.answer}")  # lm-eval's separator
+        for item in training_items(task)
+    ]
+
+
+def file_lessons(file: Path, tokenizer: Any) -> list[Lesson]:
+    """Return the instructions of a JSONL file.
+
+    :raises PruneError: as `read_instructions`
+    """
+    return [Lesson(file.name, *each) for each in read_instructions(file, tokenizer)]
+
+
+def choose(
+    found: Sequence[Lesson], held_out: Iterable[Task], *, count: int | None, seed: int
+) -> Lessons:
+    """Mix the examples of all sources, without what the tasks' held-out items ask.
+
+    :param held_out: tasks whose selection and test items must not be learnt
+    :param count: examples to take; all if None
+    :raises PruneError: if none is left
+    """
+    asked = {
+        item.key
+        for task in held_out
+        for split in _HELD_OUT
+        for item in load_items(task, split)  # type: ignore[arg-type]  # two of the splits
+    }
+    allowed = [lesson for lesson in found if lesson.key not in asked]
+    left_out = len(found) - len(allowed)
+    if not allowed:
+        raise PruneError(
+            f"there is nothing to train on: all {left_out} examples ask what held-out items ask"
+        )
+    random.Random(seed).shuffle(allowed)
+    return Lessons(tuple(allowed[:count]), left_out)

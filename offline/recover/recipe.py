@@ -1,0 +1,162 @@
+"""`RecoverRecipe`: what `vmprune recover` trains on and measures; field descriptions are the help.
+
+Defaults are near MC-Suite's (arXiv 2504.05586, table 6): 512 tokens, batches of 8, learning rate
+1e-4, two to five passes over a task's training items.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from offline.finetune.settings import FinetuneSettings
+from offline.recipe import DType
+from offline.tasks.catalog import Task, get_task
+from vllm_moe_prune.errors import PruneError, one_line
+
+
+class SftSettings(FinetuneSettings):
+    """The numbers of a supervised finetune."""
+
+    epochs: float = Field(default=3.0, gt=0, description="passes over the examples")
+
+
+class RecoverRecipe(BaseModel):
+    """Everything but the training's numbers that decides the outcome of a recovery."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Path = Field(description="plain checkpoint to train: a local folder, pruned or not")
+    base: Path | None = Field(
+        default=None,
+        description="what it was pruned from: gets the same treatment for comparison, and is "
+        "not kept",
+    )
+    task: str | None = Field(
+        default=None,
+        description="tasks whose own training items are trained on: sciq,arc_easy, or lm-eval "
+        "YAML files",
+    )
+    data: Path | None = Field(
+        default=None,
+        description="instructions to train on instead: JSONL with `prompt` and `response`, or "
+        "with `messages`",
+    )
+    measure: str | None = Field(
+        default=None, description="tasks to measure; those of --task if not given"
+    )
+    examples: int | None = Field(
+        default=None, ge=1, description="examples to train on, of all; all if not given"
+    )
+    steps: int | None = Field(
+        default=None, ge=1, description="optimizer steps, instead of --epochs"
+    )
+    length: int = Field(
+        default=512, ge=2, description="tokens of the longest example; longer prompts lose their "
+        "beginning"
+    )  # fmt: skip
+    shots: int = Field(
+        default=5, ge=0, description="examples in the prompt of k-shot; 0 leaves k-shot out"
+    )
+    test_items: int | None = Field(
+        default=None, ge=1, description="held-out items of each task; all if not given"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of all random choices")
+    device: str = Field(default="auto", description="cpu, cuda, cuda:1, ...; auto takes a GPU")
+    dtype: DType = Field(
+        default="auto",
+        description="to measure in; auto is the stored one, or float32 on a CPU that is slow in "
+        "bfloat16",
+    )
+    processes: int = Field(
+        default=1, ge=1, description="processes that train together, through accelerate"
+    )
+    accelerate_config: Path | None = Field(
+        default=None, description="how they do: a file of `accelerate config`, for FSDP or DDP"
+    )
+    save_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="optimizer steps between two states from which a killed finetune goes on; it "
+        "begins again if not given",
+    )
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        if (self.task is None) == (self.data is None):
+            raise ValueError("give either --task (its training items) or --data (instructions)")
+        if self.base is not None and self.task is None and self.measure is None:
+            raise ValueError("--base is there to be compared with: give --measure (tasks)")
+        return self
+
+    @classmethod
+    def of(cls, flags: dict[str, Any]) -> RecoverRecipe:
+        """Take the flags that were given (not None).
+
+        :raises PruneError: naming the flag that is missing or out of range
+        """
+        given = {name: value for name, value in flags.items() if value is not None}
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            hint = f"add --{first['loc'][0]}" if first["type"] == "missing" else None
+            raise PruneError(f"settings: {one_line(error)}", hint=hint) from None
+
+    @property
+    def trained(self) -> tuple[Task, ...]:
+        """Return the tasks whose training items are trained on; none with instructions.
+
+        :raises PruneError: for a task that is unknown, has no answers or is named twice
+        """
+        return tasks_of(self.task, "--task")
+
+    @property
+    def measured(self) -> tuple[Task, ...]:
+        """Return the tasks that are measured.
+
+        :raises PruneError: as `trained`
+        """
+        return tasks_of(self.measure, "--measure") if self.measure else self.trained
+
+
+def tasks_of(names: str | None, flag: str) -> tuple[Task, ...]:
+    """Read ``NAME,...``; None is no task.
+
+    :raises PruneError: for a task that is unknown, has no answers or is named twice
+    """
+    found: list[Task] = []
+    for name in (part.strip() for part in names.split(",")) if names is not None else ():
+        task = get_task(name)
+        if task.kind == "text":
+            raise PruneError(
+                f"{flag}: {task.name} is plain text, which has no right answers",
+                hint="give a task with questions; instructions go into --data",
+            )
+        if task.shots:
+            raise PruneError(
+                f"{flag}: {task.name} says how many examples there are",
+                hint=f"write {task.stem}, and --shots {task.shots} for k-shot",
+            )
+        if any(task.name == other.name for other in found):
+            raise PruneError(f"{flag}: task {task.name} is named twice")
+        found.append(task)
+    return tuple(found)
+
+
+def training_of(flags: dict[str, Any], steps: int | None) -> SftSettings:
+    """Take the training's flags that were given (not None).
+
+    :raises PruneError: naming the flag that is out of range, or if both say how long
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    if steps is not None and "epochs" in given:
+        raise PruneError(
+            "--steps and --epochs both say how long to train", hint="give one of the two"
+        )
+    try:
+        return SftSettings.model_validate(given)
+    except ValidationError as error:
+        raise PruneError(f"settings: {one_line(error)}") from None

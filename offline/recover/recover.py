@@ -1,0 +1,81 @@
+"""`vmprune recover`: zero-shot, k-shot and after a supervised finetune, base and pruned alike.
+
+base and model alike: finetune on lessons -> zero-shot and k-shot before, zero-shot after
+-> OUT: the model as it was trained, with its map, the table and the page
+
+Each number, and each trained checkpoint, is kept in ``OUT.run`` as soon as it is there: a run that
+was killed continues when the same call is made again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from offline.card import model_card
+from offline.recover.recipe import RecoverRecipe, SftSettings
+from offline.recover.result import RECOVERY_FILE, Recovery
+from offline.recover.session import Session
+from offline.result import RESULT_FILE
+from offline.run import Reporter
+from offline.staging import check_absent, staged
+from vllm_moe_prune.routing_map import SCHEMA_VERSION, RoutingMap
+from vllm_moe_prune.tuning import Tuning
+
+# What was found out about the checkpoint before it was trained: beside the one after, it would lie.
+_NOT_KEPT = (RESULT_FILE, RECOVERY_FILE, "analysis.json", "check.json", "serving.json")
+
+
+def recover(
+    recipe: RecoverRecipe,
+    training: SftSettings,
+    out: Path,
+    *,
+    reporter: Reporter,
+    force: bool = False,
+) -> Recovery:
+    """Train a checkpoint on tasks or instructions and show what that and examples win back.
+
+    :raises PruneError: for anything in the recipe or the checkpoints that cannot work, before any
+        work; or if what is trained does not fit into memory
+    """
+    check_absent(out, force=force)
+    session = Session.begin(recipe, training, out, reporter, force=force)
+    for subject, folder in session.subjects.folders():
+        session.treat(subject, folder)
+    result = session.result(out)
+    _write(session, result, out, force=force)
+    return result
+
+
+def _write(session: Session, result: Recovery, out: Path, *, force: bool) -> None:
+    """Put the trained checkpoint with its map and the evidence into place."""
+    from offline.report.recovery_page import write_page
+
+    tuned = session.tuned("model")
+    with staged(out, force=force) as partial:
+        for file in sorted(tuned.iterdir()):  # a plain checkpoint has no folders
+            if file.name not in _NOT_KEPT:
+                _link(file, partial / file.name)
+        if session.subjects.routing_map is not None:
+            _save_map(session.subjects.routing_map, session.tuning, partial)
+        result.save(partial)
+        write_page(partial)
+    shutil.rmtree(tuned)
+
+
+def _save_map(routing_map: RoutingMap, tuning: Tuning, folder: Path) -> None:
+    update = {"tuned": (*routing_map.tuned, tuning), "schema_version": SCHEMA_VERSION}
+    tuned = routing_map.model_copy(update=update)  # with its matrices
+    tuned.save(folder)
+    card = model_card(routing_map.base.name, tuned, tuned.form)
+    (folder / "README.md").unlink(missing_ok=True)  # a name of another file's bytes
+    (folder / "README.md").write_text(card)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name where the disk can: its bytes are not written again."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)

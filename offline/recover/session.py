@@ -1,0 +1,235 @@
+"""`Session`: one recovery under way: what is measured and trained, and what is known already."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offline.device import pick_device, pick_dtype
+from offline.engines.transformers import TransformersEngine
+from offline.finetune.examples import supervised
+from offline.finetune.finetune import Finetuned, Where, finetune
+from offline.recover.lessons import Lessons, choose, file_lessons, task_lessons
+from offline.recover.measure import Cells, measure, wanted
+from offline.recover.recipe import RecoverRecipe, SftSettings
+from offline.recover.result import Mode, Recovery, Subject, Trained
+from offline.recover.subject import Subjects
+from offline.run import Reporter
+from offline.run_folder import run_folder
+from offline.tasks.catalog import Task
+from offline.tasks.splits import data_identity
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.provenance import Provenance, write_atomic
+from vllm_moe_prune.tuning import Tuning
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One recovery under way."""
+
+    recipe: RecoverRecipe
+    training: SftSettings
+    subjects: Subjects
+    lessons: Lessons
+    provenance: Provenance
+    folder: Path  # keeps what lets it continue after a kill
+    cells: Cells
+    reporter: Reporter
+
+    @classmethod
+    def begin(
+        cls,
+        recipe: RecoverRecipe,
+        training: SftSettings,
+        out: Path,
+        reporter: Reporter,
+        *,
+        force: bool,
+    ) -> Session:
+        """Check everything, choose what is learnt, and open the run's folder."""
+        device = pick_device(recipe.device)
+        recipe = recipe.model_copy(
+            update={"device": device, "dtype": pick_dtype(recipe.dtype, device)}
+        )
+        subjects = Subjects.open(recipe)
+        for folder in (folder for _, folder in subjects.folders()):
+            if folder.resolve().is_relative_to(out.resolve()):
+                raise PruneError(f"{out} would replace {folder}", hint="choose another --out")
+        lessons = _lessons(recipe)
+        training = _with_steps(training, recipe.steps, len(lessons.each))
+        provenance = _provenance(recipe, training, lessons)
+        identity = {
+            "recipe": provenance.settings,
+            "seed": recipe.seed,
+            "data": [data.model_dump() for data in provenance.data],
+            **subjects.identity(),
+        }
+        folder = run_folder(out, identity, force=force)
+        cells = Cells(folder / "cells.json")
+        return cls(recipe, training, subjects, lessons, provenance, folder, cells, reporter)
+
+    def treat(self, subject: Subject, folder: Path) -> None:
+        """Train a subject and measure it as it was and as it is, where that is not known.
+
+        Training is first, so that what does not fit into memory is refused before long work. The
+        base's trained weights are gone afterwards.
+        """
+        before = list(wanted(self.recipe.measured, self.recipe.shots))
+        after: list[tuple[Mode, Task]] = [("sft", task) for task in self.recipe.measured]
+        treated = self._record(subject) and not self._missing(subject, [*before, *after])
+        if subject == "model" or not treated:
+            self._train(subject, folder)
+        self._measure(subject, folder, before, "zero-shot and k-shot")
+        self._measure(subject, self.tuned(subject), after, "after the finetune")
+        if subject == "base":
+            shutil.rmtree(self.tuned(subject), ignore_errors=True)
+
+    def tuned(self, subject: Subject) -> Path:
+        """Return where a subject's trained checkpoint is kept."""
+        return self.folder / f"{subject}-tuned"
+
+    def _missing(self, subject: Subject, asked: Sequence[tuple[Mode, Task]]) -> bool:
+        return any((subject, mode, task.stem) not in self.cells for mode, task in asked)
+
+    def _measure(
+        self, subject: Subject, folder: Path, asked: Sequence[tuple[Mode, Task]], when: str
+    ) -> None:
+        if not self._missing(subject, asked):
+            return
+        self.reporter.stage(f"measuring the {subject}, {when}", len(asked))
+        engine = TransformersEngine(folder, device=self.recipe.device, dtype=self.recipe.dtype)
+        for mode, task in asked:
+            if (subject, mode, task.stem) not in self.cells:
+                self.cells.add(measure(engine, subject, mode, task, self.recipe.test_items))
+            accuracy = self.cells[(subject, mode, task.stem)].accuracy
+            self.reporter.step(note=f"{task.name} {accuracy:.3f}")
+        del engine
+        _free(self.recipe.device)
+
+    def _train(self, subject: Subject, folder: Path) -> None:
+        """Train a subject, unless that was done."""
+        out = self.tuned(subject)
+        done = Finetuned.load(out) if out.exists() else self._finetune(folder, out)
+        write_atomic(self._record_file(subject), _trained(subject, done).model_dump_json())
+
+    def _finetune(self, folder: Path, out: Path) -> Finetuned:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        examples = supervised(
+            self.lessons.pairs,
+            tokenizer,
+            length=self.recipe.length,
+            identity=self.lessons.identity,
+            seed=self.recipe.seed,
+        )
+        done = finetune(
+            folder,
+            examples,
+            self.training,
+            out,
+            seed=self.recipe.seed,
+            where=Where(
+                device=self.recipe.device,
+                processes=self.recipe.processes,
+                accelerate_config=self.recipe.accelerate_config,
+                save_every=self.recipe.save_every,
+            ),
+            reporter=self.reporter,
+        )
+        _free(self.recipe.device)
+        return done
+
+    def _record_file(self, subject: Subject) -> Path:
+        return self.folder / f"{subject}-trained.json"
+
+    def _record(self, subject: Subject) -> Trained | None:
+        """Return what a subject's finetune took, if it was done."""
+        file = self._record_file(subject)
+        return Trained.model_validate_json(file.read_text()) if file.is_file() else None
+
+    @property
+    def tuning(self) -> Tuning:
+        """Return what the model's weights went through."""
+        done = self._record("model")
+        assert done is not None, "the model is trained by now"
+        return done.tuning
+
+    def result(self, out: Path) -> Recovery:
+        """Return the table, base first."""
+        recipe, subjects = self.recipe, self.subjects
+        names = [name for name, _ in subjects.folders()]
+        asked = [
+            *((mode, task.stem) for mode, task in wanted(recipe.measured, recipe.shots)),
+            *(("sft", task.stem) for task in recipe.measured),
+        ]
+        base, routing_map = subjects.base, subjects.routing_map
+        return Recovery(
+            model=subjects.model.folder.resolve().name,
+            base=None if base is None else base.folder.resolve().name,
+            out=out.name,
+            summary="" if routing_map is None else routing_map.summary(),
+            shots=recipe.shots,
+            lessons=len(self.lessons.each),
+            left_out=self.lessons.left_out,
+            cells=tuple(self.cells[(name, mode, task)] for mode, task in asked for name in names),
+            trained=tuple(done for name in names if (done := self._record(name))),
+            provenance=self.provenance,
+        )
+
+
+def _lessons(recipe: RecoverRecipe) -> Lessons:
+    if recipe.data is None:
+        found = [lesson for task in recipe.trained for lesson in task_lessons(task)]
+    else:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(recipe.model, local_files_only=True)
+        found = file_lessons(recipe.data, tokenizer)
+    held_out = {task.name: task for task in (*recipe.trained, *recipe.measured)}
+    return choose(found, held_out.values(), count=recipe.examples, seed=recipe.seed)
+
+
+def _with_steps(training: SftSettings, steps: int | None, examples: int) -> SftSettings:
+    """Say in epochs how long a number of optimizer steps is."""
+    if steps is None:
+        return training
+    return training.model_copy(update={"epochs": steps * training.batch / examples})
+
+
+def _provenance(recipe: RecoverRecipe, training: SftSettings, lessons: Lessons) -> Provenance:
+    places = {"model", "base", "device", "processes", "accelerate_config", "save_every", "seed"}
+    settings: dict[str, Any] = {
+        **recipe.model_dump(mode="json", exclude=places, exclude_none=True),
+        **training.model_dump(mode="json", exclude_none=True),
+    }
+    tests = (data_identity(task, "test", recipe.test_items) for task in recipe.measured)
+    return Provenance.now(
+        "recover", settings=settings, seed=recipe.seed, data=(*lessons.identity, *tests)
+    )
+
+
+def _trained(subject: Subject, done: Finetuned) -> Trained:
+    tenth = max(len(done.losses) // 10, 1)
+    first, last = done.losses[:tenth], done.losses[-tenth:]
+    return Trained(
+        subject=subject,
+        tuning=done.tuning,
+        losses=(sum(first) / len(first), sum(last) / len(last)),
+        seconds=round(done.seconds, 3),
+        peak_bytes=done.peak_bytes,
+        trained_bytes=done.trained_bytes,
+    )
+
+
+def _free(device: str) -> None:
+    """Give memory back before the next model is loaded."""
+    gc.collect()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()

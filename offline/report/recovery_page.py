@@ -1,0 +1,71 @@
+"""The page of `vmprune recover`: what pruning cost and what brings it back; needs no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from offline.recover.result import Recovery
+from offline.report import recovery_tables, tables, words
+from offline.report.recovery_figures import recovery_bars
+from offline.report.render import REPORT_FILE
+from offline.report.template import fill
+from vllm_moe_prune.provenance import write_atomic
+
+
+def write_page(folder: Path) -> Path:
+    """Draw the page of a recovery from the file beside its checkpoint.
+
+    :returns: the page, ``folder/report.html``
+    :raises PruneError: if the result is missing or damaged
+    """
+    write_atomic(folder / REPORT_FILE, render(Recovery.load(folder)))
+    return folder / REPORT_FILE
+
+
+def render(recovery: Recovery) -> str:
+    """Return the page."""
+    return fill(
+        "recovery.html",
+        recovery=recovery,
+        outcome=outcome(recovery),
+        cards=key_figures(recovery),
+        figures={"recovery": recovery_bars(recovery)} if recovery.cells else {},
+        recovery_tables=recovery_tables,
+        tables=tables,
+        words=words,
+    )
+
+
+def outcome(recovery: Recovery) -> str:
+    """Say in one sentence per task what was lost and what came back."""
+    said = []
+    for task in recovery.tasks:
+        before, after = (recovery.cell("model", mode, task) for mode in ("zero-shot", "sft"))
+        base = recovery.cell("base", "zero-shot", task)
+        if before is None or after is None:
+            continue
+        lost = f"base {words.percent(base.accuracy)}, pruned " if base else ""
+        said.append(
+            f"{words.plain(task)}: {lost}{words.percent(before.accuracy)}, after the finetune "
+            f"{words.percent(after.accuracy)}."
+        )
+    return " ".join(said)
+
+
+def key_figures(recovery: Recovery) -> list[tuple[str, str, str]]:
+    """Return name, value and small print of the figures on top of the page."""
+    cards = [("Examples", f"{recovery.lessons:,}", "trained on")]
+    for done in recovery.trained:
+        if done.subject == "model":
+            tuning = done.tuning
+            cards.append(("Steps", f"{tuning.steps:,}", f"{tuning.tokens:,} tokens with a loss"))
+            loss = f"{done.losses[0]:.2f} to {done.losses[1]:.2f}"
+            cards.append(("Loss", loss, "first and last tenth of the steps"))
+            peak = words.gib(done.peak_bytes)
+            cards.append(("Peak memory", peak, f"{tuning.parameters:,} parameters trained"))
+    for task in recovery.tasks:
+        share = recovery.won_back(task, "sft")
+        if share is not None:
+            small = f"of what {words.plain(task)} lost, by the finetune"
+            cards.append(("Won back", words.percent(share, 0), small))
+    return cards
