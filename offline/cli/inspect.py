@@ -68,6 +68,7 @@ def _map_facts(routing_map: RoutingMap) -> dict[str, Any]:
             "summary": routing_map.summary(),
             "digest": routing_map.digest(),
             "layers": fields["layers"],
+            "tuned": fields["tuned"],
         },
         "provenance": fields["provenance"],
     }
@@ -91,6 +92,9 @@ def _show(facts: dict[str, Any]) -> None:
             count = f"{layer['num_kept']} of {layer['num_experts']}"
             row = (layer["layer"], count, layer["top_k"], layer["router"], kept)
             table.add_row(*map(str, row))
+        for tuning in facts["map"]["tuned"]:
+            text = f"weights tuned: {tuning['trainable']}, {tuning['steps']} steps, "
+            console.print(f"{text}{tuning['tokens']:,} tokens", soft_wrap=True)
         made = facts["provenance"]
         console.print(f"made by {made['method']}, seed {made.get('seed')}, {made['tool']}")
     else:

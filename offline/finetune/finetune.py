@@ -109,7 +109,7 @@ def finetune(
     """
     check_absent(out, force=force)
     launch, base = Launch.of(where), _open(model, out)
-    _check(base, examples, settings, launch, where)
+    _check(base, examples, settings, where)
     states = _states(out, _identity(base, examples, settings, seed), where)
     with staged(out, force=force) as partial:
         job = Job(
@@ -157,7 +157,6 @@ def _check(
     base: Checkpoint,
     examples: Examples,
     settings: FinetuneSettings,
-    launch: Launch,
     where: Where,
 ) -> None:
     """Refuse before loading what could only fail later."""
@@ -169,12 +168,21 @@ def _check(
         )
     if examples.num_tokens == 0:
         raise PruneError("no token of the examples has a loss: there is nothing to learn from")
-    micro = micro_batch(settings, launch.processes)
+    check_fits(base, settings, length=length, where=where)
+
+
+def check_fits(base: Checkpoint, settings: FinetuneSettings, *, length: int, where: Where) -> None:
+    """Refuse a finetune for which there is too little memory; reads headers only.
+
+    :param length: tokens of a sequence
+    :raises PruneError: with the numbers, or if a batch cannot be shared out among the processes
+    """
+    launch = Launch.of(where)
     need = memory_need(
         base,
         settings,
         length=length,
-        micro=micro,
+        micro=micro_batch(settings, launch.processes),
         processes=launch.processes,
         fsdp=launch.fsdp,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from offline.baselines import Observations
 from offline.calibration.corpus import parse_calibration
 from offline.calibration.scores import Scores
 from offline.engines.load import EngineFactory, open_engines
-from offline.finetune.finetune import Where
+from offline.finetune.finetune import Where, check_fits
 from offline.lottery.finish import cast_operations, finish
 from offline.lottery.loaded import Loaded, compute_dtype
 from offline.lottery.lottery import Lottery, Played, delete, uniform_counts
@@ -91,6 +91,15 @@ class _Compression:
         assert recipe.keep is not None  # the recipe allows no budget
         plans = schedule(settings, uniform_counts(base), recipe.keep)
         _check_length(base, settings.length)
+        where = Where(
+            device=recipe.device,
+            processes=recipe.processes,
+            accelerate_config=recipe.accelerate_config,
+            save_every=recipe.save_every,
+        )
+        if settings.finetune:
+            first = _left(base, plans[0].keep)
+            check_fits(first, settings.tuning, length=settings.length, where=where)
         reporter.stage("reading text", 1)
         text = _text(subject, sum(plan.tokens for plan in plans))
         reporter.step()
@@ -104,12 +113,7 @@ class _Compression:
             folder=folder,
             seed=recipe.seed,
             loaded=Loaded(recipe.device, compute_dtype(recipe.dtype, base)),
-            where=Where(
-                device=recipe.device,
-                processes=recipe.processes,
-                accelerate_config=recipe.accelerate_config,
-                save_every=recipe.save_every,
-            ),
+            where=where,
             reporter=reporter,
             blend=blend_of(recipe),
             scores=recipe.scores,
@@ -197,6 +201,16 @@ def _provenance(subject: Subject, text: LotteryText) -> Provenance:
     scored = tuple(domain.identity for domain in text.score) if subject.recipe.lottery_words else ()
     given = tuple(one for one in made.data if one.name == "scores")
     return made.model_copy(update={"settings": settings, "data": given or scored})
+
+
+def _left(base: Checkpoint, keep: int) -> Checkpoint:
+    """Return the header of what a round leaves: which experts stay plays no part in its size."""
+    left = {
+        name: stored
+        for name, stored in base.stored.items()
+        if (role := base.layout.classify(name)) is None or role.expert is None or role.expert < keep
+    }
+    return replace(base, stored=left)
 
 
 def _check_length(base: Checkpoint, length: int) -> None:

@@ -141,3 +141,13 @@ def test_a_base_in_bfloat16_gives_a_result_in_bfloat16(ground: Ground, tmp_path:
     ground.compress(out, model=small, rounds=2, learning_rate=1e-3)
     assert {info.dtype for info in Checkpoint.open(out).tensors.values()} == {"BF16"}
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_finetune_that_does_not_fit_is_refused_before_the_first_round(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offline.finetune.memory.free_bytes", lambda device: 2**20)
+    with pytest.raises(PruneError, match="training needs about .* GiB and 0.00 GiB are free"):
+        ground.compress(tmp_path / "out")
+    assert not list(tmp_path.rglob("round-*"))
+    ground.compress(tmp_path / "out", finetune=False)
