@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command(
     epilog="""\b
-Examples:
+Example:
   vmprune compress --model base --method eep --task sciq --keep 4 --out pruned
   vmprune compress --model base --method lottery --criterion min-ean --keep 4 --out pruned
 """

@@ -18,11 +18,15 @@ from vllm_moe_prune.errors import PruneError
 
 FLAGS = {
     "compress": (
-        "--budget --calibration --children --compare --criterion --device --domains --dtype "
-        "--engine --evaluations --finalists --fitness --floor --force --groups --guard --initial "
-        "--json --keep --method --model --out --phases --preset --prune-evaluations --racing "
-        "--random-maps --ray-address --recipe --replicas --scores --search-items --seed "
-        "--seed-criteria --seeding --selection-items --task --tensor-parallel --test-items --top-k"
+        "--accelerate-config --batch --budget --calibration --checkpointing --children "
+        "--compare --criterion --device --domains --drop-per-round --dtype --engine "
+        "--evaluations --finalists --finetune --fitness --floor --force --groups --guard "
+        "--held-out --initial --json --keep --learning-rate --length --lora-rank --method "
+        "--micro-batch --mixed-precision --model --out --phases --preset --processes "
+        "--prune-evaluations --racing --random-maps --ray-address --recipe --replicas --round-tokens "
+        "--rounds --save-every --scores --search-items --seed --seed-criteria --seeding "
+        "--selection-items --task --tensor-parallel --test-items --token-cap --token-factor "
+        "--top-k --trainable"
     ),
     "score": (
         "--calibration --device --dtype --force --gradients --json --length --model --offload "
