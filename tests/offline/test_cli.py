@@ -23,10 +23,10 @@ FLAGS = {
         "--evaluations --finalists --finetune --fitness --floor --force --groups --guard "
         "--held-out --initial --json --keep --learning-rate --length --lora-rank --method "
         "--micro-batch --mixed-precision --model --out --phases --preset --processes "
-        "--prune-evaluations --racing --random-maps --ray-address --recipe --replicas --round-tokens "
-        "--rounds --save-every --scores --search-items --seed --seed-criteria --seeding "
-        "--selection-items --task --tensor-parallel --test-items --token-cap --token-factor "
-        "--top-k --trainable"
+        "--prune-evaluations --racing --random-maps --ray-address --recipe --replicas "
+        "--round-tokens --rounds --save-every --scores --search-items --seed --seed-criteria "
+        "--seeding --selection-items --task --tensor-parallel --test-items "
+        "--token-cap --token-factor --top-k --trainable"
     ),
     "score": (
         "--calibration --device --dtype --force --gradients --json --length --model --offload "
