@@ -147,7 +147,7 @@ def test_a_finetune_that_does_not_fit_is_refused_before_the_first_round(
     ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("offline.finetune.memory.free_bytes", lambda device: 2**20)
-    with pytest.raises(PruneError, match="training needs about .* GiB and 0.00 GiB are free"):
+    with pytest.raises(PruneError, match=r"training needs about .* GiB and 0\.00 GiB are free"):
         ground.compress(tmp_path / "out")
     assert not list(tmp_path.rglob("round-*"))
     ground.compress(tmp_path / "out", finetune=False)
