@@ -7,13 +7,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from offline.card import model_card
 from offline.staging import check_absent, staged
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.rewrite import Combine, Drop, Operation, rewrite
+from vllm_moe_prune.rewrite import Combine, Drop, Mix, Operation, rewrite
 from vllm_moe_prune.routing_map import MAP_FILE, Form, RoutingMap
 from vllm_moe_prune.writer import DEFAULT_SHARD_BYTES, Progress, write_shards
 
@@ -63,13 +62,13 @@ def plan_build(
         base_bytes=base.num_bytes,
         expert_bytes=sum(op.target.num_bytes for op in kept if _is_expert(base, op.target.name)),
         dropped=len(operations) - len(kept),
-        merged=sum(isinstance(op, Combine) for op in kept),
+        merged=sum(isinstance(op, Combine | Mix) for op in kept),
     )
 
 
 def _is_expert(base: Checkpoint, name: str) -> bool:
     role = base.layout.classify(name)
-    return role is not None and role.kind == "expert"
+    return role is not None and role.kind != "router"
 
 
 def build(
@@ -144,9 +143,7 @@ def write_checkpoint(
 
 def _config(base: Checkpoint, routing_map: RoutingMap) -> str:
     """Return config.json with the largest counts; per-layer counts live in the map alone."""
-    config: dict[str, Any] = dict(base.config)
-    config[base.layout.num_experts_key] = routing_map.max_kept
-    config[base.layout.top_k_key] = routing_map.max_top_k
+    config = base.layout.counted(base.config, routing_map.max_kept, routing_map.max_top_k)
     return json.dumps(config, indent=2) + "\n"
 
 

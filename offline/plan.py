@@ -21,7 +21,7 @@ from offline.methods.top_k import parse_numbers
 from offline.plan_recipe import PlanRecipe
 from offline.protection import Protected, joined, parse_protected, super_experts
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.layouts import layout_of
+from vllm_moe_prune.layouts import LAYOUTS
 from vllm_moe_prune.provenance import DataIdentity, Provenance, sha256_text
 from vllm_moe_prune.routing_map import BaseFingerprint, RoutingMap
 
@@ -93,7 +93,6 @@ def space_of(scores: Scores, evidence: Evidence, recipe: PlanRecipe) -> Space:
     """
     num_experts = {layer: one.seen.num_experts for layer, one in sorted(evidence.items())}
     own = {layer: scores.top_k[layer] for layer in num_experts}
-    layout = layout_of({"model_type": scores.model_type})
     return Space(
         model_type=scores.model_type,
         base=scores.base,
@@ -103,7 +102,8 @@ def space_of(scores: Scores, evidence: Evidence, recipe: PlanRecipe) -> Space:
         keep=recipe.counts(num_experts),
         budget=recipe.budget,
         floor=recipe.floor,
-        renormalise=layout.renormalise,
+        slices=scores.slices,
+        mappable=LAYOUTS[scores.model_type].mappable,
     )
 
 

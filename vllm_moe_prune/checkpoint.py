@@ -23,6 +23,7 @@ from vllm_moe_prune.rewrite import (
     Combine,
     Copy,
     Drop,
+    Mix,
     Operation,
     Slice,
     TensorInfo,
@@ -89,14 +90,14 @@ class Checkpoint:
 
     def expert_counts(self) -> dict[int, int]:
         """Return decoder layer -> number of experts."""
-        return expert_counts(self.stored, self.layout)
+        return expert_counts(self.tensors, self.layout)
 
     def expert_bytes(self) -> int:
         """Bytes of all experts' projections."""
         return sum(
             stored.info.num_bytes
             for name, stored in self.stored.items()
-            if (role := self.layout.classify(name)) is not None and role.kind == "expert"
+            if (role := self.layout.classify(name)) is not None and role.kind != "router"
         )
 
     def fingerprint(self) -> BaseFingerprint:
@@ -139,10 +140,12 @@ class Checkpoint:
         match operation:
             case Copy(source=source):
                 return self.tensor(source)
-            case Slice(source=source, rows=rows):
-                return self.tensor(source)[list(rows)]
+            case Slice(source=source, rows=rows, count=count, target=target):
+                return self.tensor(source).reshape(count, -1)[list(rows)].reshape(target.shape)
             case Combine():
                 return self._combine(operation)
+            case Mix():
+                return self._mix(operation)
             case Drop():
                 return None
 
@@ -154,6 +157,19 @@ class Checkpoint:
         for source, coefficient in zip(operation.sources, operation.coefficients, strict=True):
             total.add_(self.tensor(source).float(), alpha=coefficient)
         return total.to(getattr(torch, _TORCH_DTYPES[operation.target.dtype]))
+
+    def _mix(self, operation: Mix) -> torch.Tensor:
+        import torch
+
+        source, shape = self.tensor(operation.source), operation.target.shape
+        mixed = torch.empty(shape, dtype=source.dtype)
+        for new, coefficients in enumerate(operation.matrix):  # one expert in float32 at a time
+            total = torch.zeros(shape[1:], dtype=torch.float32)
+            for old, coefficient in enumerate(coefficients):
+                if coefficient:
+                    total.add_(source[old].float(), alpha=coefficient)
+            mixed[new] = total.to(source.dtype)
+        return mixed
 
 
 def read_config(folder: Path) -> dict[str, Any]:

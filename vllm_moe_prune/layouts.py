@@ -1,13 +1,14 @@
 """`MoeLayout`: what distinguishes one model family from another, as data.
 
-Adding a family is one instance in ``LAYOUTS``; no code asks for a model type.
+Adding a family is one entry of ``_FAMILIES``; no code asks for a model type.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from vllm_moe_prune.errors import PruneError
@@ -17,9 +18,13 @@ Score = Literal["softmax", "sigmoid"]
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What a tensor of an MoE block is: an expert's projection or part of the router."""
+    """What a tensor of an MoE block is.
 
-    kind: Literal["expert", "router"]
+    ``expert``: of one expert, number ``expert``; ``stacked``: of all experts, which are its first
+    dimension; ``router``: has one row or entry per expert.
+    """
+
+    kind: Literal["expert", "stacked", "router"]
     layer: int
     expert: int | None = None
 
@@ -28,43 +33,77 @@ class Role:
 class MoeLayout:
     """Tensor names, config keys and routing semantics of one model family.
 
-    ``expert`` and ``router`` are templates of tensor names as the hub has them, with the
-    placeholders {layer}, {expert} and {projection}. ``projections`` are those of one expert in
-    the order gate, up, down. ``moe_prefix`` begins the name of every tensor of an MoE block:
-    one that starts so and fits no template is refused rather than copied.
+    Names are templates as the hub has them, with the placeholders {layer}, {expert} and
+    {projection}. A family has either ``expert`` with ``projections`` (of one expert, in the order
+    gate, up, down) or ``stacked``, tensors of all experts. ``router`` is the gate [E, D] and
+    ``router_rows`` are what else has an entry per expert. ``block`` begins the name of every
+    tensor of an MoE block, and ``beside`` what follows it in tensors that pruning leaves as they
+    are: shared experts, and layers without experts. A name that fits nothing is refused rather
+    than copied.
+
+    ``renormalise`` says whether top-k weights are divided by their sum, as the family's code or
+    the config's ``renormalise_key`` has it; `layout_of` fills it in. ``mappable`` says whether a
+    W_RM can act on the scores: not where a correction bias or more than a top-k chooses.
+    ``vllm_module`` is the module of vLLM's model code that the plugin knows, None where it does
+    not.
     """
 
     model_type: str
-    moe_prefix: str
-    expert: str
-    projections: tuple[str, str, str]
+    block: str
     router: str
     num_experts_key: str
-    top_k_key: str
-    score: Score
-    renormalise: bool
-    vllm_module: str
+    num_experts_alias: str | None = None
+    top_k_key: str = "num_experts_per_tok"
+    expert: str | None = None
+    projections: tuple[str, ...] = ()
+    stacked: tuple[str, ...] = ()
+    router_rows: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    score: Score = "softmax"
+    renormalise: bool = True
+    renormalise_key: str | None = None
     num_groups_key: str | None = None
+    mappable: bool = True
+    vllm_module: str | None = None
+
+    @property
+    def slices(self) -> bool:
+        """Whether to keep a gate's rows is the same as to keep the scores of these experts.
+
+        Up to what a softmax over fewer rows multiplies all of them by, which a division by the
+        sum of the top-k takes out again. Where a router cannot be mapped there is no other way.
+        """
+        return self.renormalise or self.score == "sigmoid" or not self.mappable
 
     def classify(self, name: str) -> Role | None:
-        """Return the role of a tensor, or None if it is not part of an MoE block.
+        """Return the role of a tensor, or None if pruning leaves it as it is.
 
         :raises PruneError: if the name looks like MoE and fits no template of this family
         """
-        if found := _pattern(self.expert, self.projections).fullmatch(name):
-            return Role("expert", int(found["layer"]), int(found["expert"]))
-        if found := _pattern(self.router, ()).fullmatch(name):
-            return Role("router", int(found["layer"]))
-        if _pattern(self.moe_prefix, ()).match(name):
-            raise PruneError(
-                f"tensor {name} belongs to an MoE block but is not known for {self.model_type}",
-                hint="the checkpoint is of another format than the hub's; nothing was written",
-            )
-        return None
+        if not (found := _pattern(self.block, ()).match(name)):
+            return None
+        layer, rest = int(found["layer"]), name[found.end() :]
+        if self.expert and (found := _pattern(self.expert, self.projections).fullmatch(name)):
+            return Role("expert", layer, int(found["expert"]))
+        if any(_pattern(one, ()).fullmatch(name) for one in self.stacked):
+            return Role("stacked", layer)
+        if any(_pattern(one, ()).fullmatch(name) for one in (self.router, *self.router_rows)):
+            return Role("router", layer)
+        if rest.startswith(self.beside):
+            return None
+        raise PruneError(
+            f"tensor {name} belongs to an MoE block but is not known for {self.model_type}",
+            hint="the checkpoint is of another format than the hub's; nothing was written",
+        )
 
     def expert_name(self, layer: int, expert: int, projection: str) -> str:
         """Return the tensor name of one projection of one expert."""
+        assert self.expert is not None, f"{self.model_type} stacks its experts"
         return self.expert.format(layer=layer, expert=expert, projection=projection)
+
+    def stacked_names(self, layer: int) -> tuple[str, ...]:
+        """Return the names of the tensors that hold all experts of a layer."""
+        return tuple(one.format(layer=layer) for one in self.stacked)
 
     def router_name(self, layer: int) -> str:
         """Return the tensor name of the gate of a layer, [E, D]."""
@@ -78,11 +117,19 @@ class MoeLayout:
         """Return the number of active experts per token as config.json has it."""
         return _count(config, self.top_k_key)
 
+    def counted(self, config: Mapping[str, Any], num_experts: int, top_k: int) -> dict[str, Any]:
+        """Return the config with other counts, under every name that it has for them."""
+        known = {self.num_experts_key: num_experts, self.top_k_key: top_k}
+        if self.num_experts_alias and self.num_experts_alias in config:
+            known[self.num_experts_alias] = num_experts
+        return {**config, **known}
+
     def num_groups(self, config: Mapping[str, Any]) -> int:
         """Return the number of router groups (1 where the family has none)."""
         return int(config.get(self.num_groups_key) or 1) if self.num_groups_key else 1
 
 
+@functools.cache
 def _pattern(template: str, projections: tuple[str, ...]) -> re.Pattern[str]:
     pattern = re.escape(template)
     pattern = pattern.replace(r"\{layer\}", r"(?P<layer>\d+)")
@@ -97,20 +144,97 @@ def _count(config: Mapping[str, Any], key: str) -> int:
     return value
 
 
-LAYOUTS: Mapping[str, MoeLayout] = {
-    "mixtral": MoeLayout(
-        model_type="mixtral",
-        moe_prefix="model.layers.{layer}.block_sparse_moe.",
-        expert="model.layers.{layer}.block_sparse_moe.experts.{expert}.{projection}.weight",
-        projections=("w1", "w3", "w2"),
-        router="model.layers.{layer}.block_sparse_moe.gate.weight",
+_MLP = "model.layers.{layer}.mlp."
+_SPARSE = "model.layers.{layer}.block_sparse_moe."
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+_DENSE = tuple(f"{projection}." for projection in _PROJECTIONS)  # of layers without experts
+
+
+def _mixtral(model_type: str, **more: Any) -> MoeLayout:
+    return MoeLayout(
+        model_type,
+        _SPARSE,
+        router=_SPARSE + "gate.weight",
         num_experts_key="num_local_experts",
-        top_k_key="num_experts_per_tok",
-        score="softmax",
-        renormalise=True,
-        vllm_module="vllm.model_executor.models.mixtral",
-    ),
+        expert=_SPARSE + "experts.{expert}.{projection}.weight",
+        projections=("w1", "w3", "w2"),
+        **more,
+    )
+
+
+def _mlp(model_type: str, num_experts_key: str, **more: Any) -> MoeLayout:
+    fields: dict[str, Any] = {"beside": _DENSE, "renormalise_key": "norm_topk_prob"}
+    return MoeLayout(
+        model_type,
+        _MLP,
+        router=_MLP + "gate.weight",
+        num_experts_key=num_experts_key,
+        expert=_MLP + "experts.{expert}.{projection}.weight",
+        projections=_PROJECTIONS,
+        **(fields | more),
+    )
+
+
+def _deepseek(model_type: str, **more: Any) -> MoeLayout:
+    return _mlp(
+        model_type,
+        "n_routed_experts",
+        beside=("shared_experts.", *_DENSE),
+        num_groups_key="n_group",
+        **more,
+    )
+
+
+_BIASED: Mapping[str, Any] = {
+    "score": "sigmoid",
+    "router_rows": (_MLP + "gate.e_score_correction_bias",),
+    "mappable": False,
 }
+_FAMILIES = (
+    _mixtral("mixtral", vllm_module="vllm.model_executor.models.mixtral"),
+    _mixtral("phimoe", mappable=False),  # its router is a sparse mixer, not a top-k
+    _mlp(
+        "qwen2_moe",
+        "num_experts",
+        renormalise=False,
+        beside=("shared_expert.", "shared_expert_gate.", *_DENSE),
+    ),
+    # transformers renames the count when it saves a model
+    _mlp("qwen3_moe", "num_experts", num_experts_alias="num_local_experts", renormalise=False),
+    _mlp("qwen3_next", "num_experts", beside=("shared_expert.", "shared_expert_gate.", *_DENSE)),
+    _mlp("olmoe", "num_experts", renormalise=False),
+    _deepseek("deepseek_v2", renormalise=False),
+    _deepseek("deepseek_v3", **_BIASED),
+    _deepseek("glm4_moe", **_BIASED),
+    _mlp(
+        "ernie4_5_moe",
+        "moe_num_experts",
+        top_k_key="moe_k",
+        beside=("shared_experts.", *_DENSE),
+        router_rows=(_MLP + "moe_statics.e_score_correction_bias",),
+        renormalise_key=None,
+        mappable=False,
+    ),
+    MoeLayout(
+        "gpt_oss",
+        _MLP,
+        router=_MLP + "router.weight",
+        router_rows=(_MLP + "router.bias",),
+        num_experts_key="num_local_experts",
+        stacked=tuple(
+            f"{_MLP}experts.{name}"
+            for name in ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
+        ),
+    ),
+    MoeLayout(
+        "granitemoe",
+        _SPARSE,
+        router=_SPARSE + "router.layer.weight",
+        num_experts_key="num_local_experts",
+        stacked=(_SPARSE + "input_linear.weight", _SPARSE + "output_linear.weight"),
+    ),
+)
+LAYOUTS: Mapping[str, MoeLayout] = {layout.model_type: layout for layout in _FAMILIES}
 
 
 def layout_of(config: Mapping[str, Any]) -> MoeLayout:
@@ -125,4 +249,8 @@ def layout_of(config: Mapping[str, Any]) -> MoeLayout:
             f"model type {model_type!r} is not supported",
             hint=f"supported: {', '.join(sorted(LAYOUTS))}",
         )
-    return layout
+    alias = layout.num_experts_alias
+    if alias and alias in config and layout.num_experts_key not in config:
+        layout = replace(layout, num_experts_key=alias, num_experts_alias=None)
+    renormalise = config.get(layout.renormalise_key) if layout.renormalise_key else None
+    return layout if renormalise is None else replace(layout, renormalise=bool(renormalise))

@@ -7,7 +7,7 @@ shown, counted and tested without any.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,11 +50,24 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """``target`` is the given rows (first dimension) of ``source``, in that order."""
+    """``target`` is the given rows of ``source``, which has ``count`` of them, in that order.
+
+    Rows are what the first dimension counts, or the last of a tensor [1, count].
+    """
 
     source: str
     target: TensorInfo
     rows: tuple[int, ...]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """``target`` [E', ...] is W_EM times ``source`` [E, ...], computed in float32."""
+
+    source: str
+    target: TensorInfo
+    matrix: tuple[tuple[float, ...], ...]  # [E', E]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,22 +86,24 @@ class Drop:
     source: TensorInfo
 
 
-Operation = Copy | Slice | Combine | Drop
+Operation = Copy | Slice | Combine | Mix | Drop
 
 
-def expert_counts(tensors: Iterable[str], layout: MoeLayout) -> dict[int, int]:
-    """Return decoder layer -> number of experts, as the tensor names say.
+def expert_counts(tensors: Mapping[str, TensorInfo], layout: MoeLayout) -> dict[int, int]:
+    """Return decoder layer -> number of experts, as the tensors' names and shapes say.
 
     :raises PruneError: for a router without experts, a gap in the expert numbers or an MoE tensor
         that the layout does not know
     """
     experts: dict[int, set[int]] = {}
-    for name in tensors:
+    for name, info in tensors.items():
         role = layout.classify(name)
         if role is not None:
             ids = experts.setdefault(role.layer, set())
             if role.expert is not None:
                 ids.add(role.expert)
+            elif role.kind == "stacked":
+                ids.update(range(info.shape[0]))
     for layer, ids in experts.items():
         if ids != set(range(len(ids))) or not ids:
             raise PruneError(f"layer {layer}: experts {sorted(ids)} are not numbered 0..E-1")
@@ -114,36 +129,73 @@ def rewrite(
         elif role.layer not in layers:
             raise PruneError(f"routing map says nothing of layer {role.layer}, which has experts")
         elif role.kind == "router":
-            yield _router(info, layers[role.layer])
+            yield _router(info, layers[role.layer], layout)
+        elif role.kind == "stacked":
+            yield _stacked(info, routing_map, layers[role.layer])
         elif info.name not in used:
             yield Drop(info)
         elif (kept := layers[role.layer].experts.kept) is not None:
             yield _moved_expert(info, role.expert, kept, layers[role.layer], layout)
     for layer in layers.values():
-        if layer.experts.matrix is not None:
+        if layer.experts.matrix is not None and layout.expert is not None:
             yield from _merged_experts(tensors, routing_map, layer, layout)
         _check_present(tensors, layer, layout)
 
 
 def _sources(routing_map: RoutingMap, layer: LayerMap, layout: MoeLayout) -> Iterator[str]:
-    """Names of the expert tensors that at least one new expert is made of."""
+    """Names of single experts' tensors that at least one new expert is made of."""
+    if layout.expert is None:
+        return
     for expert in np.flatnonzero(np.any(routing_map.expert_matrix(layer) != 0, axis=0)):
         for projection in layout.projections:
             yield layout.expert_name(layer.layer, int(expert), projection)
 
 
-def _router(info: TensorInfo, layer: LayerMap) -> Operation:
-    if info.shape[0] != layer.num_experts:
+def _router(info: TensorInfo, layer: LayerMap, layout: MoeLayout) -> Operation:
+    """Keep the rows of a gate, or the entries of a bias, that the map keeps."""
+    rows = layer.router_selection.kept
+    if layer.router == "mapped" and not layout.mappable:
         raise PruneError(
-            f"tensor {info.name} has {info.shape[0]} rows but the routing map says "
+            f"layer {layer.layer}: the router of a {layout.model_type} model cannot be mapped: "
+            "more than its scores decides which experts are chosen",
+            hint="use a map with sliced routers",
+        )
+    if layer.router == "mapped":
+        rows = tuple(range(layer.num_experts))
+    assert rows is not None
+    return _sliced(info, rows, layer)
+
+
+def _sliced(info: TensorInfo, rows: tuple[int, ...], layer: LayerMap) -> Operation:
+    is_row = len(info.shape) == 2 and info.shape[0] == 1 < layer.num_experts
+    count = info.shape[1] if is_row else info.shape[0]
+    if count != layer.num_experts:
+        raise PruneError(
+            f"tensor {info.name} has {count} rows but the routing map says "
             f"layer {layer.layer} has {layer.num_experts} experts"
         )
-    rows = layer.router_selection.kept
-    if layer.router == "mapped" or rows == tuple(range(layer.num_experts)):
+    if rows == tuple(range(count)):
         return Copy(info.name, info)
-    assert rows is not None
-    target = TensorInfo(info.name, info.dtype, (len(rows), *info.shape[1:]))
-    return Slice(info.name, target, rows)
+    shape = (1, len(rows)) if is_row else (len(rows), *info.shape[1:])
+    return Slice(info.name, TensorInfo(info.name, info.dtype, shape), rows, count)
+
+
+def _stacked(info: TensorInfo, routing_map: RoutingMap, layer: LayerMap) -> Operation:
+    """Keep or combine the experts that are a tensor's first dimension."""
+    if (kept := layer.experts.kept) is not None:
+        return _sliced(info, kept, layer)
+    _check_combinable(info)
+    target = TensorInfo(info.name, info.dtype, (layer.num_kept, *info.shape[1:]))
+    matrix = routing_map.expert_matrix(layer)
+    return Mix(info.name, target, tuple(tuple(float(x) for x in row) for row in matrix))
+
+
+def _check_combinable(info: TensorInfo) -> None:
+    if info.dtype not in _COMBINABLE:
+        raise PruneError(
+            f"tensor {info.name} is quantised ({info.dtype}) and cannot be merged",
+            hint="merge before quantising, or use a map that only drops experts",
+        )
 
 
 def _moved_expert(
@@ -167,11 +219,7 @@ def _merged_experts(
         for projection in layout.projections:
             sources = tuple(layout.expert_name(layer.layer, i, projection) for i in old)
             first = _require(tensors, sources[0])
-            if first.dtype not in _COMBINABLE:
-                raise PruneError(
-                    f"tensor {first.name} is quantised ({first.dtype}) and cannot be merged",
-                    hint="merge before quantising, or use a map that only drops experts",
-                )
+            _check_combinable(first)
             name = layout.expert_name(layer.layer, new, projection)
             target = TensorInfo(name, first.dtype, first.shape)
             yield Combine(sources, target, tuple(float(matrix[new, i]) for i in old))
@@ -179,7 +227,9 @@ def _merged_experts(
 
 def _check_present(tensors: Mapping[str, TensorInfo], layer: LayerMap, layout: MoeLayout) -> None:
     _require(tensors, layout.router_name(layer.layer))
-    for expert in range(layer.num_experts):
+    for name in layout.stacked_names(layer.layer):
+        _require(tensors, name)
+    for expert in range(layer.num_experts if layout.expert else 0):
         for projection in layout.projections:
             _require(tensors, layout.expert_name(layer.layer, expert, projection))
 

@@ -46,6 +46,20 @@ def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(str(part) for part in version)
 
 
+def _model_code(layout: MoeLayout) -> Any:
+    """Return the module in which vLLM has a family's model.
+
+    :raises PruneError: if the plugin does not know the family's
+    """
+    if layout.vllm_module is None:
+        raise PruneError(
+            f"the pruned_moe load format does not serve {layout.model_type} yet",
+            hint="a plain checkpoint needs no plugin: build one with sliced routers and the same "
+            "counts in all layers, and serve it without --load-format",
+        )
+    return import_module(layout.vllm_module)
+
+
 @contextmanager
 def built_by_layer(
     layout: MoeLayout,
@@ -63,7 +77,7 @@ def built_by_layer(
     :param config: the transformers config that the model reads
     :param mapped: decoder layer -> routing function, for the layers whose router is mapped
     """
-    module: Any = import_module(layout.vllm_module)
+    module = _model_code(layout)
     make_layers, factory = module.make_layers, module.FusedMoEFactory
 
     def make_layers_each(count: int, layer_fn: Callable[..., Any], prefix: str) -> Any:
@@ -96,7 +110,7 @@ def routed_by(layout: MoeLayout, routing: Callable[[int, int], RoutingFunction])
 
     :param routing: makes one from the layer's number of experts and its top-k
     """
-    module: Any = import_module(layout.vllm_module)
+    module = _model_code(layout)
     factory = module.FusedMoEFactory
 
     def factory_each(**arguments: Any) -> Any:

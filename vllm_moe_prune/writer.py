@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from vllm_moe_prune.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from vllm_moe_prune.provenance import TOOL, write_atomic
-from vllm_moe_prune.rewrite import Combine, Drop, Operation, Slice, TensorInfo
+from vllm_moe_prune.rewrite import Combine, Drop, Mix, Operation, Slice, TensorInfo
 
 DEFAULT_SHARD_BYTES = 4 * 1024**3
 _HEADER_ALIGNMENT = 8
@@ -92,7 +92,7 @@ def _write_shard(
         for operation, info in shard:
             for source, begin, end in _ranges(base, operation):
                 _copy_range(source, begin, end, out)
-            if isinstance(operation, Combine):
+            if isinstance(operation, Combine | Mix):
                 out.write(_tensor_bytes(base, operation))
                 out.flush()
             if progress is not None:
@@ -118,11 +118,11 @@ def _header(infos: list[TensorInfo]) -> bytes:
 
 def _ranges(base: Checkpoint, operation: Operation) -> Iterator[tuple[Path, int, int]]:
     """Yield the byte ranges (file, begin, end) that a copy or a row slice consists of."""
-    if isinstance(operation, Combine | Drop):
+    if isinstance(operation, Combine | Mix | Drop):
         return
     stored = base.stored[operation.source]
     if isinstance(operation, Slice):
-        row = (stored.end - stored.begin) // stored.info.shape[0]
+        row = (stored.end - stored.begin) // operation.count
         for number in operation.rows:
             yield stored.file, stored.begin + number * row, stored.begin + (number + 1) * row
     else:
@@ -153,7 +153,7 @@ def _copy_through_memory(source: BinaryIO, out: BinaryIO, begin: int, end: int) 
     return len(data)
 
 
-def _tensor_bytes(base: Checkpoint, operation: Combine) -> memoryview:
+def _tensor_bytes(base: Checkpoint, operation: Combine | Mix) -> memoryview:
     import torch
 
     tensor = base.perform(operation)

@@ -81,6 +81,7 @@ def calibrate(
         provenance=provenance
         or Provenance.now("score", data=tuple(domain.identity for domain in corpora)),
         sequences={domain.name: len(domain.token_ids) for domain in corpora},
+        slices=engine.layout.slices,
         num_groups=engine.layout.num_groups(read_config(engine.folder)),
     )
 
@@ -159,7 +160,8 @@ class _Pass:
             self.walk.step(number, self.walk.batches, inputs, self.inputs[-1])
             return
         self.weights[number] = weight_statistics(
-            gate_weight(control), expert_matrices(*fused_weights(control))
+            gate_weight(control),
+            expert_matrices(*fused_weights(control), transposed=control.is_transposed),
         )
         with watching(control) as watch:
             for domain, batches in by_domain(self.walk.batches):
@@ -195,7 +197,9 @@ class _Pass:
                         self.walk, number, batches, self.inputs[number], gradients, control
                     )
                     if control is not None:
-                        gradient = gradient_statistics(expert_matrices(*sums))
+                        gradient = gradient_statistics(
+                            expert_matrices(*sums, transposed=control.is_transposed)
+                        )
                         layers = self.found[domain]
                         layers[number] = replace(layers[number], gradient=gradient)
             self._step()

@@ -102,7 +102,7 @@ def _learning(weights: Sequence[torch.Tensor]) -> Iterator[None]:
 
 
 def fused_weights(control: LayerControl) -> Matrices:
-    """Return ``gate_up_proj`` [E, 2I, D] and ``down_proj`` [E, D, I] of a layer."""
+    """Return ``gate_up_proj`` and ``down_proj`` of a layer, as they are laid out."""
     return control.experts.gate_up_proj, control.experts.down_proj
 
 
@@ -113,8 +113,18 @@ def gate_weight(control: LayerControl) -> torch.Tensor:
     return weight
 
 
-def expert_matrices(gate_up: torch.Tensor, down: torch.Tensor) -> Iterator[Matrices]:
-    """Yield each expert's gate, up and transposed down matrix, [I, D] each."""
+def expert_matrices(
+    gate_up: torch.Tensor, down: torch.Tensor, *, transposed: bool = False
+) -> Iterator[Matrices]:
+    """Yield each expert's gate, up and transposed down matrix, [I, D] each.
+
+    :param gate_up: [E, 2I, D], or transposed [E, D, 2I] with gate and up taking turns
+    :param down: [E, D, I], or transposed [E, I, D]
+    """
+    if transposed:
+        for one, other in zip(gate_up.detach(), down.detach(), strict=True):
+            yield one[:, ::2].T, one[:, 1::2].T, other
+        return
     assert gate_up.shape[2] == down.shape[1], "fused experts of another orientation"
     for one, other in zip(gate_up.detach(), down.detach(), strict=True):
         yield (*one.chunk(2), other.T)

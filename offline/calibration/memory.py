@@ -103,6 +103,9 @@ def _weights(checkpoint: Checkpoint, item_bytes: int | None) -> tuple[int, list[
         layer = before + after.partition(".")[0]
         layers[layer] = layers.get(layer, 0) + size
         role = checkpoint.layout.classify(name)
-        if role is not None and role.kind == "expert":
-            widest = max(widest, prod(info.shape) // int(checkpoint.config["hidden_size"]))
+        if role is not None and role.kind != "router":
+            count = info.shape[0] if role.kind == "stacked" else 1
+            widest = max(
+                widest, prod(info.shape) // (count * int(checkpoint.config["hidden_size"]))
+            )
     return shared, list(layers.values()), widest

@@ -18,7 +18,8 @@ class Scores:
     """The statistics of a model on some domains of text.
 
     All domains have the same layers. ``sequences`` says of how many sequences the text of a domain
-    was; ``num_groups`` counts the groups among which a group-limited router chooses first.
+    was; ``num_groups`` counts the groups among which a group-limited router chooses first;
+    ``slices`` is the model's `MoeLayout.slices`.
     """
 
     model_type: str
@@ -29,6 +30,7 @@ class Scores:
     provenance: Provenance
     sequences: Mapping[str, int] = field(default_factory=dict)  # domain -> sequences
     num_groups: int = 1
+    slices: bool = True
 
     def __post_init__(self) -> None:
         assert self.domains, "no domain"
@@ -86,6 +88,7 @@ class Scores:
             base=self.base,
             top_k=dict(self.top_k),
             num_groups=self.num_groups,
+            slices=self.slices,
             provenance=self.provenance,
         )
 
@@ -109,4 +112,5 @@ class Scores:
                 if entry.sequences is not None
             },
             num_groups=record.num_groups,
+            slices=record.slices,
         )

@@ -56,10 +56,19 @@ class LayerControl:
 
     def _after_router(self, _: Any, __: Any, output: Routed) -> Routed | None:
         """Replace the router's choice by the map's; note what is chosen."""
-        routed = output if self._rule is None else self._rule(output[0])
+        flipped = not output[0].is_floating_point()  # some return ids, weights, logits
+        logits = output[2] if flipped else output[0]
+        if self._rule is not None:
+            scale = float(getattr(self.router, "routed_scaling_factor", 1.0))
+            logits, weights, ids = self._rule(logits)
+            weights = (weights * scale).to(output[1].dtype)
+        else:
+            weights, ids = output[1], output[0] if flipped else output[2]
         if self.use is not None:
-            self._note(self.use, output[0], routed[2])
-        return None if self._rule is None else routed
+            self._note(self.use, logits, ids)
+        if self._rule is None:
+            return None
+        return (ids, weights, logits) if flipped else (logits, weights, ids)
 
     def _note(self, use: ExpertUse, logits: torch.Tensor, ids: torch.Tensor) -> None:
         if self.real is not None:
@@ -75,6 +84,11 @@ class LayerControl:
         A copy of the base's experts is made for the first map with a continuous W_EM and kept
         until the base is asked for, so that a search pays for it once.
         """
+        if routing_map is not None and not self.layout.mappable:
+            raise PruneError(
+                f"this engine cannot route a {self.layout.model_type} model by a map",
+                hint="build the checkpoint and evaluate that: vmprune build, then vmprune eval",
+            )
         entry = routing_map.by_layer()[self.layer] if routing_map else None
         if routing_map is None or entry is None:
             self._restore()
@@ -100,8 +114,7 @@ class LayerControl:
         Slots from E' on keep what they have: the router cannot choose them.
         """
         self._combined = True
-        for name in _FUSED:
-            weight = getattr(self.experts, name)
+        for name, weight in self._stacked():
             if name not in self._pristine:
                 self._pristine[name] = weight.detach().clone()
             old = self._pristine[name].flatten(1)  # [E, A]
@@ -110,6 +123,17 @@ class LayerControl:
             for at in range(0, old.shape[1], _COLUMNS):
                 part = slice(at, at + _COLUMNS)
                 new[: len(matrix), part] = matrix @ old[:, part].float()
+
+    def _stacked(self) -> list[tuple[str, torch.Tensor]]:
+        """Return all that the experts consist of, biases too: each [E, ...]."""
+        named = list(self.experts.named_parameters(recurse=False))
+        assert all(len(weight) == self.num_experts for _, weight in named)
+        return named
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the experts are [E, D, 2I], with gate and up taking turns, and [E, I, D]."""
+        return bool(getattr(self.experts, "is_transposed", False))
 
     def scores_of(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the base router's scores [T, E] in float32 for the block's input [T, D]."""
@@ -173,7 +197,7 @@ def find_layers(model: torch.nn.Module, layout: MoeLayout) -> dict[int, LayerCon
         layer = _LAYER.search(name + ".")
         if layer is None or not all(hasattr(experts, fused) for fused in _FUSED):
             continue
-        router = getattr(module, "gate", None)
+        router = getattr(module, "gate", None) or getattr(module, "router", None)
         if not isinstance(router, torch.nn.Module):
             raise PruneError(f"{name} has experts but no router that this program knows")
         number = int(layer[1])

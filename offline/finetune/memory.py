@@ -7,6 +7,7 @@ processes each has them all.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from offline.finetune.parts import FLOAT32, parts_of
@@ -139,6 +140,9 @@ def _activations(checkpoint: Checkpoint, settings: FinetuneSettings, tokens: int
 
 def _expert_width(checkpoint: Checkpoint) -> int:
     """Return I, the inner width of an expert."""
-    layout, layer = checkpoint.layout, min(checkpoint.expert_counts())
-    info = checkpoint.tensors[layout.expert_name(layer, 0, layout.projections[0])]
-    return info.shape[0]
+    layout, counts = checkpoint.layout, checkpoint.expert_counts()
+    layer = min(counts)
+    if layout.expert is not None:
+        return checkpoint.tensors[layout.expert_name(layer, 0, layout.projections[0])].shape[0]
+    gate_up = checkpoint.tensors[layout.stacked_names(layer)[0]]  # [E, 2I, D], in some order
+    return prod(gate_up.shape) // (2 * counts[layer] * int(checkpoint.config["hidden_size"]))

@@ -64,7 +64,7 @@ def _distinct(checkpoint: Checkpoint) -> list[TensorInfo]:
 def _kind(checkpoint: Checkpoint, info: TensorInfo) -> Kind:
     role = checkpoint.layout.classify(info.name)
     if role is not None:
-        return "experts" if role.kind == "expert" else "routers"
+        return "routers" if role.kind == "router" else "experts"
     inside = ".layers." in info.name and len(info.shape) > 1
     return "other matrices of layers" if inside else "the rest"
 
@@ -79,8 +79,14 @@ def _numbers(
     """
     if settings.trainable != "lora":
         return prod(info.shape)
+    if len(info.shape) == 3:  # experts that are stacked on disk as well
+        return settings.lora_rank * info.shape[0] * (info.shape[1] + info.shape[2])
     rows, columns = info.shape
-    up = checkpoint.layout.projections[1]
-    if kind == "experts" and info.name.endswith(f".{up}.weight"):
+    layout = checkpoint.layout
+    if (
+        kind == "experts"
+        and layout.expert
+        and info.name.endswith(f".{layout.projections[1]}.weight")
+    ):
         return settings.lora_rank * rows
     return settings.lora_rank * (rows + columns)

@@ -142,7 +142,7 @@ class Round:
         """Choose what stays. Rows of the gate go with their experts whether or not the model
         renormalises: that is what the paper deletes, and what the finetune then repairs."""
         lottery, space = self.lottery, Space.of(Checkpoint.open(self.current), self.plan.keep)
-        space = replace(space, renormalise=True)
+        space = replace(space, slices=True)
         settings: dict[str, JsonValue] = {
             "round": self.plan.number,
             "criterion": lottery.settings.criterion,

@@ -128,7 +128,7 @@ def mixtral_8x7b(keep: int) -> Space:
         num_groups=1,
         top_k=dict.fromkeys(layers, _MIXTRAL_TOP_K),
         keep=keep,
-        renormalise=layout.renormalise,
+        slices=layout.slices,
     )
 
 

@@ -147,6 +147,11 @@ def check_phases(space: Space, settings: EepSettings, *, has_initial: bool) -> N
             f"a router that first chooses among {space.num_groups} groups cannot be mapped",
             hint="run the pruning phase only",
         )
+    if settings.phases != "prune" and not space.mappable:
+        raise PruneError(
+            f"the router of a {space.model_type} model cannot be mapped, as merging would",
+            hint="run the pruning phase only: --phases prune",
+        )
 
 
 def _schedule(space: Space, settings: EepSettings, given: int) -> list[tuple[Phase, int]]:

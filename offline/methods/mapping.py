@@ -23,19 +23,19 @@ class Entry:
     matrices: dict[str, Matrix]
 
 
-def entry_of(coefficients: Coefficients, name: str, *, renormalise: bool) -> Entry:
+def entry_of(coefficients: Coefficients, name: str, *, slices: bool) -> Entry:
     """Write coefficients in the simplest form that computes the same.
 
     A selection of distinct experts is a list of ids, everything else a matrix. The router is
-    sliced where that is exact: W_RM selects distinct experts and the model renormalises the top-k
+    sliced where W_RM selects distinct experts and the model allows it: it renormalises the top-k
     weights, so that the removed scores cancel out. Kept ids that both matrices share are sorted.
 
     :param name: begins the names of the matrices: ``NAME.experts``, ``NAME.router``
-    :param renormalise: whether the model divides the top-k weights by their sum
+    :param slices: whether the model allows it (`MoeLayout.slices`)
     """
     kept = _distinct(coefficients.experts)
     rows = _distinct(coefficients.router)
-    router: Literal["sliced", "mapped"] = "sliced" if rows and renormalise else "mapped"
+    router: Literal["sliced", "mapped"] = "sliced" if rows and slices else "mapped"
     if kept is not None and kept == rows:
         return Entry(Selection(kept=tuple(sorted(kept))), router, None, {})
     matrices: dict[str, Matrix] = {}

@@ -26,8 +26,8 @@ class Space:
     most ``budget`` and each at least ``floor``, spread by the method; or, where neither is given,
     all. ``top_k`` says how many are
     active per token in each layer. ``num_groups`` counts the groups that a group-limited router
-    chooses among (1 for most families); ``renormalise`` says whether top-k weights are divided by
-    their sum.
+    chooses among (1 for most families); ``slices`` says whether one-hot maps keep gate rows rather
+    than map the scores (`MoeLayout.slices`), ``mappable`` whether a W_RM can act at all.
 
     :raises PruneError: if the model cannot keep or activate so many
     """
@@ -40,7 +40,8 @@ class Space:
     keep: int | Mapping[int, int] | None = None
     budget: int | None = None
     floor: int = 1
-    renormalise: bool = True
+    slices: bool = True
+    mappable: bool = True
 
     def __post_init__(self) -> None:
         if self.keep is not None and self.budget is not None:
@@ -81,7 +82,8 @@ class Space:
             keep=keep,
             budget=budget,
             floor=floor,
-            renormalise=checkpoint.layout.renormalise,
+            slices=checkpoint.layout.slices,
+            mappable=checkpoint.layout.mappable,
         )
 
     @property
@@ -121,9 +123,7 @@ class Space:
         :param kept: decoder layer -> expert ids, in any order
         """
         entries = {
-            layer: entry_of(
-                Coefficients.one_hot(kept[layer], count), "", renormalise=self.renormalise
-            )
+            layer: entry_of(Coefficients.one_hot(kept[layer], count), "", slices=self.slices)
             for layer, count in self.num_experts.items()
         }
         rows = {layer: len(kept[layer]) for layer in self.layers}
@@ -143,7 +143,7 @@ class Space:
         entries: dict[int, Entry] = {}
         rows: dict[int, int] = {}
         for number, (group, coefficients) in enumerate(zip(groups, genome.groups, strict=True)):
-            entry = entry_of(coefficients, f"group.{number}", renormalise=self.renormalise)
+            entry = entry_of(coefficients, f"group.{number}", slices=self.slices)
             entries |= dict.fromkeys(group.layers, entry)
             rows |= dict.fromkeys(group.layers, coefficients.rows)
         return self._build(entries, rows, provenance, tokens_seen)

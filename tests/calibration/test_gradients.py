@@ -89,3 +89,12 @@ def test_an_experts_matrices_have_the_hidden_dimension_last() -> None:
     gate, up, transposed = experts[1]
     assert torch.equal(torch.cat((gate, up)), gate_up[1])
     assert torch.equal(transposed.T, down[1])
+
+
+def test_matrices_of_experts_that_are_laid_out_the_other_way() -> None:
+    gate, up, down = (torch.randn(3, 5, 4) for _ in range(3))  # [E, I, D] each
+    usual = list(expert_matrices(torch.cat([gate, up], dim=1), down.mT))
+    taking_turns = torch.stack([gate, up], dim=2).flatten(1, 2).mT  # [E, D, 2I]
+    other = list(expert_matrices(taking_turns, down, transposed=True))
+    for one, two in zip(usual, other, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))

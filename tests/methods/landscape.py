@@ -30,7 +30,7 @@ def space_of(
     top_k: int = 1,
     budget: int | None = None,
     floor: int = 1,
-    renormalise: bool = True,
+    slices: bool = True,
 ) -> Space:
     """A space without a checkpoint behind it."""
     return Space(
@@ -42,7 +42,7 @@ def space_of(
         keep=keep if budget is None else None,
         budget=budget,
         floor=floor,
-        renormalise=renormalise,
+        slices=slices,
     )
 
 

@@ -182,7 +182,7 @@ def test_dominant_routers_make_a_plain_file() -> None:
     made = merged_map(space, evidence(), {0: 3, 1: 3}, "output-similarity", "dominant", BY_HAND)
     assert made.form == "plain"
     assert {layer.router for layer in made.layers} == {"sliced"}
-    plain = space_of({0: 6, 1: 6}, renormalise=False)
+    plain = space_of({0: 6, 1: 6}, slices=False)
     mapped = merged_map(plain, evidence(), {0: 3, 1: 3}, "output-similarity", "dominant", BY_HAND)
     assert {layer.router for layer in mapped.layers} == {"mapped"}
 

@@ -174,7 +174,7 @@ def test_a_group_keeps_what_its_hungriest_layer_activates() -> None:
 
 def mapped(coefficients: Coefficients, *, renormalise: bool = True) -> RoutingMap:
     """The map of two layers that share these coefficients."""
-    space = space_of(2, 8, coefficients.rows, renormalise=renormalise)
+    space = space_of(2, 8, coefficients.rows, slices=renormalise)
     return space.genome_map(Genome((coefficients,)), space.groups(1), BY_HAND)
 
 

@@ -12,7 +12,7 @@ from tests.vllm_moe_prune.bare import MIXTRAL
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import Role, layout_of
-from vllm_moe_prune.rewrite import expert_counts
+from vllm_moe_prune.rewrite import TensorInfo, expert_counts
 
 
 def test_every_tensor_that_transformers_saves_classifies(tmp_path: Path) -> None:
@@ -72,12 +72,16 @@ def test_an_unusable_count_in_the_config_is_one_line(value: object) -> None:
     )
 
 
+def infos(names: list[str]) -> dict[str, TensorInfo]:
+    return {name: TensorInfo(name, "F32", (4, 4)) for name in names}
+
+
 def test_experts_are_counted_by_name_and_a_gap_is_refused() -> None:
     names = [MIXTRAL.expert_name(2, expert, "w1") for expert in (0, 1, 2)]
-    assert expert_counts(names, MIXTRAL) == {2: 3}
+    assert expert_counts(infos(names), MIXTRAL) == {2: 3}
     with pytest.raises(PruneError, match=r"layer 2: experts \[0, 2\] are not numbered 0\.\.E-1"):
-        expert_counts([names[0], names[2]], MIXTRAL)
+        expert_counts(infos([names[0], names[2]]), MIXTRAL)
     with pytest.raises(PruneError, match=r"layer 5: experts \[\] are not numbered 0\.\.E-1"):
-        expert_counts([MIXTRAL.router_name(5)], MIXTRAL)
+        expert_counts(infos([MIXTRAL.router_name(5)]), MIXTRAL)
     with pytest.raises(PruneError, match="no expert tensors of a mixtral model were found"):
-        expert_counts(["model.norm.weight"], MIXTRAL)
+        expert_counts(infos(["model.norm.weight"]), MIXTRAL)

@@ -1,0 +1,107 @@
+"""Tiny random models of every family in ``LAYOUTS``, saved as transformers saves them.
+
+A new family is one entry of ``CONFIGS``: what its config needs beyond ``_SIZES``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+EXPERTS = 8
+_SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 60,
+    "max_position_embeddings": 64,
+    "num_experts_per_tok": 2,
+    "pad_token_id": 0,
+}
+_MLA: dict[str, Any] = {
+    "n_routed_experts": EXPERTS,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": None,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "routed_scaling_factor": 2.5,
+}
+_ONE_GROUP: dict[str, Any] = {"n_group": 1, "topk_group": 1}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": EXPERTS},
+    "phimoe": {"num_local_experts": EXPERTS},
+    "qwen2_moe": {
+        "num_experts": EXPERTS,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 24,
+        "mlp_only_layers": [1],
+        "norm_topk_prob": False,
+    },
+    "qwen3_moe": {
+        "num_experts": EXPERTS,
+        "moe_intermediate_size": 24,
+        "head_dim": 16,
+        "mlp_only_layers": [1],
+        "norm_topk_prob": True,
+    },
+    "qwen3_next": {
+        "num_experts": EXPERTS,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 24,
+        "head_dim": 16,
+        "linear_num_value_heads": 2,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "full_attention_interval": 3,  # of the three layers the last one
+    },
+    "olmoe": {"num_experts": EXPERTS, "norm_topk_prob": False},
+    "deepseek_v2": {**_MLA, **_ONE_GROUP, "topk_method": "greedy"},
+    "deepseek_v3": {**_MLA, "n_group": 2, "topk_group": 1},
+    "glm4_moe": {
+        "n_routed_experts": EXPERTS,
+        "n_shared_experts": 1,
+        "moe_intermediate_size": 24,
+        "first_k_dense_replace": 1,
+        "head_dim": 16,
+        **_ONE_GROUP,
+    },
+    "ernie4_5_moe": {
+        "moe_num_experts": EXPERTS,
+        "moe_k": 2,
+        "moe_intermediate_size": 24,
+        "moe_num_shared_experts": 1,
+        "moe_layer_start_index": 1,
+    },
+    "gpt_oss": {"num_local_experts": EXPERTS, "head_dim": 16},
+    "granitemoe": {"num_local_experts": EXPERTS},
+}
+
+
+def make_family(family: str, folder: Path, **more: Any) -> Path:
+    """Write a random checkpoint of a family into ``folder`` and return it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {**_SIZES, **CONFIGS[family], **more}
+    if family == "ernie4_5_moe":
+        del sizes["num_experts_per_tok"]  # it has a name of its own
+    config = AutoConfig.for_model(family, **sizes)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_config(config).eval().float()
+        with torch.no_grad():
+            for name, weight in (*model.named_parameters(), *model.named_buffers()):
+                if "correction_bias" in name or (weight.dim() == 1 and "bias" in name):
+                    weight.normal_(std=0.3)
+                elif weight.dim() > 1 and weight.is_floating_point():
+                    weight.normal_(std=1.5 / weight.shape[-1] ** 0.5)
+    model.save_pretrained(folder)
+    return folder

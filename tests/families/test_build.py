@@ -1,0 +1,218 @@
+"""A pruned checkpoint of every family against its base without the dropped experts' scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from offline.build import build
+from offline.engines.experts import find_layers
+from tests.families.models import CONFIGS, EXPERTS, make_family
+from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.layer_map import LayerMap, Selection
+from vllm_moe_prune.layouts import LAYOUTS
+from vllm_moe_prune.provenance import Provenance
+from vllm_moe_prune.rewrite import Mix, rewrite
+from vllm_moe_prune.routing_map import RoutingMap
+
+IDS = torch.arange(3, 51).view(2, 24)
+KEPT = {0: (0, 3, 4, 6), 1: (1, 2, 5, 7), 2: (2, 3, 6, 7)}  # two of each of two groups
+
+
+@pytest.fixture(scope="module", params=sorted(LAYOUTS))
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp(request.param)
+    return Checkpoint.open(make_family(request.param, folder))
+
+
+def sliced_map(base: Checkpoint, **experts: Any) -> RoutingMap:
+    """Keep ``KEPT`` of every layer that has experts; ``experts`` in place of these ids."""
+    counts, matrices = base.expert_counts(), experts.pop("matrices", {})
+    layers = tuple(
+        LayerMap(
+            layer=layer,
+            num_experts=count,
+            num_kept=4,
+            top_k=2,
+            experts=Selection(**(experts or {"kept": KEPT[layer]})),
+            router_rows=Selection(kept=KEPT[layer]) if experts else None,
+        )
+        for layer, count in counts.items()
+    )
+    return RoutingMap.build(
+        model_type=base.layout.model_type,
+        base=base.fingerprint(),
+        num_groups=base.layout.num_groups(base.config),
+        layers=layers,
+        matrices=matrices,
+        provenance=Provenance.now("test"),
+    )
+
+
+@contextmanager
+def without(model: Any, layout: Any, kept: Mapping[int, tuple[int, ...]]) -> Iterator[None]:
+    """Remove all other experts' scores: their logits, and what is added to choose, are -inf."""
+    gates: dict[int, list[int]] = {}
+    state = dict(model.named_parameters()) | dict(model.named_buffers())
+    for layer, ids in kept.items():
+        dropped = [expert for expert in range(EXPERTS) if expert not in ids]
+        names = [name for name in state if f".layers.{layer}." in name]
+        (gate,) = [
+            state[n] for n in names
+            if n.endswith(("gate.weight", "router.weight")) and "shared" not in n
+        ]  # fmt: skip
+        gates[gate.data_ptr()] = dropped
+        for name in names:
+            if "correction_bias" in name:
+                state[name].data[..., dropped] = float("-inf")
+    linear = torch.nn.functional.linear
+
+    def masked(given: torch.Tensor, weight: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
+        logits = linear(given, weight, *more, **named)
+        if (dropped := gates.get(weight.data_ptr())) is not None:
+            logits[..., dropped] = float("-inf")
+        return logits
+
+    torch.nn.functional.linear = masked
+    try:
+        yield
+    finally:
+        torch.nn.functional.linear = linear
+
+
+def loaded(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def test_there_is_a_tiny_model_of_every_family() -> None:
+    assert sorted(CONFIGS) == sorted(LAYOUTS)
+
+
+def test_every_layer_with_experts_is_found(base: Checkpoint) -> None:
+    dense = {"qwen2_moe": 1, "qwen3_moe": 1, "deepseek_v2": 0, "deepseek_v3": 0}
+    dense |= {"glm4_moe": 0, "ernie4_5_moe": 0}
+    layers = {0, 1, 2} - {dense.get(base.layout.model_type)}
+    assert base.expert_counts() == dict.fromkeys(sorted(layers), EXPERTS)
+    roles = [base.layout.classify(name) for name in base.tensors]
+    routers = sum(role is not None and role.kind == "router" for role in roles)
+    assert routers == len(layers) * (1 + len(base.layout.router_rows))
+
+
+@torch.no_grad()
+def test_pruned_is_the_base_without_the_dropped_experts_scores(
+    base: Checkpoint, tmp_path: Path
+) -> None:
+    routing_map = sliced_map(base)
+    plan = build(base, routing_map, tmp_path / "out")
+    assert plan.form == "plain"
+    model = loaded(base.folder)
+    whole = model(IDS).logits
+    kept = {layer: KEPT[layer] for layer in base.expert_counts()}
+    with without(model, base.layout, kept):
+        expected = model(IDS).logits
+    found = loaded(tmp_path / "out")(IDS).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    assert (found - whole).abs().max() > 0.05
+    written = Checkpoint.open(tmp_path / "out")
+    assert written.expert_counts() == dict.fromkeys(base.expert_counts(), 4)
+    assert written.layout.num_experts(written.config) == 4
+
+
+@torch.no_grad()
+def test_merged_experts_are_the_weighted_sums(base: Checkpoint, tmp_path: Path) -> None:
+    w_em = np.random.default_rng(0).normal(size=(4, EXPERTS)).astype(np.float32)
+    routing_map = sliced_map(base, matrix="w", matrices={"w": w_em})
+    build(base, routing_map, tmp_path / "out")
+    before, after = loaded(base.folder).state_dict(), loaded(tmp_path / "out").state_dict()
+    experts = [name for name in before if ".experts." in name and "shared" not in name]
+    assert len(experts) >= 2 * len(base.expert_counts())
+    for name in experts:
+        expected = torch.einsum("je,e...->j...", torch.from_numpy(w_em), before[name])
+        torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-5)
+    untouched = [n for n in before if "attn" in n or "shared" in n or "embed" in n]
+    assert untouched
+    assert all(torch.equal(before[name], after[name]) for name in untouched)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("router", ["sliced", "mapped"])
+def test_an_engine_routes_by_the_map_as_the_checkpoint_does(
+    base: Checkpoint, tmp_path: Path, router: str
+) -> None:
+    routing_map = sliced_map(base)
+    build(base, routing_map, tmp_path / "out")
+    expected = loaded(tmp_path / "out")(IDS).logits
+    layers = tuple(one.model_copy(update={"router": router}) for one in routing_map.layers)
+    model = loaded(base.folder)
+    controls = find_layers(model, base.layout)
+    assert sorted(controls) == sorted(base.expert_counts())
+    for control in controls.values():
+        if not base.layout.mappable:
+            with pytest.raises(PruneError, match="cannot route"):
+                control.apply(routing_map)
+            return
+        control.apply(routing_map.model_copy(update={"layers": layers}))
+    found = model(IDS).logits
+    if router == "sliced" or base.layout.slices:
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    else:  # what is left out is the missing probability
+        assert (found - expected).abs().max() > 1e-3
+    for control in controls.values():
+        control.apply(None)
+    assert torch.equal(model(IDS).logits, loaded(base.folder)(IDS).logits)
+
+
+@torch.no_grad()
+def test_an_engine_merges_as_the_checkpoint_does(base: Checkpoint, tmp_path: Path) -> None:
+    if not base.layout.mappable:
+        pytest.skip("the engine refuses these, see above")
+    w_em = np.random.default_rng(1).uniform(size=(4, EXPERTS)).astype(np.float32) / 4
+    routing_map = sliced_map(base, matrix="w", matrices={"w": w_em})
+    build(base, routing_map, tmp_path / "out")
+    model = loaded(base.folder)
+    for control in find_layers(model, base.layout).values():
+        control.apply(routing_map)
+    expected = loaded(tmp_path / "out")(IDS).logits
+    torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=5e-5)
+
+
+def test_a_router_that_cannot_be_mapped_is_refused(base: Checkpoint, tmp_path: Path) -> None:
+    routing_map = sliced_map(base)
+    layers = tuple(layer.model_copy(update={"router": "mapped"}) for layer in routing_map.layers)
+    mapped = routing_map.model_copy(update={"layers": layers})
+    if base.layout.mappable:
+        assert build(base, mapped, tmp_path / "out").form == "compact"
+        return
+    with pytest.raises(PruneError, match="cannot be mapped"):
+        build(base, mapped, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_names_in_a_block_are_refused(base: Checkpoint) -> None:
+    block = base.layout.block.format(layer=1)
+    for name in ("experts.0.w9.weight", "surprise.weight"):
+        with pytest.raises(PruneError, match=r"is not known for"):
+            base.layout.classify(block + name)
+
+
+def test_stacked_experts_are_mixed_one_at_a_time(tmp_path: Path) -> None:
+    base = Checkpoint.open(make_family("granitemoe", tmp_path / "base"))
+    w_em = np.eye(EXPERTS, dtype=np.float32)[[1, 2, 5, 7]]
+    w_em[0, 2] = 0.5
+    routing_map = sliced_map(base, matrix="w", matrices={"w": w_em})
+    mixes = [op for op in rewrite(base.tensors, routing_map, base.layout) if isinstance(op, Mix)]
+    assert len(mixes) == 2 * 3
+    for mix in mixes:
+        source, made = base.tensor(mix.source), base.perform(mix)
+        assert made is not None
+        torch.testing.assert_close(made[0], source[1] + 0.5 * source[2])
+        assert torch.equal(made[3], source[7])
