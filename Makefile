@@ -52,6 +52,9 @@ bench: install
 	$(BIN)/python -m benchmarks.economy --model build/testbed --task build/testbed/tasks/arithmetic.yaml
 	$(BIN)/python -m benchmarks.criteria --bed testbed --model build/testbed --out build/criteria \
 	  --tasks build/testbed/tasks/arithmetic.yaml,build/testbed/tasks/classify.yaml
+	$(BIN)/python -m benchmarks.lottery --bed testbed --model build/testbed --token-cap 200000 --out build/lottery
+	$(BIN)/python -m benchmarks.recovery --bed testbed --model build/testbed --out build/recovery \
+	  --tasks build/testbed/tasks/arithmetic.yaml,build/testbed/tasks/classify.yaml
 	test -d build/base || $(BIN)/vmprune demo model --out build/base
 	$(BIN)/python -m benchmarks.search --model build/base
 
