@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from offline.lottery.record import LotteryRecord
-from vllm_moe_prune.errors import PruneError, one_line
-from vllm_moe_prune.provenance import Provenance, write_atomic
+from offline.result_file import ResultFile
+from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.routing_map import Form
 
 RESULT_FILE = "vmprune_result.json"
@@ -86,8 +84,11 @@ class LayerOutcome(_Frozen):
     usage: tuple[int, ...]
 
 
-class RunResult(_Frozen):
+class RunResult(ResultFile):
     """Everything a reader wants to know of a run, without the weights."""
+
+    file_name = RESULT_FILE
+    made_by = "vmprune compress"
 
     schema_version: int = 2
     model: str
@@ -118,30 +119,3 @@ class RunResult(_Frozen):
             if (q.variant, q.split) == (variant, split) and task in (None, q.task)
         )
         return next(found, None)
-
-    def to_json(self) -> str:
-        """Return the content of the result file."""
-        return self.model_dump_json(indent=1) + "\n"
-
-    def save(self, folder: Path) -> None:
-        """Write the result as a file in ``folder``."""
-        write_atomic(folder / RESULT_FILE, self.to_json())
-
-    @classmethod
-    def load(cls, folder: Path) -> RunResult:
-        """Read the result of a run.
-
-        :raises PruneError: if there is none or it is damaged
-        """
-        file = folder / RESULT_FILE
-        try:
-            fields: Any = json.loads(file.read_text())
-            return cls.model_validate(fields)
-        except FileNotFoundError:
-            raise PruneError(
-                f"{folder} has no {RESULT_FILE}", hint="was it made by vmprune compress?"
-            ) from None
-        except json.JSONDecodeError as error:
-            raise PruneError(f"{file} is not JSON: {error}") from None
-        except ValidationError as error:
-            raise PruneError(f"{file}: {one_line(error)}") from None

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from vllm_moe_prune.errors import PruneError, one_line
-from vllm_moe_prune.provenance import Provenance, write_atomic
+from offline.result_file import ResultFile
+from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.tuning import Tuning
 
 RECOVERY_FILE = "recovery.json"
@@ -58,8 +56,11 @@ class Trained(_Frozen):
     trained_bytes: int
 
 
-class Recovery(_Frozen):
+class Recovery(ResultFile):
     """Everything that `vmprune recover` found out."""
+
+    file_name = RECOVERY_FILE
+    made_by = "vmprune recover"
 
     schema_version: int = 1
     model: str
@@ -111,30 +112,3 @@ class Recovery(_Frozen):
         if drop is None or drop <= 0 or before is None or after is None:
             return None
         return (after.accuracy - before.accuracy) / drop
-
-    def to_json(self) -> str:
-        """Return the content of the file."""
-        return self.model_dump_json(indent=1) + "\n"
-
-    def save(self, folder: Path) -> None:
-        """Write the result as a file in ``folder``."""
-        write_atomic(folder / RECOVERY_FILE, self.to_json())
-
-    @classmethod
-    def load(cls, folder: Path) -> Recovery:
-        """Read the result of a recovery.
-
-        :raises PruneError: if there is none or it is damaged
-        """
-        file = folder / RECOVERY_FILE
-        try:
-            fields: Any = json.loads(file.read_text())
-            return cls.model_validate(fields)
-        except FileNotFoundError:
-            raise PruneError(
-                f"{folder} has no {RECOVERY_FILE}", hint="was it made by vmprune recover?"
-            ) from None
-        except json.JSONDecodeError as error:
-            raise PruneError(f"{file} is not JSON: {error}") from None
-        except ValidationError as error:
-            raise PruneError(f"{file}: {one_line(error)}") from None

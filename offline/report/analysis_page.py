@@ -16,6 +16,8 @@ def render(analysis: Analysis) -> str:
     """Return the page."""
     return fill(
         ANALYSIS_PAGE,
+        provenance=analysis.provenance,
+        outcome="",
         analysis=analysis,
         cards=key_figures(analysis),
         figures=figures_of(analysis),

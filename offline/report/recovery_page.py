@@ -26,6 +26,7 @@ def render(recovery: Recovery) -> str:
     """Return the page."""
     return fill(
         "recovery.html",
+        provenance=recovery.provenance,
         recovery=recovery,
         outcome=outcome(recovery),
         cards=key_figures(recovery),

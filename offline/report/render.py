@@ -70,6 +70,7 @@ def render(
     used = parse(Analysis, analysis, ANALYSIS_FILE)
     return fill(
         "report.html",
+        provenance=result.provenance,
         run=result,
         outcome=outcome(result, served),
         cards=key_figures(result, served),
