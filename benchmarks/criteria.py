@@ -29,6 +29,7 @@ from offline.calibration.scores import Scores
 from offline.criteria.registry import CRITERIA
 from offline.device import pick_device, pick_dtype
 from offline.engines.transformers import TransformersEngine
+from offline.lottery.measure import loss_of
 from offline.methods.baselines import random_kept
 from offline.methods.merging import MergeKind, merged_map
 from offline.methods.space import Space
@@ -42,7 +43,6 @@ from vllm_moe_prune.routing_map import RoutingMap
 Bed = Literal["testbed", "demo"]
 Texts = Mapping[str, list[str]]  # domain -> documents
 _MADE = Provenance.now("benchmark")
-_ROWS = 4  # sequences of one forward pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class Bench:
             if row.pop("map") == digest:
                 return Measured(**row)
         self.engine.apply(routing_map)
-        losses = {name: self._loss(ids) for name, ids in self.ids.items()}
+        losses = {name: loss_of(self.engine, ids.numpy()) for name, ids in self.ids.items()}
         accuracies = {
             name: self.engine.evaluate(get_task(name), "test", self.items).accuracy
             for name in self.tasks
@@ -124,17 +124,6 @@ class Bench:
             row = {"map": digest, "losses": losses, "accuracies": accuracies}
             log.write(json.dumps(row) + "\n")
         return Measured(losses, accuracies)
-
-    def _loss(self, ids: torch.Tensor) -> float:
-        """Return the mean next-token loss, in nats, of sequences [N, L]."""
-        losses = []
-        for rows in ids.split(_ROWS):
-            logits = self.engine.logits(rows)[:, :-1]
-            each = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none"
-            )
-            losses.append(each.double())
-        return float(torch.cat(losses).mean())
 
 
 def texts_of(bed: Bed) -> tuple[Texts, Texts]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +26,14 @@ PLACES = (
     *("processes", "accelerate_config", "save_every"),
 )
 Usage = Mapping[int, ExpertUse]  # decoder layer -> how the base's router used its experts
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the block's time to what ``seconds`` has of the stage."""
+    begin = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - begin
 
 
 class Reporter(Protocol):
@@ -54,12 +62,9 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     search_log: list[SearchPoint] = field(default_factory=list)
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
+    def timed(self, stage: str) -> AbstractContextManager[None]:
         """Add the block's time to ``seconds``."""
-        begin = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
+        return timed(self.seconds, stage)
 
     def items(self, split: Split) -> int | None:
         """Return how many items of each task a split has for this run; None is all."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,10 +152,8 @@ class Checkpoint:
     def _combine(self, operation: Combine) -> torch.Tensor:
         import torch
 
-        first = self.tensor(operation.sources[0])
-        total = torch.zeros(first.shape, dtype=torch.float32)
-        for source, coefficient in zip(operation.sources, operation.coefficients, strict=True):
-            total.add_(self.tensor(source).float(), alpha=coefficient)
+        sources = zip(map(self.tensor, operation.sources), operation.coefficients, strict=True)
+        total = _weighted_sum(sources, operation.target.shape)
         return total.to(getattr(torch, _TORCH_DTYPES[operation.target.dtype]))
 
     def _mix(self, operation: Mix) -> torch.Tensor:
@@ -163,13 +161,22 @@ class Checkpoint:
 
         source, shape = self.tensor(operation.source), operation.target.shape
         mixed = torch.empty(shape, dtype=source.dtype)
-        for new, coefficients in enumerate(operation.matrix):  # one expert in float32 at a time
-            total = torch.zeros(shape[1:], dtype=torch.float32)
-            for old, coefficient in enumerate(coefficients):
-                if coefficient:
-                    total.add_(source[old].float(), alpha=coefficient)
-            mixed[new] = total.to(source.dtype)
+        for new, coefficients in enumerate(operation.matrix):
+            used = ((source[old], c) for old, c in enumerate(coefficients) if c)
+            mixed[new] = _weighted_sum(used, shape[1:]).to(source.dtype)
         return mixed
+
+
+def _weighted_sum(
+    parts: Iterable[tuple[torch.Tensor, float]], shape: tuple[int, ...]
+) -> torch.Tensor:
+    """Return the sum of coefficient * tensor in float32, in which one tensor is at a time."""
+    import torch
+
+    total = torch.zeros(shape, dtype=torch.float32)
+    for tensor, coefficient in parts:
+        total.add_(tensor.float(), alpha=coefficient)
+    return total
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -4,8 +4,8 @@ Experts compose as matrices, W_EM = W_EM2 @ W_EM1, and so do the rows of two rou
 A sliced router is a softmax over its own rows: under a mapped one its scores are those over all E,
 each divided by the kept ones' sum. Where the model divides the top-k weights by their sum that
 cancels out, and sigmoid scores do not depend on each other; everywhere else the composition would
-compute something else and is refused. (A correction bias added to softmax scores would break this
-as well; no family of ``layouts.py`` has one.) Groups of a group-limited router compose because
+compute something else and is refused (`MoeLayout.slices`). Where a correction bias also chooses,
+routers are never mapped. Groups of a group-limited router compose because
 each map keeps equally many experts of every group, in order, which `RoutingMap` checks of the
 result again.
 """
@@ -109,7 +109,7 @@ def _router(a: LayerMap, b: LayerMap, layout: MoeLayout) -> Literal["sliced", "m
         return "mapped"
     # All rows, in whatever order: the softmax runs over the same logits.
     whole = a.num_kept == a.num_experts
-    if b.router == "mapped" and not whole and not layout.renormalise and layout.score == "softmax":
+    if b.router == "mapped" and not whole and not layout.slices:
         raise PruneError(
             f"layer {a.layer}: a mapped router cannot follow a sliced one in {layout.model_type}, "
             "which does not renormalise the top-k weights: scores over the kept experts are no "

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from offline.analysis.analyse import analyse
 from offline.analysis.schema import ANALYSIS_FILE
@@ -24,7 +23,7 @@ from offline.methods.lottery import schedule
 from offline.outcome import result_of, size_of
 from offline.quality import in_table_order, measure_as_it_is, measure_quality
 from offline.result import RESULT_FILE, Quality, RunResult
-from offline.run import Reporter, Run
+from offline.run import Reporter, Run, timed
 from offline.run_folder import run_folder
 from offline.scored import blend_of
 from offline.staging import staged
@@ -159,24 +158,9 @@ class _Compression:
         )
         return {ANALYSIS_FILE: found.to_json()}
 
-    def timed(self, stage: str) -> _Timer:
+    def timed(self, stage: str) -> AbstractContextManager[None]:
         """Add a block's time to ``seconds``."""
-        return _Timer(self.seconds, stage)
-
-
-@dataclass(slots=True)
-class _Timer:
-    """A block of code on the clock."""
-
-    seconds: dict[str, float]
-    stage: str
-    begin: float = 0.0
-
-    def __enter__(self) -> None:
-        self.begin = time.perf_counter()
-
-    def __exit__(self, *_: Any) -> None:
-        self.seconds[self.stage] = time.perf_counter() - self.begin
+        return timed(self.seconds, stage)
 
 
 def _text(subject: Subject, tune_tokens: int) -> LotteryText:

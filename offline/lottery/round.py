@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from offline.build import build, plan_build
 from offline.calibration.calibrate import calibrate
 from offline.calibration.scores import Scores
 from offline.finetune.examples import packed
-from offline.finetune.finetune import finetune
+from offline.finetune.finetune import Finetuned, finetune
 from offline.finetune.parts import parts_of
 from offline.lottery.measure import measure
 from offline.lottery.record import (
@@ -31,17 +30,16 @@ from offline.methods.genome import Kept
 from offline.methods.lottery import RANDOM, RoundPlan, rng_of
 from offline.methods.space import Space
 from offline.plan import check_scores, chosen, tokens_seen
+from offline.run import timed
 from offline.staging import staged
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.provenance import DataIdentity, Provenance, write_atomic
 from vllm_moe_prune.routing_map import RoutingMap
-from vllm_moe_prune.tuning import Tuning
 
 if TYPE_CHECKING:
     from offline.lottery.lottery import Lottery
 
 _SECONDS_FILE = "seconds.json"
-_FINETUNE_FILE = "finetune.json"  # written by the finetune into its checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,10 +218,10 @@ class Round:
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         """Add the block's time to what is kept of the round, over all runs that worked on it."""
-        begin = time.perf_counter()
-        yield
         seconds = self._seconds()
-        seconds[phase] = round(seconds.get(phase, 0.0) + time.perf_counter() - begin, 3)
+        with timed(seconds, phase):
+            yield
+        seconds[phase] = round(seconds[phase], 3)
         write_atomic(self.folder / _SECONDS_FILE, json.dumps(seconds))
 
     def _seconds(self) -> dict[str, float]:
@@ -233,11 +231,11 @@ class Round:
 
 def _trained(checkpoint: Path) -> Trained:
     """Return what a finetune says of itself in its checkpoint."""
-    told = json.loads((checkpoint / _FINETUNE_FILE).read_text())
+    told = Finetuned.load(checkpoint)
     return Trained(
-        tuning=Tuning.model_validate(told["tuning"]),
-        first_loss=told["losses"][0],
-        last_loss=told["losses"][-1],
-        peak_bytes=told["peak_bytes"],
-        trained_bytes=told["trained_bytes"],
+        tuning=told.tuning,
+        first_loss=told.losses[0],
+        last_loss=told.losses[-1],
+        peak_bytes=told.peak_bytes,
+        trained_bytes=told.trained_bytes,
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from offline.tasks.texts import read_text
 from vllm_moe_prune.errors import PruneError
 
 Instruction = tuple[str, str, str]  # question, prompt, answer
@@ -24,7 +25,7 @@ def read_instructions(file: Path, tokenizer: Any) -> list[Instruction]:
         neither kind
     """
     found: list[Instruction] = []
-    for number, line in enumerate(_text(file).split("\n"), start=1):
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
         if line.strip():
             try:
                 found += _read(line, tokenizer)
@@ -36,15 +37,6 @@ def read_instructions(file: Path, tokenizer: Any) -> list[Instruction]:
 
 
 _HINT = 'one object per line: {"prompt": ..., "response": ...} or {"messages": [...]}'
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PruneError(f"{file} is no text in UTF-8 (byte {error.start})") from None
-    except OSError as error:
-        raise PruneError(f"cannot read {file}: {error.strerror}") from None
 
 
 def _read(line: str, tokenizer: Any) -> Iterator[Instruction]:

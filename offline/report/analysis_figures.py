@@ -8,7 +8,7 @@ from statistics import fmean
 import plotly.graph_objects as go
 
 from offline.analysis.schema import Analysis, CoActivation, LayerUse, Numbers
-from offline.report.drawing import COLOURS, Figure, axis, layout_of
+from offline.report.drawing import COLOURS, Figure, axis, layout_of, marked_line
 from offline.report.heatmap import COLOUR_BAR, DEEP, PALE, crossed, grid_layout
 
 Column = Mapping[int, float]  # expert -> value
@@ -58,14 +58,13 @@ def balance(analysis: Analysis) -> Figure:
         sides.append(("pruned", analysis.after, _AFTER, "diamond"))
     drawing = go.Figure(
         [
-            go.Scatter(
-                x=[layer.layer for layer in layers],
-                y=[layer.cv for layer in layers],
-                mode="lines+markers",
-                name=name,
-                line={"color": colour, "width": 2},
-                marker={"symbol": symbol, "size": 8},
-                hovertemplate=f"{name}, layer %{{x}}: %{{y:.2f}}<extra></extra>",
+            marked_line(
+                name,
+                [layer.layer for layer in layers],
+                [layer.cv for layer in layers],
+                colour,
+                symbol,
+                hover="layer %{x}",
             )
             for name, layers, colour, symbol in sides
         ]

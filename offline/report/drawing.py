@@ -6,6 +6,7 @@ is told by colour alone. Text and grid take the page's colours by CSS, which als
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,3 +68,21 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
         "gridcolor": "#8884",
         **more,
     }
+
+
+def marked_line(
+    name: str, x: Sequence[float], y: Sequence[float], colour: str, symbol: str, *, hover: str
+) -> go.Scatter:
+    """Draw values as a line with a marker at each.
+
+    :param hover: what is said of a value's place, in plotly's terms (``%{x}``)
+    """
+    return go.Scatter(
+        x=list(x),
+        y=list(y),
+        mode="lines+markers",
+        name=name,
+        line={"color": colour, "width": 2},
+        marker={"symbol": symbol, "size": 8},
+        hovertemplate=f"{name}, {hover}: %{{y:.2f}}<extra></extra>",
+    )

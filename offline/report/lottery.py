@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from offline.lottery.record import LayerLoad, LotteryRecord, Measured
-from offline.report.drawing import COLOURS, Figure, axis, layout_of
+from offline.report.drawing import COLOURS, Figure, axis, layout_of, marked_line
 from offline.report.tables import Table
 
 _BASE, _TUNED, _DROPPED = COLOURS["base"], COLOURS["lottery"], COLOURS["random"]
@@ -47,14 +47,13 @@ def balance(lottery: LotteryRecord) -> Figure:
     """Coefficient of variation of each layer's load: base, and the last round's two models."""
     drawing = go.Figure(
         [
-            go.Scatter(
-                x=[layer.layer for layer in layers],
-                y=[layer.cv for layer in layers],
-                mode="lines+markers",
-                name=name,
-                line={"color": colour, "width": 2},
-                marker={"symbol": symbol, "size": 8},
-                hovertemplate=f"{name}, layer %{{x}}: %{{y:.2f}}<extra></extra>",
+            marked_line(
+                name,
+                [layer.layer for layer in layers],
+                [layer.cv for layer in layers],
+                colour,
+                symbol,
+                hover="layer %{x}",
             )
             for name, layers, colour, symbol, _ in _sides(lottery)
         ]
@@ -160,15 +159,8 @@ def _sides(lottery: LotteryRecord) -> list[Side]:
 def _line(
     name: str, counts: Sequence[int], found: Sequence[Measured], colour: str, symbol: str
 ) -> go.Scatter:
-    return go.Scatter(
-        x=list(counts),
-        y=[one.perplexity for one in found],
-        mode="lines+markers",
-        name=name,
-        line={"color": colour, "width": 2},
-        marker={"symbol": symbol, "size": 8},
-        hovertemplate=f"{name}, %{{x}} experts: %{{y:.2f}}<extra></extra>",
-    )
+    perplexities = [one.perplexity for one in found]
+    return marked_line(name, counts, perplexities, colour, symbol, hover="%{x} experts")
 
 
 def _per_layer(one: Measured) -> int:

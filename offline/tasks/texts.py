@@ -39,7 +39,7 @@ def read_documents(path: Path) -> dict[str, str]:
 
     :raises PruneError: if the file cannot be read or is not what its name says
     """
-    content = _read(path)
+    content = read_text(path)
     if path.suffix == ".txt":
         return {"passage": content}
     return dict(_records(path, content))
@@ -74,7 +74,11 @@ def _pieces(document: str) -> Iterator[str]:
             yield rest
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return the text of a file in UTF-8, with or without a byte-order mark.
+
+    :raises PruneError: if it cannot be read or is no text
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
