@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from offline.calibration.walk import TextBatch, restore_forward
-from offline.engines.experts import LayerControl
+from offline.engines.experts import LayerControl, logits_of
 from vllm_moe_prune.routing import scores
 
 
@@ -49,8 +49,8 @@ class Watch:
         self.token_ids = batch.token_ids.flatten().to(self.control.experts.gate_up_proj.device)
 
     def note_logits(self, _: Any, __: Any, routed: Any) -> None:
-        """Take the router's output: logits, alone or before weights and ids."""
-        self._logits = routed[0] if isinstance(routed, tuple) else routed
+        """Take the router's output."""
+        self._logits = logits_of(routed)
 
     def forward(
         self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor

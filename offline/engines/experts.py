@@ -56,19 +56,18 @@ class LayerControl:
 
     def _after_router(self, _: Any, __: Any, output: Routed) -> Routed | None:
         """Replace the router's choice by the map's; note what is chosen."""
-        flipped = not output[0].is_floating_point()  # some return ids, weights, logits
-        logits = output[2] if flipped else output[0]
+        logits = logits_of(output)
+        first = output[0] is logits
+        weights, ids = output[1], output[2] if first else output[0]
         if self._rule is not None:
             scale = float(getattr(self.router, "routed_scaling_factor", 1.0))
-            logits, weights, ids = self._rule(logits)
-            weights = (weights * scale).to(output[1].dtype)
-        else:
-            weights, ids = output[1], output[0] if flipped else output[2]
+            _, mapped, ids = self._rule(logits)
+            weights = (mapped * scale).to(weights.dtype)
         if self.use is not None:
             self._note(self.use, logits, ids)
         if self._rule is None:
             return None
-        return (ids, weights, logits) if flipped else (logits, weights, ids)
+        return (logits, weights, ids) if first else (ids, weights, logits)
 
     def _note(self, use: ExpertUse, logits: torch.Tensor, ids: torch.Tensor) -> None:
         if self.real is not None:
@@ -138,7 +137,7 @@ class LayerControl:
     def scores_of(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the base router's scores [T, E] in float32 for the block's input [T, D]."""
         rule, self._rule = self._rule, None
-        logits: torch.Tensor = self.router(hidden)[0]
+        logits = logits_of(self.router(hidden))
         self._rule = rule
         return scores(logits, self.layout.score)
 
@@ -147,6 +146,17 @@ class LayerControl:
         ids = torch.full((len(hidden), 1), expert, device=hidden.device)
         output: torch.Tensor = self.experts(hidden, ids, hidden.new_ones(len(hidden), 1))
         return output
+
+
+def logits_of(output: Any) -> torch.Tensor:
+    """Return the logits [T, E] of what a router returns.
+
+    That is they alone, or (logits, weights, ids), or in some families (ids, weights, logits).
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    logits: torch.Tensor = output[0] if output[0].is_floating_point() else output[2]
+    return logits
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from vllm_moe_prune.layer_map import LayerMap, Selection
 from vllm_moe_prune.layouts import LAYOUTS
 from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.rewrite import Mix, rewrite
+from vllm_moe_prune.routing import scores
 from vllm_moe_prune.routing_map import RoutingMap
 
 IDS = torch.arange(3, 51).view(2, 24)
@@ -141,6 +142,19 @@ def test_merged_experts_are_the_weighted_sums(base: Checkpoint, tmp_path: Path) 
     untouched = [n for n in before if "attn" in n or "shared" in n or "embed" in n]
     assert untouched
     assert all(torch.equal(before[name], after[name]) for name in untouched)
+
+
+@torch.no_grad()
+def test_the_scores_are_those_of_the_gate(base: Checkpoint) -> None:
+    """Whatever else a router returns, and in whatever order."""
+    hidden = torch.randn(5, 32)
+    for number, control in find_layers(loaded(base.folder), base.layout).items():
+        logits = hidden @ base.tensor(base.layout.router_name(number)).T
+        for rows in base.layout.router_rows:
+            if "correction" not in rows:  # which chooses only
+                logits = logits + base.tensor(rows.format(layer=number))
+        expected = scores(logits, base.layout.score)
+        torch.testing.assert_close(control.scores_of(hidden), expected, rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()
