@@ -1,19 +1,25 @@
-"""Run prompts through vLLM in a process of its own and print what it answered as JSON.
+"""Run prompts through vLLM and return what it answered.
 
-    python -m tests.vllm_probe MODEL '{"load_format": "pruned_moe", "dtype": "float32"}' PROMPTS
+Starting vLLM takes far longer than a tiny model does, so one process answers for one model after
+another, with the engine inside of it. What needs processes or an environment of its own (tensor or
+pipeline parallel, compiled models) gets a process for itself.
 
-PROMPTS is a JSON list of lists of token ids. The answer is, per prompt, the greedy tokens and the
-log-probabilities of the whole vocabulary at each step.
+A process reads requests from stdin and writes answers to stdout, a line of JSON each. An answer is,
+per prompt, the greedy tokens and the log-probabilities of the whole vocabulary at each step.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -21,7 +27,9 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
 }
+_SHARED = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 _MARK = "PROBE-RESULT "
+Answer = tuple[list[int], list[list[float]]]
 
 
 def probe(
@@ -31,55 +39,115 @@ def probe(
     steps: int = 16,
     env: dict[str, str] | None = None,
     **arguments: Any,
-) -> list[tuple[list[int], list[list[float]]]]:
+) -> list[Answer]:
     """Return greedy tokens and log-probabilities [steps][vocabulary] for each prompt.
 
-    :raises RuntimeError: with the end of vLLM's output, if the engine does not answer
+    :param arguments: those of `vllm.LLM`
+    :raises RuntimeError: with what vLLM said, if it does not answer
     """
-    command = [sys.executable, "-m", "tests.vllm_probe", str(model)]
-    command += [json.dumps(arguments), json.dumps(prompts), str(steps)]
-    result = subprocess.run(
-        command,
-        env={**os.environ, **ENVIRONMENT, **(env or {})},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    for line in result.stdout.splitlines():
-        if line.startswith(_MARK):
-            return [(tokens, logprobs) for tokens, logprobs in json.loads(line[len(_MARK) :])]
-    raise RuntimeError(result.stdout[-6000:] + result.stderr[-6000:])
+    request = {"model": str(model), "arguments": arguments, "prompts": prompts, "steps": steps}
+    parallel = {"tensor_parallel_size", "pipeline_parallel_size"} & arguments.keys()
+    if env or parallel or not arguments.get("enforce_eager", True):
+        with _Process(env or {}) as process:
+            return process.ask(request)
+    return _shared_process().ask(request)
 
 
-def _main() -> None:
+@functools.cache
+def _shared_process() -> _Process:
+    process = _Process(_SHARED)
+    atexit.register(process.close)
+    return process
+
+
+class _Process:
+    """A child that answers requests until it is closed."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self.said: IO[str] = tempfile.TemporaryFile("w+")
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "tests.vllm_probe"],
+            env={**os.environ, **ENVIRONMENT, **env},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.said,
+            text=True,
+        )
+
+    def ask(self, request: dict[str, Any]) -> list[Answer]:
+        assert self.child.stdin and self.child.stdout
+        lines: list[str] = []
+        if self.child.poll() is None:
+            self.child.stdin.write(json.dumps(request) + "\n")
+            self.child.stdin.flush()
+            for line in self.child.stdout:
+                if line.startswith(_MARK):
+                    answer = json.loads(line[len(_MARK) :])
+                    if isinstance(answer, str):
+                        raise RuntimeError(answer)
+                    return [(tokens, logprobs) for tokens, logprobs in answer]
+                lines.append(line)
+        self.said.seek(0)
+        raise RuntimeError("".join(lines)[-6000:] + self.said.read()[-6000:])
+
+    def close(self) -> None:
+        if self.child.stdin:
+            self.child.stdin.close()
+        try:
+            self.child.wait(30)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+        self.said.close()
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _answer(model: str, arguments: dict[str, Any], prompts: list[list[int]], steps: int) -> Any:
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
 
-    model, arguments, prompts, steps = sys.argv[1:]
-    llm = LLM(
-        model,
-        **{
-            "max_model_len": 128,
-            "max_logprobs": -1,
-            "enforce_eager": True,
-            "disable_log_stats": True,
-            **json.loads(arguments),
-        },
-    )
-    sampling = SamplingParams(
-        temperature=0, max_tokens=int(steps), logprobs=-1, ignore_eos=True, detokenize=False
-    )
-    answers = []
-    inputs = [TokensPrompt(prompt_token_ids=prompt) for prompt in json.loads(prompts)]
-    for output in llm.generate(inputs, sampling, use_tqdm=False):
-        completion = output.outputs[0]
-        assert completion.logprobs is not None
-        table = [
-            [step[token].logprob for token in range(len(step))] for step in completion.logprobs
-        ]
-        answers.append((list(completion.token_ids), table))
-    print(_MARK + json.dumps(answers), flush=True)
+    settings = {
+        "max_model_len": 128,
+        "max_logprobs": -1,
+        "enforce_eager": True,
+        "disable_log_stats": True,
+        "enable_prefix_caching": False,
+        **arguments,
+    }
+    llm = LLM(model, **settings)
+    try:
+        sampling = SamplingParams(
+            temperature=0, max_tokens=steps, logprobs=-1, ignore_eos=True, detokenize=False
+        )
+        inputs = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
+        answers = []
+        for output in llm.generate(inputs, sampling, use_tqdm=False):
+            completion = output.outputs[0]
+            assert completion.logprobs is not None
+            table = [
+                [step[token].logprob for token in range(len(step))] for step in completion.logprobs
+            ]
+            answers.append((list(completion.token_ids), table))
+        return answers
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def _main() -> None:
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    for line in sys.stdin:
+        try:
+            answer = _answer(**json.loads(line))
+        except Exception:
+            answer = traceback.format_exc()
+        print(_MARK + json.dumps(answer), flush=True)
+        cleanup_dist_env_and_memory()
 
 
 if __name__ == "__main__":
