@@ -7,8 +7,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
 
 from offline.card import model_card
+from offline.mtp import NUM_LAYERS_KEY, MtpChoice, decoder_tensors, plan_mtp
+from offline.quantised import follow
 from offline.staging import check_absent, staged
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
 from vllm_moe_prune.errors import PruneError
@@ -30,9 +35,14 @@ _NOT_COPIED_NAMES = (
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """What a build will do, computed from names and shapes alone."""
+    """What a build will do, computed from names and shapes alone.
+
+    ``routing_map`` is the given one; where there are MTP layers its provenance says what became of
+    them.
+    """
 
     form: Form
+    routing_map: RoutingMap
     operations: tuple[Operation, ...]
     num_bytes: int
     base_bytes: int
@@ -42,21 +52,31 @@ class BuildPlan:
 
 
 def plan_build(
-    base: Checkpoint, routing_map: RoutingMap, *, allow_other: bool = False
+    base: Checkpoint,
+    routing_map: RoutingMap,
+    *,
+    allow_other: bool = False,
+    mtp: MtpChoice | None = None,
 ) -> BuildPlan:
     """Check that the map fits the base and list the operations; reads no expert weight.
 
-    :raises PruneError: if the map does not fit, or the base is itself compact
+    :param mtp: what becomes of MTP layers; needed if the base has any
+    :raises PruneError: if the map does not fit, the base is itself compact, or its MTP layers or
+        quantisation settings cannot follow
     """
     if (base.folder / COMPACT_FOLDER).is_dir():
         raise PruneError(
             f"{base.folder} is a compact pruned checkpoint", hint="build from its base model"
         )
     routing_map.check_base(base.fingerprint(), base.expert_counts(), allow_other=allow_other)
-    operations = tuple(rewrite(base.tensors, routing_map, base.layout))
+    drafts = plan_mtp(base, routing_map, mtp)
+    decoder = rewrite(decoder_tensors(base), routing_map, base.layout)
+    operations = (*decoder, *drafts.operations)
+    follow(base, operations)  # refuses what it cannot
     kept = [op for op in operations if not isinstance(op, Drop)]
     return BuildPlan(
         form=routing_map.form,
+        routing_map=_recorded(routing_map, drafts.settings),
         operations=operations,
         num_bytes=sum(op.target.num_bytes for op in kept),
         base_bytes=base.num_bytes,
@@ -64,6 +84,15 @@ def plan_build(
         dropped=len(operations) - len(kept),
         merged=sum(isinstance(op, Combine | Mix) for op in kept),
     )
+
+
+def _recorded(routing_map: RoutingMap, settings: Mapping[str, JsonValue] | None) -> RoutingMap:
+    """Return the map with further settings in its provenance."""
+    if settings is None:
+        return routing_map
+    before = routing_map.provenance
+    provenance = before.model_copy(update={"settings": {**before.settings, **settings}})
+    return routing_map.model_copy(update={"provenance": provenance})
 
 
 def _is_expert(base: Checkpoint, name: str) -> bool:
@@ -78,6 +107,7 @@ def build(
     *,
     force: bool = False,
     allow_other: bool = False,
+    mtp: MtpChoice | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     progress: Progress | None = None,
     beside: Mapping[str, str] | None = None,
@@ -86,18 +116,19 @@ def build(
 
     The result is verified (every tensor present with its shape) before it gets its name.
 
+    :param mtp: as `plan_build`
     :param beside: further text files to put into ``out``, name -> content
     :raises PruneError: if the map does not fit, ``out`` exists, or the disk is full
     """
     check_absent(out, force=force)
     if base.folder.resolve().is_relative_to(out.resolve()):
         raise PruneError(f"{out} would replace the base model", hint="choose another --out")
-    plan = plan_build(base, routing_map, allow_other=allow_other)
+    plan = plan_build(base, routing_map, allow_other=allow_other, mtp=mtp)
     write_checkpoint(
         base,
         plan.operations,
         base,
-        routing_map,
+        plan.routing_map,
         out,
         force=force,
         max_shard_bytes=max_shard_bytes,
@@ -125,6 +156,7 @@ def write_checkpoint(
     :param beside: as `build`
     :raises PruneError: if ``out`` exists, the disk is full or the result is not as planned
     """
+    config, quantiser_files = follow(base, operations)
     with staged(out, force=force) as partial:
         weights = partial / COMPACT_FOLDER if routing_map.form == "compact" else partial
         weights.mkdir(exist_ok=True)
@@ -132,18 +164,26 @@ def write_checkpoint(
             source, operations, weights, max_shard_bytes=max_shard_bytes, progress=progress
         )
         copy_companions(base.folder, partial)
-        (partial / "config.json").write_text(_config(base, routing_map))
+        (partial / "config.json").write_text(_config(config, base, routing_map, operations))
         card = model_card(base.folder.name, routing_map, routing_map.form)
         (partial / "README.md").write_text(card)
         routing_map.save(partial)
-        for name, content in (beside or {}).items():
+        for name, content in {**quantiser_files, **(beside or {})}.items():
             (partial / name).write_text(content)
         _verify(partial, operations)
 
 
-def _config(base: Checkpoint, routing_map: RoutingMap) -> str:
+def _config(
+    config: Mapping[str, Any],
+    base: Checkpoint,
+    routing_map: RoutingMap,
+    operations: Sequence[Operation],
+) -> str:
     """Return config.json with the largest counts; per-layer counts live in the map alone."""
-    config = base.layout.counted(base.config, routing_map.max_kept, routing_map.max_top_k)
+    config = base.layout.counted(config, routing_map.max_kept, routing_map.max_top_k)
+    names = {op.target.name for op in operations if not isinstance(op, Drop)}
+    if any(map(base.layout.is_mtp, base.tensors)) and not any(map(base.layout.is_mtp, names)):
+        config = {**config, NUM_LAYERS_KEY: 0}
     return json.dumps(config, indent=2) + "\n"
 
 

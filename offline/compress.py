@@ -61,9 +61,17 @@ def compress(
             chosen.save(folder)
         with run.timed("held-out"):
             quality = measure_quality(run, found, seen)
-    plan = plan_build(run.base, chosen)
+    plan = plan_build(run.base, chosen, mtp=recipe.mtp)
     result = result_of(run, out, chosen, seen.tokens, quality, planned_size(chosen, plan))
     reporter.stage("writing the checkpoint", plan.num_bytes)
     beside = {RESULT_FILE: result.to_json(), **analysis_beside(run, chosen)}
-    build(run.base, chosen, out, force=force, progress=reporter.step, beside=beside)
+    build(
+        run.base,
+        chosen,
+        out,
+        force=force,
+        mtp=recipe.mtp,
+        progress=reporter.step,
+        beside=beside,
+    )
     return result

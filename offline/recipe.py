@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from offline.criteria.registry import Rule
 from offline.lottery.recipe import LotteryFields
 from offline.methods.lottery import RANDOM, LotterySettings
+from offline.mtp import MTP_HELP, MtpChoice
 from vllm_moe_prune.errors import PruneError, one_line
 
 Method = Literal["eep", "oneshot", "lottery", "random", "frequency", "soft_activation", "naee"]
@@ -119,6 +120,7 @@ class CompressRecipe(LotteryFields):
         description=f"baselines to measure beside it: any of {', '.join(BASELINES)}, "
         "criteria such as min-ean; or none",
     )
+    mtp: MtpChoice | None = Field(default=None, description=MTP_HELP)
     engine: EngineName = Field(
         default="transformers", description="what runs the model while searching"
     )
@@ -159,6 +161,8 @@ class CompressRecipe(LotteryFields):
             raise ValueError("--top-k: lottery keeps the model's own; EEP can lower it afterwards")
         if self.engine != "transformers" or self.replicas > 1:
             raise ValueError("lottery trains: it needs --engine transformers --replicas 1")
+        if self.mtp not in (None, "drop"):
+            raise ValueError(f"--mtp {self.mtp}: a lottery trains, and MTP layers not: --mtp drop")
         if self.fitness == "agreement":
             raise ValueError("--fitness agreement is for searches; lottery measures accuracy")
         try:

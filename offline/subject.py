@@ -14,6 +14,8 @@ from offline.fitness.objective import Objective
 from offline.fitness.racing import RacingSettings
 from offline.methods import eep
 from offline.methods.space import Space
+from offline.mtp import check_choice
+from offline.quantised import check_unquantised
 from offline.recipe import CompressRecipe
 from offline.run import PLACES, Reporter, Run, items_of, provenance_of
 from offline.scored import check_scored
@@ -38,6 +40,9 @@ class Subject:
         :raises PruneError: for anything in the recipe or the base that cannot work
         """
         base = Checkpoint.open(recipe.model)
+        if recipe.engine == "transformers":
+            check_unquantised(recipe.model)
+        check_choice(base, recipe.mtp, recipe.keep)
         space = Space.of(base, recipe.keep, recipe.top_k, budget=recipe.budget, floor=recipe.floor)
         if recipe.method == "eep":
             settings = eep_settings(recipe, len(space.layers))
@@ -53,7 +58,7 @@ class Subject:
     def identity(self) -> dict[str, object]:
         """Return all that results depend on: a run with another identity is another run."""
         return {
-            "recipe": self.recipe.model_dump(mode="json", exclude=set(PLACES)),
+            "recipe": self.recipe.model_dump(mode="json", exclude={*PLACES, "mtp"}),
             "base": self.space.base.model_dump(exclude={"name"}),
             "data": [data.model_dump() for data in self.provenance.data],
         }

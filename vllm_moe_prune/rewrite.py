@@ -15,6 +15,7 @@ import numpy as np
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layouts import MoeLayout
+from vllm_moe_prune.roles import STACKED_PARTS, WEIGHT, Role
 from vllm_moe_prune.routing_map import RoutingMap
 
 ITEM_BYTES: Mapping[str, int] = {
@@ -117,41 +118,54 @@ def rewrite(
 ) -> Iterator[Operation]:
     """Yield one operation for every tensor of the pruned model and one `Drop` per dropped tensor.
 
+    The parts of a quantised expert move with it. MTP layers are copied: a map says nothing of them.
+
     :param tensors: the base checkpoint, name -> info, in the order to read it
     :raises PruneError: if the map needs a tensor that is absent, or merges quantised experts
     """
     layers = routing_map.by_layer()
-    used = {source for layer in layers.values() for source in _sources(routing_map, layer, layout)}
+    used = {number: _used(routing_map, layer) for number, layer in layers.items()}
     for info in tensors.values():
         role = layout.classify(info.name)
         if role is None:
             yield Copy(info.name, info)
-        elif role.layer not in layers:
+        elif (layer := layers.get(role.layer)) is None:
             raise PruneError(f"routing map says nothing of layer {role.layer}, which has experts")
         elif role.kind == "router":
-            yield _router(info, layers[role.layer], layout)
+            yield _router(info, role, layer, layout)
         elif role.kind == "stacked":
-            yield _stacked(info, routing_map, layers[role.layer])
-        elif info.name not in used:
+            yield _stacked(info, role, routing_map, layer)
+        elif role.expert not in used[role.layer]:
             yield Drop(info)
-        elif (kept := layers[role.layer].experts.kept) is not None:
-            yield _moved_expert(info, role.expert, kept, layers[role.layer], layout)
+        elif (kept := layer.experts.kept) is not None:
+            yield _moved_expert(info, role, kept, layout)
+    parts = _parts(tensors, layout)
     for layer in layers.values():
+        _check_present(tensors, layer, layout, parts)
         if layer.experts.matrix is not None and layout.expert is not None:
-            yield from _merged_experts(tensors, routing_map, layer, layout)
-        _check_present(tensors, layer, layout)
+            yield from _merged_experts(tensors, routing_map, layer, layout, parts)
 
 
-def _sources(routing_map: RoutingMap, layer: LayerMap, layout: MoeLayout) -> Iterator[str]:
-    """Names of single experts' tensors that at least one new expert is made of."""
-    if layout.expert is None:
-        return
-    for expert in np.flatnonzero(np.any(routing_map.expert_matrix(layer) != 0, axis=0)):
-        for projection in layout.projections:
-            yield layout.expert_name(layer.layer, int(expert), projection)
+def _used(routing_map: RoutingMap, layer: LayerMap) -> frozenset[int]:
+    """Experts that at least one new expert is made of."""
+    columns = np.any(routing_map.expert_matrix(layer) != 0, axis=0)
+    return frozenset(int(expert) for expert in np.flatnonzero(columns))
 
 
-def _router(info: TensorInfo, layer: LayerMap, layout: MoeLayout) -> Operation:
+Parts = Mapping[tuple[int, str], tuple[str, ...]]
+
+
+def _parts(tensors: Mapping[str, TensorInfo], layout: MoeLayout) -> Parts:
+    """Return (layer, projection) -> the parts that any expert of the layer has of it."""
+    found: dict[tuple[int, str], dict[str, None]] = {}
+    for name in tensors:
+        role = layout.classify(name)
+        if role is not None and role.kind == "expert":
+            found.setdefault((role.layer, role.projection), {})[role.part] = None
+    return {key: tuple(parts) for key, parts in found.items()}
+
+
+def _router(info: TensorInfo, role: Role, layer: LayerMap, layout: MoeLayout) -> Operation:
     """Keep the rows of a gate, or the entries of a bias, that the map keeps."""
     rows = layer.router_selection.kept
     if layer.router == "mapped" and not layout.mappable:
@@ -163,6 +177,8 @@ def _router(info: TensorInfo, layer: LayerMap, layout: MoeLayout) -> Operation:
     if layer.router == "mapped":
         rows = tuple(range(layer.num_experts))
     assert rows is not None
+    if role.part != WEIGHT and math.prod(info.shape) == 1:  # of the whole matrix
+        return Copy(info.name, info)
     return _sliced(info, rows, layer)
 
 
@@ -180,62 +196,64 @@ def _sliced(info: TensorInfo, rows: tuple[int, ...], layer: LayerMap) -> Operati
     return Slice(info.name, TensorInfo(info.name, info.dtype, shape), rows, count)
 
 
-def _stacked(info: TensorInfo, routing_map: RoutingMap, layer: LayerMap) -> Operation:
+def _stacked(info: TensorInfo, role: Role, routing_map: RoutingMap, layer: LayerMap) -> Operation:
     """Keep or combine the experts that are a tensor's first dimension."""
     if (kept := layer.experts.kept) is not None:
         return _sliced(info, kept, layer)
-    _check_combinable(info)
+    _check_combinable(info, role.part)
     target = TensorInfo(info.name, info.dtype, (layer.num_kept, *info.shape[1:]))
     matrix = routing_map.expert_matrix(layer)
     return Mix(info.name, target, tuple(tuple(float(x) for x in row) for row in matrix))
 
 
-def _check_combinable(info: TensorInfo) -> None:
-    if info.dtype not in _COMBINABLE:
+def _check_combinable(info: TensorInfo, part: str) -> None:
+    if info.dtype not in _COMBINABLE or part != WEIGHT:
         raise PruneError(
             f"tensor {info.name} is quantised ({info.dtype}) and cannot be merged",
             hint="merge before quantising, or use a map that only drops experts",
         )
 
 
-def _moved_expert(
-    info: TensorInfo, expert: int | None, kept: tuple[int, ...], layer: LayerMap, layout: MoeLayout
-) -> Copy:
-    assert expert is not None
-    new = kept.index(expert)
-    projection = next(
-        p for p in layout.projections if layout.expert_name(layer.layer, expert, p) == info.name
-    )
-    name = layout.expert_name(layer.layer, new, projection)
+def _moved_expert(info: TensorInfo, role: Role, kept: tuple[int, ...], layout: MoeLayout) -> Copy:
+    assert role.expert is not None
+    new = kept.index(role.expert)
+    name = layout.expert_name(role.layer, new, role.projection, role.part)
     return Copy(info.name, TensorInfo(name, info.dtype, info.shape))
 
 
 def _merged_experts(
-    tensors: Mapping[str, TensorInfo], routing_map: RoutingMap, layer: LayerMap, layout: MoeLayout
+    tensors: Mapping[str, TensorInfo],
+    routing_map: RoutingMap,
+    layer: LayerMap,
+    layout: MoeLayout,
+    parts: Parts,
 ) -> Iterator[Combine]:
     matrix = routing_map.expert_matrix(layer)
     for new in range(layer.num_kept):
         old = [int(i) for i in np.flatnonzero(matrix[new])] or [0]
         for projection in layout.projections:
+            for part in parts[layer.layer, projection]:
+                name = layout.expert_name(layer.layer, old[0], projection, part)
+                _check_combinable(tensors[name], part)
             sources = tuple(layout.expert_name(layer.layer, i, projection) for i in old)
-            first = _require(tensors, sources[0])
-            _check_combinable(first)
+            first = tensors[sources[0]]
             name = layout.expert_name(layer.layer, new, projection)
             target = TensorInfo(name, first.dtype, first.shape)
             yield Combine(sources, target, tuple(float(matrix[new, i]) for i in old))
 
 
-def _check_present(tensors: Mapping[str, TensorInfo], layer: LayerMap, layout: MoeLayout) -> None:
-    _require(tensors, layout.router_name(layer.layer))
+def _check_present(
+    tensors: Mapping[str, TensorInfo], layer: LayerMap, layout: MoeLayout, parts: Parts
+) -> None:
+    """Refuse a layer that lacks a tensor, or a part that other experts of it have."""
+    wanted = [layout.router_name(layer.layer)]
     for name in layout.stacked_names(layer.layer):
-        _require(tensors, name)
+        blocks = [name + part for part in STACKED_PARTS]
+        wanted += blocks if any(block in tensors for block in blocks) else [name]
     for expert in range(layer.num_experts if layout.expert else 0):
         for projection in layout.projections:
-            _require(tensors, layout.expert_name(layer.layer, expert, projection))
-
-
-def _require(tensors: Mapping[str, TensorInfo], name: str) -> TensorInfo:
-    try:
-        return tensors[name]
-    except KeyError:
-        raise PruneError(f"the checkpoint has no tensor {name}") from None
+            for part in parts.get((layer.layer, projection), (WEIGHT,)):
+                wanted.append(layout.expert_name(layer.layer, expert, projection, part))
+    for name in wanted:
+        if name not in tensors:
+            raise PruneError(f"the checkpoint has no tensor {name}")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
+
+from offline.mtp import MTP_HELP, MtpChoice
 
 
 @click.command(epilog="Example: vmprune build --model base --map pruned.run --out pruned")
@@ -16,6 +19,7 @@ import click
 @click.option("--force", is_flag=True, help="replace OUT if it exists")
 @click.option("--dry-run", is_flag=True, help="say what would be written, and write nothing")
 @click.option("--allow-other-base", is_flag=True, help="apply a map made for another base")
+@click.option("--mtp", type=click.Choice(get_args(MtpChoice)), help=MTP_HELP)
 @click.option(
     "--max-shard-gib",
     type=click.FloatRange(min=0, min_open=True),
@@ -30,6 +34,7 @@ def build(
     force: bool,
     dry_run: bool,
     allow_other_base: bool,
+    mtp: MtpChoice | None,
     max_shard_gib: float,
 ) -> None:
     """Write the pruned checkpoint that a routing map describes."""
@@ -43,7 +48,7 @@ def build(
     if not dry_run:
         check_absent(out, force=force)
     base, routing_map = Checkpoint.open(model), RoutingMap.load(map_path)
-    plan = plan_build(base, routing_map, allow_other=allow_other_base)
+    plan = plan_build(base, routing_map, allow_other=allow_other_base, mtp=mtp)
     click.echo(routing_map.summary())
     click.echo(
         f"{gib(plan.num_bytes)} of {gib(plan.base_bytes)}: "
@@ -59,6 +64,7 @@ def build(
             out,
             force=force,
             allow_other=allow_other_base,
+            mtp=mtp,
             max_shard_bytes=int(max_shard_gib * 1024**3),
             progress=reporter.step,
         )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import transformers
 
+from offline.quantised import check_unquantised
 from vllm_moe_prune.errors import PruneError
 
 Dtype = Literal["auto", "bfloat16", "float32"]
@@ -16,8 +17,9 @@ def from_pretrained(folder: Path, dtype: Dtype, **placed: Any) -> Any:
     """Open a checkpoint with transformers, without its progress bars.
 
     :param placed: further arguments of transformers' function of this name
-    :raises PruneError: if transformers cannot open it
+    :raises PruneError: if transformers cannot open it, or it is quantised
     """
+    check_unquantised(folder)
     bars = transformers.utils.logging
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()  # type: ignore[no-untyped-call]  # the caller owns the progress

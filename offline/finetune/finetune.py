@@ -17,6 +17,7 @@ from offline.finetune.memory import check_memory, memory_need
 from offline.finetune.parts import FLOAT32
 from offline.finetune.schedule import micro_batch
 from offline.finetune.settings import FinetuneSettings
+from offline.quantised import check_unquantised
 from offline.run_folder import run_folder
 from offline.staging import check_absent, staged
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
@@ -175,8 +176,10 @@ def check_fits(base: Checkpoint, settings: FinetuneSettings, *, length: int, whe
     """Refuse a finetune for which there is too little memory; reads headers only.
 
     :param length: tokens of a sequence
-    :raises PruneError: with the numbers, or if a batch cannot be shared out among the processes
+    :raises PruneError: with the numbers, if a batch cannot be shared out among the processes, or
+        for a quantised base
     """
+    check_unquantised(base.folder)
     launch = Launch.of(where)
     need = memory_need(
         base,

@@ -160,10 +160,10 @@ class Round:
 
     def _prune(self, own: RoutingMap) -> None:
         checkpoint = Checkpoint.open(self.current)
-        num_bytes = plan_build(checkpoint, own).num_bytes
+        num_bytes = plan_build(checkpoint, own, mtp="drop").num_bytes  # as the recipe says
         self.lottery.reporter.stage(f"{self._title}: dropping experts", num_bytes)
         with self._timed("drop"):
-            build(checkpoint, own, self.pruned, progress=self.lottery.reporter.step)
+            build(checkpoint, own, self.pruned, mtp="drop", progress=self.lottery.reporter.step)
 
     def _tune(self) -> None:
         settings, seed = self.lottery.settings, self.lottery.seed

@@ -39,6 +39,8 @@ def rebuild_command(result: RunResult) -> str:
     """The same checkpoint again from its map, without a search."""
     out = f"{result.out}-again"
     words = ["vmprune", "build", "--model", result.model, "--map", result.out, "--out", out]
+    if isinstance(mtp := result.provenance.settings.get("mtp"), str):
+        words += ["--mtp", mtp]
     return shlex.join(words)
 
 

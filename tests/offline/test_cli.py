@@ -20,10 +20,10 @@ FLAGS = {
     "compress": (
         "--accelerate-config --batch --budget --calibration --checkpointing --children "
         "--compare --criterion --device --domains --drop-per-round --dtype --engine "
-        "--evaluations --finalists --finetune --fitness --floor --force --groups --guard "
-        "--held-out --initial --json --keep --learning-rate --length --lora-rank --method "
-        "--micro-batch --mixed-precision --model --out --phases --preset --processes "
-        "--prune-evaluations --racing --random-maps --ray-address --recipe --replicas "
+        "--evaluations --finalists --finetune --fitness --floor --force --friendly --groups "
+        "--guard --held-out --initial --json --keep --learning-rate --length --lora-rank --method "
+        "--micro-batch --mixed-precision --model --mtp --out --phases --preset --processes "
+        "--prune-evaluations --racing --random-maps --ratio --ray-address --recipe --replicas "
         "--round-tokens --rounds --save-every --scores --search-items --seed --seed-criteria "
         "--seeding --selection-items --task --tensor-parallel --test-items "
         "--token-cap --token-factor --top-k --trainable"
@@ -33,13 +33,14 @@ FLAGS = {
         "--out --scratch --seed --sequences"
     ),
     "plan": (
-        "--budget --criterion --domains --floor --force --json --keep --keep-per-layer --merge "
-        "--merge-router --out --outlier-percentile --outlier-share --protect --protect-outliers "
-        "--ratio --scores --top-k"
+        "--budget --criterion --domains --floor --force --friendly --json --keep "
+        "--keep-per-layer --merge --merge-router --out --outlier-percentile --outlier-share "
+        "--protect --protect-outliers --ratio --scores --serve-ep --serve-tp --top-k"
     ),
     "analyze": "--after --criteria --domains --force --json --keep --layers --map --out --scores",
-    "build": "--allow-other-base --dry-run --force --map --max-shard-gib --model --out",
-    "inspect": "--json",
+    "build": "--allow-other-base --dry-run --force --map --max-shard-gib --model --mtp --out",
+    "inspect": "--json --serve-ep --serve-tp",
+    "export": "--force --format --json --out",
     "check": "--base --dtype --json",
     "eval": (
         "--allow-other-base --device --dtype --endpoint --json --limit --map --model "

@@ -11,8 +11,9 @@ from tests.tiny import make_tiny_mixtral
 from tests.vllm_moe_prune.bare import MIXTRAL
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.layouts import Role, layout_of
+from vllm_moe_prune.layouts import layout_of
 from vllm_moe_prune.rewrite import TensorInfo, expert_counts
+from vllm_moe_prune.roles import Role
 
 
 def test_every_tensor_that_transformers_saves_classifies(tmp_path: Path) -> None:
@@ -30,7 +31,7 @@ def test_every_tensor_that_transformers_saves_classifies(tmp_path: Path) -> None
 def test_names_are_made_and_read_by_the_same_template(projection: str) -> None:
     name = MIXTRAL.expert_name(11, 7, projection)
     assert name == f"model.layers.11.block_sparse_moe.experts.7.{projection}.weight"
-    assert MIXTRAL.classify(name) == Role("expert", 11, 7)
+    assert MIXTRAL.classify(name) == Role("expert", 11, 7, projection)
     assert MIXTRAL.classify(MIXTRAL.router_name(11)) == Role("router", 11)
 
 
@@ -38,7 +39,7 @@ def test_names_are_made_and_read_by_the_same_template(projection: str) -> None:
     "name",
     [
         "model.layers.0.block_sparse_moe.experts.0.w4.weight",
-        "model.layers.0.block_sparse_moe.experts.0.w1.weight_scale",
+        "model.layers.0.block_sparse_moe.experts.0.w1.weight_scales",
         "model.layers.0.block_sparse_moe.experts.gate_up_proj",
         "model.layers.0.block_sparse_moe.gate.bias",
     ],

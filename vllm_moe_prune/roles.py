@@ -1,0 +1,76 @@
+"""`Role`: what a tensor of an MoE block is, and the names that roles are read from.
+
+An expert's matrix is one tensor, ``weight``, or several parts of a quantised one: values, scales,
+zero points. Which parts there are is a matter of the quantiser, not of the model family.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from vllm_moe_prune.errors import PruneError
+
+WEIGHT = "weight"
+# As FP8, compressed-tensors, ModelOpt, GPTQ and AWQ checkpoints name them (docs/checkpoints.md).
+PARTS = (
+    *(WEIGHT, "weight_packed", "weight_shape", "weight_g_idx", "weight_zero_point"),
+    *("weight_scale", "weight_scale_inv", "weight_scale_2", "weight_global_scale"),
+    *("input_scale", "input_zero_point", "input_global_scale"),
+    *("qweight", "qzeros", "scales", "g_idx", "bias"),
+)
+# Of a quantised gate those that are one number, or have a row for each of the gate's rows. The
+# others are packed along the experts, or describe the shape of what is packed.
+_ROUTER_PARTS = (
+    *("weight_zero_point", "weight_scale", "weight_scale_2", "weight_global_scale"),
+    *("input_scale", "input_zero_point", "input_global_scale"),
+)
+STACKED_PARTS = ("_blocks", "_scales")  # of a stacked tensor in MXFP4, in place of it
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a tensor of an MoE block is.
+
+    ``expert``: of one expert, number ``expert``; ``stacked``: of all experts, which are its first
+    dimension; ``router``: has one row or entry per expert. ``part`` says which of the tensors it is
+    that together are one matrix: ``weight``, or one that a quantiser added.
+    """
+
+    kind: Literal["expert", "stacked", "router"]
+    layer: int
+    expert: int | None = None
+    projection: str = ""
+    part: str = WEIGHT
+
+
+@functools.cache
+def name_pattern(template: str, projections: tuple[str, ...] = ()) -> re.Pattern[str]:
+    """Return what reads names of a template: groups layer, expert, projection, part, stacked."""
+    pattern = re.escape(template)
+    pattern = pattern.replace(r"\{layer\}", r"(?P<layer>\d+)")
+    pattern = pattern.replace(r"\{expert\}", r"(?P<expert>\d+)")
+    pattern = pattern.replace(r"\{part\}", f"(?P<part>{'|'.join(PARTS)})")
+    pattern = pattern.replace(r"\{stacked\}", f"(?P<stacked>{'|'.join(STACKED_PARTS)})?")
+    return re.compile(
+        pattern.replace(r"\{projection\}", f"(?P<projection>{'|'.join(projections)})")
+    )
+
+
+def router_part(router: str, name: str) -> str | None:
+    """Return which part of a quantised gate a tensor is, or None if it is of no gate.
+
+    :param router: the template of the gate's weight
+    :raises PruneError: for a part from which rows cannot be taken
+    """
+    found = name_pattern(router.removesuffix(WEIGHT) + "{part}").fullmatch(name)
+    if found is None or found["part"] == "bias":  # a bias is of another architecture
+        return None
+    if found["part"] not in _ROUTER_PARTS:
+        raise PruneError(
+            f"tensor {name}: a router that is stored like this ({found['part']}) cannot lose rows",
+            hint="quantise the model again without its gates, as most recipes do",
+        )
+    return found["part"]
