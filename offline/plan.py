@@ -12,10 +12,13 @@ from offline.calibration.scores import Scores
 from offline.calibration.scores_file import SCORES_FILE
 from offline.calibration.statistics import ExpertEvidence
 from offline.criteria.registry import Rule
+from offline.lint.friendly import friendly
+from offline.lint.lint import Finding, ModelFacts, Target, lint
 from offline.methods.genome import Kept
 from offline.methods.groups import Groups
 from offline.methods.merging import merged_map
 from offline.methods.oneshot import last_dropped
+from offline.methods.router_groups import RouterGroups
 from offline.methods.space import Space
 from offline.methods.top_k import parse_numbers
 from offline.plan_recipe import PlanRecipe
@@ -37,6 +40,8 @@ class Plan:
     evidence: Evidence
     protected: Protected  # both that were named and the outliers
     outliers: Protected
+    rounded: tuple[str, ...] = ()  # how the counts differ from what was asked for, and why
+    findings: tuple[Finding, ...] = ()  # about serving it
 
     @property
     def unseen(self) -> Protected:
@@ -62,6 +67,14 @@ def plan(scores: Scores, recipe: PlanRecipe, source: DataIdentity | None = None)
     protected = joined(named, outliers)
     orders = {n: rule.order(one, protected.get(n, ())) for n, one in evidence.items()}
     kept = last_dropped(space, orders, protected=protected)
+    rounded = _rounded(space, recipe)
+    if recipe.friendly:
+        counts = {layer: len(ids) for layer, ids in kept.items()}
+        space, changes = friendly(
+            space, counts, protected=protected, expert_parallel=recipe.serve_ep
+        )
+        kept = last_dropped(space, orders, protected=protected)
+        rounded += changes
     provenance = _provenance(scores, recipe, protected, source)
     seen = tokens_seen(scores, recipe.blend)
     if recipe.merge is None:
@@ -70,7 +83,9 @@ def plan(scores: Scores, recipe: PlanRecipe, source: DataIdentity | None = None)
         counts = {layer: len(ids) for layer, ids in kept.items()}
         kind, router = recipe.merge, recipe.merge_router
         routing_map = merged_map(space, evidence, counts, kind, router, provenance, seen)
-    return Plan(routing_map, evidence, protected, outliers)
+    return Plan(
+        routing_map, evidence, protected, outliers, rounded, _findings(scores, recipe, routing_map)
+    )
 
 
 def chosen(
@@ -98,8 +113,9 @@ def space_of(scores: Scores, evidence: Evidence, recipe: PlanRecipe) -> Space:
         base=scores.base,
         num_experts=num_experts,
         num_groups=scores.num_groups,
+        topk_group=scores.topk_group,
         top_k=parse_numbers("--top-k", "activates", recipe.top_k, own) if recipe.top_k else own,
-        keep=recipe.counts(num_experts),
+        keep=recipe.counts(num_experts, RouterGroups(scores.num_groups, scores.topk_group)),
         budget=recipe.budget,
         floor=recipe.floor,
         slices=scores.slices,
@@ -134,6 +150,26 @@ def check_scores(scores: Scores, base: BaseFingerprint) -> None:
             f"the scores are of another base ({scores.base.name or 'unnamed'})",
             hint="score this model: vmprune score",
         )
+
+
+def _rounded(space: Space, recipe: PlanRecipe) -> tuple[str, ...]:
+    """Say where the groups that a router chooses among take less, or keep more, than asked for."""
+    count = space.num_groups
+    if recipe.budget is not None and (rest := recipe.budget % count):
+        text = f"--budget {recipe.budget}: {recipe.budget - rest} experts at most"
+    elif recipe.ratio is not None and space.keep != recipe.counts(space.num_experts):
+        kept = "/".join(map(str, sorted(set(space.even_counts().values()))))
+        text = f"--ratio {recipe.ratio}: {kept} experts per layer"
+    else:
+        return ()
+    return (f"{text}, so that the router's {count} groups keep equally many",)
+
+
+def _findings(scores: Scores, recipe: PlanRecipe, routing_map: RoutingMap) -> tuple[Finding, ...]:
+    layers = next(iter(scores.domains.values()))
+    hidden = next(iter(layers.values())).mean.shape[1]
+    facts = ModelFacts(hidden=hidden, topk_group=scores.topk_group)
+    return tuple(lint(routing_map, facts, Target(recipe.serve_tp, recipe.serve_ep)))
 
 
 def _provenance(

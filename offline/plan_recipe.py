@@ -10,11 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from offline.criteria.registry import Rule
 from offline.methods.merging import MergeKind, MergeRouter
+from offline.methods.router_groups import RouterGroups
 from offline.methods.top_k import parse_numbers
 from offline.protection import PERCENTILE, SHARE
 from vllm_moe_prune.errors import PruneError, one_line
 
 _SIZES = ("keep", "ratio", "keep_per_layer", "budget")
+_ONE = RouterGroups()
 
 
 class PlanRecipe(BaseModel):
@@ -69,6 +71,17 @@ class PlanRecipe(BaseModel):
         default=SHARE, ge=0, le=1, description="and above this share of the largest peak"
     )
 
+    friendly: bool = Field(
+        default=False,
+        description="round what each layer keeps to the nearest number that vLLM's GPU kernels "
+        "are made for (docs/serving.md), down where there is a budget",
+    )
+    serve_ep: int | None = Field(
+        default=None, ge=1, description="expert-parallel ranks to lint and round for"
+    )
+    serve_tp: int | None = Field(
+        default=None, ge=1, description="tensor-parallel ranks to lint for"
+    )
     merge: MergeKind | None = Field(
         default=None,
         description="merge experts instead of dropping them: by how alike their mean outputs are "
@@ -116,16 +129,20 @@ class PlanRecipe(BaseModel):
         """
         return None if self.domains is None else parse_blend(self.domains)
 
-    def counts(self, num_experts: Mapping[int, int]) -> int | dict[int, int] | None:
+    def counts(
+        self, num_experts: Mapping[int, int], router: RouterGroups = _ONE
+    ) -> int | dict[int, int] | None:
         """Return how many experts are kept: in every layer, by layer, or None with a budget.
 
         :param num_experts: decoder layer -> E
+        :param router: a ratio is rounded to what its groups can share, as to whole experts
         :raises PruneError: if --keep-per-layer is not understood
         """
         if self.ratio is not None:
             # 0.3 x 10 is 2.9999999999999996 in floating point and means 3.
             share = self.ratio + 1e-9
-            return {n: count - math.floor(share * count) for n, count in num_experts.items()}
+            exact = {n: count - math.floor(share * count) for n, count in num_experts.items()}
+            return {n: router.rounded_up(count) for n, count in exact.items()}
         if self.keep_per_layer is not None:
             text = self.keep_per_layer
             return parse_numbers("--keep-per-layer", "keeps", text, num_experts)

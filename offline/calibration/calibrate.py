@@ -31,6 +31,7 @@ from offline.calibration.watch import watching
 from offline.calibration.weights import gradient_statistics, weight_statistics
 from offline.engines.experts import LayerControl
 from offline.engines.offload import resident
+from offline.methods.router_groups import RouterGroups
 from vllm_moe_prune.checkpoint import read_config
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance
@@ -67,6 +68,7 @@ def calibrate(
     _check(engine, corpora)
     top_k = _active(engine)
     batches = batches_of(corpora, engine.tokens_per_batch)
+    router = RouterGroups.of(engine.layout, read_config(engine.folder))
     with tempfile.TemporaryDirectory(prefix="vmprune-", dir=scratch) as folder:
         walk = Walk(engine.model, batches, Path(folder))
         one = _Pass(walk, engine.layers, top_k, gradients, reporter)
@@ -82,7 +84,8 @@ def calibrate(
         or Provenance.now("score", data=tuple(domain.identity for domain in corpora)),
         sequences={domain.name: len(domain.token_ids) for domain in corpora},
         slices=engine.layout.slices,
-        num_groups=engine.layout.num_groups(read_config(engine.folder)),
+        num_groups=router.count,
+        topk_group=router.active,
     )
 
 

@@ -18,8 +18,8 @@ class Scores:
     """The statistics of a model on some domains of text.
 
     All domains have the same layers. ``sequences`` says of how many sequences the text of a domain
-    was; ``num_groups`` counts the groups among which a group-limited router chooses first;
-    ``slices`` is the model's `MoeLayout.slices`.
+    was; ``num_groups`` counts the groups among which a group-limited router chooses first, and
+    ``topk_group`` those that it takes; ``slices`` is the model's `MoeLayout.slices`.
     """
 
     model_type: str
@@ -31,6 +31,7 @@ class Scores:
     sequences: Mapping[str, int] = field(default_factory=dict)  # domain -> sequences
     num_groups: int = 1
     slices: bool = True
+    topk_group: int = 1
 
     def __post_init__(self) -> None:
         assert self.domains, "no domain"
@@ -88,6 +89,7 @@ class Scores:
             base=self.base,
             top_k=dict(self.top_k),
             num_groups=self.num_groups,
+            topk_group=self.topk_group,
             slices=self.slices,
             provenance=self.provenance,
         )
@@ -113,4 +115,5 @@ class Scores:
             },
             num_groups=record.num_groups,
             slices=record.slices,
+            topk_group=record.topk_group,
         )

@@ -74,6 +74,7 @@ class ScoresRecord(BaseModel):
     hidden: int = Field(ge=1)  # D
     vocab: int = Field(ge=1)  # V
     num_groups: int = Field(default=1, ge=1)
+    topk_group: int = Field(default=1, ge=1)
     slices: bool = True
     top_k: dict[int, int] = Field(min_length=1)  # decoder layer -> k
     num_experts: dict[int, int]  # decoder layer -> E

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from offline.cli.findings import say
+from offline.cli.inspect import findings
 from offline.cli.options import options_of
 from offline.recipe import CompressRecipe
 from offline.result import RunResult
+from vllm_moe_prune.errors import PruneError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,10 +30,28 @@ Example:
 )
 @options_of(CompressRecipe)
 @click.option("--recipe", type=click.Path(path_type=Path), help="YAML file with these settings")
+@click.option(
+    "--ratio",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="in place of --keep: share of its experts that every layer drops, rounded down",
+)
+@click.option(
+    "--friendly",
+    is_flag=True,
+    help="round --keep to the nearest number that vLLM's GPU kernels are made for",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write")
 @click.option("--force", is_flag=True, help="replace OUT if it exists")
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON on stdout")
-def compress(recipe: Path | None, out: Path, force: bool, as_json: bool, **flags: Any) -> None:
+def compress(
+    recipe: Path | None,
+    ratio: float | None,
+    friendly: bool,
+    out: Path,
+    force: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
     """Choose which experts to keep, by a task, and write the smaller checkpoint.
 
     With --keep N a search prunes and then merges; with all experts kept it only merges (tuning
@@ -40,16 +62,65 @@ def compress(recipe: Path | None, out: Path, force: bool, as_json: bool, **flags
     from offline.cli.console import bars
     from offline.compress import compress as run_compress
 
+    if ratio is not None:
+        flags["keep"] = _kept(recipe, ratio, flags)
     settings = CompressRecipe.merge(recipe, flags)
+    if friendly:
+        settings = _friendly(settings)
     with bars() as reporter:
         result = run_compress(settings, out, reporter=reporter, force=force)
     from offline.report.render import write_report
 
     report = write_report(out)
+    say(findings(out))
     if as_json:
         click.echo(result.model_dump_json())
     else:
         show(result, out, report)
+
+
+def _kept(recipe: Path | None, ratio: float, flags: dict[str, Any]) -> int:
+    """Return the E' that a ratio leaves of the model's layers, as `vmprune plan` counts it."""
+    from offline.methods.router_groups import RouterGroups
+    from offline.plan_recipe import PlanRecipe
+    from vllm_moe_prune.checkpoint import Checkpoint
+
+    if flags["keep"] is not None or flags["budget"] is not None:
+        raise PruneError("give one of --keep, --ratio and --budget")
+    base = Checkpoint.open(CompressRecipe.merge(recipe, flags | {"keep": 1}).model)
+    router = RouterGroups.of(base.layout, base.config)
+    counts = PlanRecipe(ratio=ratio).counts(base.expert_counts(), router)
+    assert isinstance(counts, dict)
+    return _one_count("--ratio", counts)
+
+
+def _one_count(flag: str, counts: Mapping[int, int]) -> int:
+    found = set(counts.values())
+    if len(found) > 1:
+        raise PruneError(
+            f"{flag}: layers of different sizes keep different counts",
+            hint=f"use vmprune plan {flag}",
+        )
+    return found.pop()
+
+
+def _friendly(settings: CompressRecipe) -> CompressRecipe:
+    """Round --keep, before anything is computed, and say so."""
+    from offline.lint.friendly import friendly
+    from offline.methods.space import Space
+    from vllm_moe_prune.checkpoint import Checkpoint
+
+    if settings.keep is None:
+        raise PruneError(
+            "--friendly rounds --keep; a search spreads --budget expert by expert",
+            hint="give --keep, or plan with vmprune plan --budget N --friendly",
+        )
+    space = Space.of(Checkpoint.open(settings.model), settings.keep, settings.top_k)
+    rounded, changes = friendly(space, space.even_counts())
+    keep = _one_count("--friendly", rounded.even_counts())
+    for line in changes:
+        click.echo(f"note: {line}", err=True)
+    return settings.model_copy(update={"keep": keep})
 
 
 def _cost(result: RunResult) -> str:

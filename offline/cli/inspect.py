@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from offline.lint.lint import Finding, ModelFacts, Target, lint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
 
 
 @click.command(epilog="Example: vmprune inspect pruned --json")
 @click.argument("path", type=click.Path(path_type=Path))
+@click.option("--serve-tp", type=click.IntRange(1), help="tensor-parallel ranks to lint for")
+@click.option("--serve-ep", type=click.IntRange(1), help="expert-parallel ranks to lint for")
 @click.option("--json", "as_json", is_flag=True, help="print JSON on stdout")
-def inspect(path: Path, as_json: bool) -> None:
-    """Describe a base checkpoint, a pruned checkpoint or a routing map."""
+def inspect(path: Path, serve_tp: int | None, serve_ep: int | None, as_json: bool) -> None:
+    """Describe a base checkpoint, a pruned checkpoint or a routing map.
+
+    Of a map and of what was built from one it says what those who serve it will meet
+    (docs/serving.md).
+    """
     facts = describe(path)
+    found = findings(path, Target(serve_tp, serve_ep))
+    if "map" in facts:
+        facts["lint"] = [asdict(finding) for finding in found]
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
         _show(facts)
+        for finding in found:
+            click.echo(str(finding))
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -43,6 +56,22 @@ def describe(path: Path) -> dict[str, Any]:
     elif "map" not in facts:
         raise PruneError(f"{path} has neither config.json nor {MAP_FILE}")
     return facts
+
+
+def findings(path: Path, target: Target | None = None) -> list[Finding]:
+    """Return what is to be said about serving a map or a pruned checkpoint; a base has none.
+
+    :param path: as `describe` takes it
+    """
+    if not (path.is_file() or (path / MAP_FILE).exists()):
+        return []
+    facts = None
+    if (path / "config.json").exists():
+        from vllm_moe_prune.checkpoint import Checkpoint
+
+        checkpoint = Checkpoint.open(path)
+        facts = ModelFacts.of(checkpoint.layout, checkpoint.config)
+    return lint(RoutingMap.load(path), facts, target)
 
 
 def _checkpoint_facts(path: Path) -> dict[str, Any]:

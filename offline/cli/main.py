@@ -14,6 +14,7 @@ from offline.cli.coefficients import import_eep
 from offline.cli.compress import compress
 from offline.cli.demo import demo
 from offline.cli.evaluate import evaluate
+from offline.cli.export import export
 from offline.cli.inspect import inspect
 from offline.cli.plan import plan
 from offline.cli.recover import recover
@@ -46,6 +47,7 @@ _COMMANDS = (
     analyze,
     build,
     inspect,
+    export,
     check,
     evaluate,
     recover,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from offline.cli.findings import say
 from offline.cli.options import options_of
 from offline.plan_recipe import PlanRecipe
 
@@ -27,7 +29,8 @@ def plan(scores: Path, out: Path, force: bool, as_json: bool, **flags: Any) -> N
     """Choose experts by a criterion from saved scores, and write their routing map.
 
     Takes seconds and needs no model: plan as often as you like from one `vmprune score`. OUT can
-    be built (`vmprune build --map OUT`) or served with the base.
+    be built (`vmprune build --map OUT`) or served with the base. What serving will meet is said on
+    stderr: --friendly avoids most of it.
     """
     from offline.calibration.scores import Scores
     from offline.plan import identity_of
@@ -54,6 +57,9 @@ def _warn(found: Plan) -> None:
             f"warning: layer {layer}: no token reached expert {', '.join(map(str, experts))}",
             err=True,
         )
+    for line in found.rounded:
+        click.echo(f"note: {line}", err=True)
+    say(found.findings)
 
 
 def _facts(found: Plan, recipe: PlanRecipe, out: Path) -> dict[str, Any]:
@@ -66,6 +72,8 @@ def _facts(found: Plan, recipe: PlanRecipe, out: Path) -> dict[str, Any]:
         "unseen": found.unseen,
         "protected": found.protected,
         "outliers": found.outliers,
+        "rounded": found.rounded,
+        "lint": [asdict(finding) for finding in found.findings],
     }
 
 

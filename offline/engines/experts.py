@@ -83,7 +83,8 @@ class LayerControl:
         A copy of the base's experts is made for the first map with a continuous W_EM and kept
         until the base is asked for, so that a search pays for it once.
         """
-        if routing_map is not None and not self.layout.mappable:
+        grouped = routing_map is not None and routing_map.num_groups > 1
+        if routing_map is not None and (grouped or not self.layout.mappable):
             raise PruneError(
                 f"this engine cannot route a {self.layout.model_type} model by a map",
                 hint="build the checkpoint and evaluate that: vmprune build, then vmprune eval",

@@ -88,7 +88,8 @@ class _Compression:
     ) -> _Compression:
         recipe, base, settings = subject.recipe, subject.base, subject.recipe.lottery
         assert recipe.keep is not None  # the recipe allows no budget
-        plans = schedule(settings, uniform_counts(base), recipe.keep)
+        step = subject.space.num_groups
+        plans = schedule(settings, uniform_counts(base), recipe.keep, step)
         _check_length(base, settings.length)
         where = Where(
             device=recipe.device,

@@ -31,9 +31,15 @@ def random_kept(space: Space, rng: random.Random) -> dict[int, Kept]:
     """Keep a uniformly random set of experts in every layer; a budget is spread evenly."""
     counts = space.even_counts()
     return {
-        layer: tuple(sorted(rng.sample(range(experts), counts[layer])))
+        layer: _sample(space, experts, counts[layer], rng)
         for layer, experts in space.num_experts.items()
     }
+
+
+def _sample(space: Space, experts: int, count: int, rng: random.Random) -> Kept:
+    """Draw ``count`` of the experts, equally many in every router group."""
+    parts = space.router_groups.parts(experts)
+    return tuple(sorted(i for part in parts for i in rng.sample(part, count // len(parts))))
 
 
 def most_used(
@@ -73,7 +79,14 @@ def naee(
     chosen = []
     for group, rows in zip(groups, even_rows(groups, space.budget), strict=True):
         each = [discrepancies[layer] for layer in group.layers]
-        total = {kept: math.fsum(layer[kept] for layer in each) for kept in each[0]}
+        subsets = [k for k in each[0] if space.router_groups.share(k, group.num_experts)]
+        if not subsets:
+            raise PruneError(
+                f"naee: no subset that was measured keeps equally many experts in each of the "
+                f"{space.num_groups} groups that the router chooses among",
+                hint="use another method, such as frequency",
+            )
+        total = {kept: math.fsum(layer[kept] for layer in each) for kept in subsets}
         assert all(len(kept) == rows for kept in total), "subsets of another size were measured"
         nearest = min(total, key=total.__getitem__)
         chosen.append(tuple(sorted(nearest)))
@@ -103,7 +116,7 @@ def _random(
         return random_kept(space, rng)
     rows = even_rows(groups, space.budget)
     kept = [
-        tuple(sorted(rng.sample(range(group.num_experts), count)))
+        _sample(space, group.num_experts, count, rng)
         for group, count in zip(groups, rows, strict=True)
     ]
     return dict(by_layer(kept, groups))

@@ -221,7 +221,8 @@ class _Breeder:
         child = self._before_mutation(phase, population, active)
         genome = child.genome
         if phase == "prune":
-            genome = variation.swap_experts(genome, active, settings.swap_probability, draw)
+            router = self.space.router_groups
+            genome = variation.swap_experts(genome, active, settings.swap_probability, draw, router)
         else:
             genome = variation.add_noise(
                 genome, active, settings.noise_probability, settings.noise_scale, draw
@@ -255,8 +256,10 @@ class _Breeder:
     ) -> Genome:
         if self.settings.align_rows:
             back = variation.aligned(back, front)
-        cross = variation.cross_kept if phase == "prune" else variation.cross_rows
-        return cross(front, back, active, self.settings.from_front_probability, self.draw)
+        share, router = self.settings.from_front_probability, self.space.router_groups
+        if phase == "prune":
+            return variation.cross_kept(front, back, active, share, self.draw, router)
+        return variation.cross_rows(front, back, active, share, self.draw)
 
     def _parents(self, population: Population, threshold: float, rank: int) -> list[int]:
         """Return who is within the threshold of the best, but at least the first ``rank``.

@@ -9,17 +9,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class DepthGroup:
-    """Layers that share one W_EM and one W_RM, of E columns and of ``least`` to ``most`` rows."""
+    """Layers that share one W_EM and one W_RM, of E columns and of ``least`` to ``most`` rows.
+
+    Rows come and go ``step`` at a time: one in each group of a group-limited router.
+    """
 
     layers: tuple[int, ...]
     num_experts: int
     least: int
     most: int
+    step: int = 1
 
     @property
     def size(self) -> int:
         """How many layers keep one expert more when the group does."""
         return len(self.layers)
+
+    @property
+    def cost(self) -> int:
+        """How many experts more all layers together keep with one step."""
+        return self.size * self.step
 
     @property
     def is_whole(self) -> bool:
@@ -57,10 +66,10 @@ def even_rows(groups: Groups, budget: int | None) -> tuple[int, ...]:
 def spread_rows(
     groups: Groups, budget: int | None, worth: Callable[[int, int], float]
 ) -> tuple[int, ...]:
-    """Give one expert after the other to the group for which it is worth most, the first of equals.
+    """Give one step after the other to the group for which it is worth most, the first of equals.
 
     :param budget: experts kept in all layers together; None gives each group its least
-    :param worth: (group, rows it has so far) -> what one more is worth
+    :param worth: (group, rows it has so far) -> what one step more is worth
     :returns: rows E' of each group
     """
     rows = [group.least for group in groups]
@@ -68,19 +77,22 @@ def spread_rows(
         return tuple(rows)
     left = budget - total_kept(rows, groups)
     while True:
-        open_ = [g for g, group in enumerate(groups) if rows[g] < group.most and group.size <= left]
+        open_ = [g for g, group in enumerate(groups) if rows[g] < group.most and group.cost <= left]
         if not open_:
             return tuple(rows)
         chosen = max(open_, key=lambda g: worth(g, rows[g]))
-        rows[chosen] += 1
-        left -= groups[chosen].size
+        rows[chosen] += groups[chosen].step
+        left -= groups[chosen].cost
 
 
 def fits(rows: Sequence[int], groups: Groups, budget: int | None) -> bool:
     """Whether so many rows per group keep to the groups' bounds and to the budget."""
     return (
         len(rows) == len(groups)
-        and all(g.least <= count <= g.most for count, g in zip(rows, groups, strict=True))
+        and all(
+            g.least <= count <= g.most and count % g.step == 0
+            for count, g in zip(rows, groups, strict=True)
+        )
         and (budget is None or total_kept(rows, groups) <= budget)
     )
 

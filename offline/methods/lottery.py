@@ -101,11 +101,14 @@ def settings_of(preset: LotteryPreset, **changes: object) -> LotterySettings:
         raise PruneError(f"settings: {one_line(error)}") from None
 
 
-def schedule(settings: LotterySettings, experts: int, keep: int) -> tuple[RoundPlan, ...]:
+def schedule(
+    settings: LotterySettings, experts: int, keep: int, step: int = 1
+) -> tuple[RoundPlan, ...]:
     """Return the rounds that take every layer from ``experts`` to ``keep``.
 
     What does not divide evenly falls to the first rounds, in which there is most to choose from.
 
+    :param step: experts go so many at a time: one in each group of a group-limited router
     :raises PruneError: if nothing is dropped, or there are more rounds than experts to drop
     """
     dropped = experts - keep
@@ -114,16 +117,18 @@ def schedule(settings: LotterySettings, experts: int, keep: int) -> tuple[RoundP
             f"--keep {keep}: every layer has {experts} experts, so no round would drop one",
             hint="keep fewer; `vmprune recover` trains a model without dropping",
         )
-    rounds = settings.rounds or math.ceil(dropped / settings.drop_per_round)
-    if rounds > dropped:
+    steps = dropped // step
+    rounds = settings.rounds or math.ceil(steps / max(1, settings.drop_per_round // step))
+    if rounds > steps:
+        at_once = f", {step} at a time" if step > 1 else ""
         raise PruneError(
-            f"--rounds {rounds}: only {dropped} experts of a layer are to be dropped",
-            hint=f"--rounds {dropped} or fewer",
+            f"--rounds {rounds}: only {dropped} experts of a layer are to be dropped{at_once}",
+            hint=f"--rounds {steps} or fewer",
         )
     plans: list[RoundPlan] = []
     before, spent = experts, 0
     for number in range(1, rounds + 1):
-        after = experts - math.ceil(dropped * number / rounds)
+        after = experts - step * math.ceil(steps * number / rounds)
         tokens = tokens_of(settings, number)
         plans.append(RoundPlan(number, before, after, tokens, spent))
         before, spent = after, spent + math.ceil(tokens / settings.length)

@@ -108,8 +108,10 @@ def merged_map(
     :param evidence: decoder layer -> what was seen of it, for every layer of the base
     :param keep: decoder layer -> E'
     :param tokens_seen: decoder layer -> tokens per expert for the map; the evidence's if not given
-    :raises PruneError: if a layer was not scored or saw no token, or cannot keep so many experts
+    :raises PruneError: if a layer was not scored or saw no token, or cannot keep so many experts;
+        or if the router cannot act on merged experts
     """
+    _check_router(space, router)
     coefficients = []
     for layer, experts in space.num_experts.items():
         seen = _seen(evidence, layer)
@@ -128,6 +130,20 @@ def merged_map(
     groups = tuple(space.group((layer,)) for layer in space.layers)
     seen_by = tokens_seen or {n: evidence[n].seen.counts.round().tolist() for n in space.layers}
     return space.genome_map(Genome(tuple(coefficients)), groups, provenance, seen_by)
+
+
+def _check_router(space: Space, router: MergeRouter) -> None:
+    if space.num_groups > 1:
+        raise PruneError(
+            f"--merge: the router first chooses among {space.num_groups} groups, and experts "
+            "merged across them would be in none",
+            hint="drop experts instead: leave out --merge",
+        )
+    if router == "sum" and not space.mappable:
+        raise PruneError(
+            f"--merge: the router of a {space.model_type} model cannot add up scores",
+            hint="--merge-router dominant",
+        )
 
 
 def _seen(evidence: Mapping[int, ExpertEvidence], layer: int) -> LayerStatistics:

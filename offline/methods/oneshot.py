@@ -23,7 +23,9 @@ def last_dropped(
     """Keep, in each layer, the experts that go last.
 
     A budget for all layers together is handed out one expert at a time, to the layer whose best
-    expert that is still dropped has the largest share of its layer's importance.
+    expert that is still dropped has the largest share of its layer's importance. Where the router
+    chooses groups first, each of them keeps its own last ones, equally many, and a step of the
+    budget is one expert for each.
 
     :param orders: decoder layer -> order of its experts
     :param groups: keep the same experts within each, by the mean of its layers' shares; None:
@@ -34,25 +36,32 @@ def last_dropped(
     assert groups is None or not protected
     safe = {layer: set((protected or {}).get(layer, ())) for layer in space.layers}
     groups = space.groups() if groups is None else groups
-    groups = tuple(_with_room(group, safe[group.layers[0]]) for group in groups)
+    groups = tuple(_with_room(space, group, safe[group.layers[0]]) for group in groups)
     _check_budget(space, groups)
     shared = [_shared([orders[layer] for layer in group.layers]) for group in groups]
     ranked = [
-        [e for e in reversed(order.experts) if e not in safe[group.layers[0]]]
+        _ranked(space, order, safe[group.layers[0]])
         for order, group in zip(shared, groups, strict=True)
     ]
 
     def worth(number: int, rows: int) -> float:
-        """What the best expert that is still dropped counts for."""
-        taken = rows - len(safe[groups[number].layers[0]])
-        return float(shared[number].importance[ranked[number][taken]])
+        """What the best expert that is still dropped counts for, in all router groups together."""
+        at = rows // space.num_groups
+        return float(sum(shared[number].importance[part[at]] for part in ranked[number]))
 
     rows = spread_rows(groups, space.budget, worth)
     kept = [
-        order.kept(count, safe[group.layers[0]])
-        for order, count, group in zip(shared, rows, groups, strict=True)
+        tuple(sorted(expert for part in parts for expert in part[: count // space.num_groups]))
+        for parts, count in zip(ranked, rows, strict=True)
     ]
     return dict(by_layer(kept, groups))
+
+
+def _ranked(space: Space, order: DropOrder, protected: Collection[int]) -> list[list[int]]:
+    """Return the experts of each router group, those that stay longest first."""
+    first = [*protected, *(e for e in reversed(order.experts) if e not in protected)]
+    parts = space.router_groups.parts(len(order.experts))
+    return [[expert for expert in first if expert in part] for part in parts]
 
 
 def _shared(orders: list[DropOrder]) -> DropOrder:
@@ -63,15 +72,20 @@ def _shared(orders: list[DropOrder]) -> DropOrder:
     return order_of(shares, "min", np.zeros(len(shares), dtype=bool))
 
 
-def _with_room(group: DepthGroup, protected: Collection[int]) -> DepthGroup:
+def _with_room(space: Space, group: DepthGroup, protected: Collection[int]) -> DepthGroup:
     """Return the group with room for the protected experts in its least."""
-    if len(protected) > group.most:
-        raise PruneError(
-            f"layer {group.layers[0]} keeps {group.most} experts, but {len(protected)} of them are "
-            f"protected: {', '.join(map(str, sorted(protected)))}",
-            hint="keep more experts there, or protect fewer",
-        )
-    return replace(group, least=max(group.least, len(protected)))
+    router, layer = space.router_groups, group.layers[0]
+    for number, part in enumerate(router.parts(group.num_experts)):
+        inside, room = sorted(set(part).intersection(protected)), group.most // router.count
+        if len(inside) > room:
+            where = f"layer {layer}" + (f", router group {number}," if router.count > 1 else "")
+            raise PruneError(
+                f"{where} keeps {room} experts, but {len(inside)} of them are "
+                f"protected: {', '.join(map(str, inside))}",
+                hint="keep more experts there, or protect fewer",
+            )
+        group = replace(group, least=max(group.least, len(inside) * router.count))
+    return group
 
 
 def _check_budget(space: Space, groups: Groups) -> None:

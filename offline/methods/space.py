@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from offline.methods.genome import Coefficients, Genome, Kept
 from offline.methods.groups import DepthGroup, Groups, depth_groups, even_rows, fits, total_kept
 from offline.methods.mapping import Entry, entry_of
+from offline.methods.router_groups import RouterGroups
 from offline.methods.top_k import per_layer
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
@@ -24,10 +25,11 @@ class Space:
 
     Every layer keeps ``keep`` experts (or what it says of the layer); or all layers together at
     most ``budget`` and each at least ``floor``, spread by the method; or, where neither is given,
-    all. ``top_k`` says how many are
-    active per token in each layer. ``num_groups`` counts the groups that a group-limited router
-    chooses among (1 for most families); ``slices`` says whether one-hot maps keep gate rows rather
-    than map the scores (`MoeLayout.slices`), ``mappable`` whether a W_RM can act at all.
+    all. ``top_k`` says how many are active per token in each layer. ``num_groups`` counts the
+    groups that a group-limited router chooses among (1 for most families), ``topk_group`` those
+    that provide a token's experts: every group keeps equally many. ``slices`` says whether one-hot
+    maps keep gate rows rather than map the scores (`MoeLayout.slices`; with groups always),
+    ``mappable`` whether a W_RM can act at all.
 
     :raises PruneError: if the model cannot keep or activate so many
     """
@@ -42,20 +44,16 @@ class Space:
     floor: int = 1
     slices: bool = True
     mappable: bool = True
+    topk_group: int = 1
 
     def __post_init__(self) -> None:
         if self.keep is not None and self.budget is not None:
             raise PruneError("--keep and --budget exclude each other")
         self._check_counts()
         self._check_top_k()
+        self._check_groups()
         if self.budget is not None:
             self._check_budget(self.budget)
-        if self.num_groups > 1 and not self.keeps_all:
-            raise PruneError(
-                f"this model's router first chooses among {self.num_groups} groups of experts; "
-                "dropping experts there is not supported",
-                hint="keep all experts and lower --top-k",
-            )
 
     @classmethod
     def of(
@@ -73,11 +71,13 @@ class Space:
         """
         num_experts = checkpoint.expert_counts()
         own = checkpoint.layout.top_k(checkpoint.config)
+        router = RouterGroups.of(checkpoint.layout, checkpoint.config)
         return cls(
             model_type=checkpoint.layout.model_type,
             base=checkpoint.fingerprint(),
             num_experts=num_experts,
-            num_groups=checkpoint.layout.num_groups(checkpoint.config),
+            num_groups=router.count,
+            topk_group=router.active,
             top_k=per_layer(top_k, tuple(num_experts), own),
             keep=keep,
             budget=budget,
@@ -90,6 +90,11 @@ class Space:
     def layers(self) -> tuple[int, ...]:
         """Return the decoder layers that have experts, in order."""
         return tuple(self.num_experts)
+
+    @property
+    def router_groups(self) -> RouterGroups:
+        """Return the groups that the router chooses among first."""
+        return RouterGroups(self.num_groups, self.topk_group)
 
     @property
     def keeps_all(self) -> bool:
@@ -123,7 +128,7 @@ class Space:
         :param kept: decoder layer -> expert ids, in any order
         """
         entries = {
-            layer: entry_of(Coefficients.one_hot(kept[layer], count), "", slices=self.slices)
+            layer: self._entry(Coefficients.one_hot(kept[layer], count), "")
             for layer, count in self.num_experts.items()
         }
         rows = {layer: len(kept[layer]) for layer in self.layers}
@@ -143,7 +148,7 @@ class Space:
         entries: dict[int, Entry] = {}
         rows: dict[int, int] = {}
         for number, (group, coefficients) in enumerate(zip(groups, genome.groups, strict=True)):
-            entry = entry_of(coefficients, f"group.{number}", slices=self.slices)
+            entry = self._entry(coefficients, f"group.{number}")
             entries |= dict.fromkeys(group.layers, entry)
             rows |= dict.fromkeys(group.layers, coefficients.rows)
         return self._build(entries, rows, provenance, tokens_seen)
@@ -151,7 +156,11 @@ class Space:
     def accepts(self, genome: Genome, groups: Groups) -> bool:
         """Whether a genome has these groups and keeps to the bounds and the budget."""
         columns = [coefficients.num_experts for coefficients in genome.groups]
-        return columns == [g.num_experts for g in groups] and fits(genome.rows, groups, self.budget)
+        return (
+            columns == [g.num_experts for g in groups]
+            and fits(genome.rows, groups, self.budget)
+            and all(self.router_groups.share(c.main, c.num_experts) for c in genome.groups)
+        )
 
     def even_counts(self, groups: Groups | None = None) -> dict[int, int]:
         """Return how many experts each layer keeps where a budget is spread evenly.
@@ -161,6 +170,10 @@ class Space:
         groups = self.groups() if groups is None else groups
         rows = zip(groups, even_rows(groups, self.budget), strict=True)
         return {layer: count for group, count in rows for layer in group.layers}
+
+    def _entry(self, coefficients: Coefficients, name: str) -> Entry:
+        # A router that chooses groups first cannot be mapped: it can only be sliced.
+        return entry_of(coefficients, name, slices=self.slices or self.num_groups > 1)
 
     def _build(
         self,
@@ -202,7 +215,8 @@ class Space:
             return keep, keep
         if self.budget is None or self.budget == sum(self.num_experts.values()):
             return count, count
-        return max(self.floor, self.top_k[layer]), count
+        least = max(self.floor, self.router_groups.least(self.top_k[layer]))
+        return min(self.router_groups.rounded_up(least), count), count
 
     def group(self, layers: tuple[int, ...]) -> DepthGroup:
         """Return these layers as one group, bounded by those of its layers.
@@ -217,7 +231,8 @@ class Space:
                     hint="--groups layer",
                 )
         least = max(self._bounds(layer)[0] for layer in layers)
-        return DepthGroup(layers, self.num_experts[layers[0]], least, self._bounds(layers[0])[1])
+        experts, most = self.num_experts[layers[0]], self._bounds(layers[0])[1]
+        return DepthGroup(layers, experts, least, most, self.num_groups)
 
     def _check_counts(self) -> None:
         for layer, experts in self.num_experts.items():
@@ -230,7 +245,7 @@ class Space:
         total = sum(self.num_experts.values())
         if budget > total:
             raise PruneError(f"--budget {budget}: the model has {total} experts in all")
-        least = sum(max(self.floor, self.top_k[layer]) for layer in self.layers)
+        least = sum(self._bounds(layer)[0] for layer in self.layers)
         if budget < least:
             raise PruneError(
                 f"--budget {budget} is less than the {least} experts that {len(self.layers)} "
@@ -249,3 +264,24 @@ class Space:
                 f"--top-k {top_k}{where} does not fit {most} kept experts",
                 hint="keep at least as many experts as are active per token",
             )
+
+    def _check_groups(self) -> None:
+        router = self.router_groups
+        if router.count == 1:
+            return
+        for layer, experts in self.num_experts.items():
+            kept, where = self._bounds(layer)[1], f"layer {layer}: the router"
+            least = router.least(self.top_k[layer])
+            if kept % router.count:
+                above = router.rounded_up(kept)
+                near = [str(n) for n in (above - router.count, above) if n >= least] or [str(least)]
+                raise PruneError(
+                    f"{where}'s {router.count} groups cannot share {kept} experts equally",
+                    hint=f"keep {' or '.join(near)}",
+                )
+            if router.reachable(kept) < self.top_k[layer] or kept < min(least, experts):
+                raise PruneError(
+                    f"{where} takes top-{self.top_k[layer]} from {router.active} of "
+                    f"{router.count} groups, for which {kept} kept experts are too few",
+                    hint=f"keep {least} or more",
+                )

@@ -1,7 +1,9 @@
 """How EEP makes new genomes from old ones. Pure: all chance comes from the generator given.
 
 Source: arXiv 2407.00945, section 4.3 and the released search's numbers. What is not theirs:
-`cross_kept` (crossover while pruning), `aligned` (rows of the same expert meet) and `move_budget`.
+`cross_kept` (crossover while pruning), `aligned` (rows of the same expert meet), `move_budget`, and
+that groups of a group-limited router keep equally many experts: an expert gives way to one of its
+own router group.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from offline.methods.genome import Coefficients, Genome, Kept, Matrix, selected
-from offline.methods.groups import Groups, even_rows
+from offline.methods.groups import DepthGroup, Groups, even_rows
+from offline.methods.router_groups import RouterGroups
 
 # A row whose entries nearly cancel out is not divided by its sum: that would make it explode.
 _LEAST_SHARE = 0.05
+_ONE = RouterGroups()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ def random_genome(groups: Groups, budget: int | None, draw: np.random.Generator)
     groups.
     """
     rows = even_rows(groups, budget)
-    kept = [_sample(range(g.num_experts), n, draw) for g, n in zip(groups, rows, strict=True)]
+    kept = [_sample(group, count, draw) for group, count in zip(groups, rows, strict=True)]
     genome = Genome.of_kept(kept, [g.num_experts for g in groups])
     if any(g.least < g.most for g in groups):
         for _ in range(int(draw.integers(len(groups) + 1))):
@@ -55,7 +59,11 @@ def random_genome(groups: Groups, budget: int | None, draw: np.random.Generator)
 
 
 def swap_experts(
-    genome: Genome, active: Active, probability: float, draw: np.random.Generator
+    genome: Genome,
+    active: Active,
+    probability: float,
+    draw: np.random.Generator,
+    router: RouterGroups = _ONE,
 ) -> Genome:
     """Pruning's mutation: rows of active W_EM move to experts that the group does not keep.
 
@@ -64,10 +72,11 @@ def swap_experts(
     groups = []
     for group, is_active in zip(genome.groups, active.experts, strict=True):
         kept = list(_kept(group))
+        parts = router.parts(group.num_experts)
         for row in range(len(kept)):
             if not is_active or draw.random() >= probability:
                 continue
-            if free := [expert for expert in range(group.num_experts) if expert not in kept]:
+            if free := [i for i in _part_of(kept[row], parts) if i not in kept]:
                 kept[row] = free[draw.integers(len(free))]
         groups.append(Coefficients.one_hot(kept, group.num_experts))
     return Genome(tuple(groups))
@@ -135,7 +144,12 @@ def cross_rows(
 
 
 def cross_kept(
-    front: Genome, back: Genome, active: Active, from_front: float, draw: np.random.Generator
+    front: Genome,
+    back: Genome,
+    active: Active,
+    from_front: float,
+    draw: np.random.Generator,
+    router: RouterGroups = _ONE,
 ) -> Genome:
     """Cross one-hot, tied genomes so that the child is one as well.
 
@@ -148,7 +162,8 @@ def cross_kept(
         if mine.rows != other.rows:
             groups.append(other if from_back else mine)
         elif active.experts[number]:
-            kept = _mixed(_kept(mine), _kept(other), from_front, draw)
+            parts = router.parts(mine.num_experts)
+            kept = _mixed(_kept(mine), _kept(other), parts, from_front, draw)
             groups.append(Coefficients.one_hot(kept, mine.num_experts))
         else:
             groups.append(mine if draw.random() < from_front else other)
@@ -173,7 +188,8 @@ def move_budget(genome: Genome, groups: Groups, draw: np.random.Generator) -> Ge
     """Take an expert from one group and give one to another group of as many layers.
 
     The row that goes is random; the row that comes selects an expert that is no row's main one.
-    Returns the genome as it is where no such pair of groups has room.
+    With router groups it is one row in each of them. Returns the genome as it is where no such
+    pair of groups has room.
     """
     pairs = [
         (giver, taker)
@@ -188,8 +204,10 @@ def move_budget(genome: Genome, groups: Groups, draw: np.random.Generator) -> Ge
         return genome
     giver, taker = pairs[draw.integers(len(pairs))]
     changed = list(genome.groups)
-    changed[giver] = _without(changed[giver], int(draw.integers(changed[giver].rows)))
-    changed[taker] = _with_another(changed[taker], draw)
+    for part in _parts(groups[giver]):
+        changed[giver] = _without_one(changed[giver], part, draw)
+    for part in _parts(groups[taker]):
+        changed[taker] = _with_another(changed[taker], part, draw)
     return Genome(tuple(changed))
 
 
@@ -203,15 +221,20 @@ def _unequal_from_back(
     return front.rows != back.rows and bool(draw.random() >= from_front)
 
 
-def _mixed(front: Kept, back: Kept, from_front: float, draw: np.random.Generator) -> Kept:
-    """Keep common experts in place; draw the others' rows from either, without repetition."""
+def _mixed(
+    front: Kept, back: Kept, parts: Sequence[range], from_front: float, draw: np.random.Generator
+) -> Kept:
+    """Keep common experts in place; draw the others' rows from either, without repetition.
+
+    A row's expert comes from the router group that the front has there.
+    """
     child = list(front)
-    mine = [expert for expert in front if expert not in back]
-    other = [expert for expert in back if expert not in front]
+    mine = {part: [i for i in front if i in part and i not in back] for part in parts}
+    other = {part: [i for i in back if i in part and i not in front] for part in parts}
     for row, expert in enumerate(front):
         if expert in back:
             continue
-        pool = mine if draw.random() < from_front else other
+        pool = (mine if draw.random() < from_front else other)[_part_of(expert, parts)]
         child[row] = pool.pop(draw.integers(len(pool)))
     return tuple(child)
 
@@ -228,14 +251,22 @@ def _reordered(coefficients: Coefficients, like: Coefficients) -> Coefficients:
     return Coefficients(coefficients.experts[rows], coefficients.router[rows])
 
 
-def _without(coefficients: Coefficients, row: int) -> Coefficients:
+def _without_one(
+    coefficients: Coefficients, part: range, draw: np.random.Generator
+) -> Coefficients:
+    """Drop a random row of those whose main expert is in a router group."""
+    rows = [row for row, main in enumerate(coefficients.main) if main in part]
+    row = rows[draw.integers(len(rows))]
     return Coefficients(
         np.delete(coefficients.experts, row, axis=0), np.delete(coefficients.router, row, axis=0)
     )
 
 
-def _with_another(coefficients: Coefficients, draw: np.random.Generator) -> Coefficients:
-    free = [i for i in range(coefficients.num_experts) if i not in coefficients.main]
+def _with_another(
+    coefficients: Coefficients, part: range, draw: np.random.Generator
+) -> Coefficients:
+    """Add a row that selects a random expert of a router group that is no row's main one."""
+    free = [i for i in part if i not in coefficients.main]
     row = np.eye(coefficients.num_experts, dtype=np.float32)[[free[draw.integers(len(free))]]]
     return Coefficients(
         np.concatenate([coefficients.experts, row]), np.concatenate([coefficients.router, row])
@@ -248,5 +279,17 @@ def _kept(coefficients: Coefficients) -> Kept:
     return kept
 
 
-def _sample(experts: Sequence[int], count: int, draw: np.random.Generator) -> Kept:
-    return tuple(sorted(int(i) for i in draw.choice(experts, count, replace=False)))
+def _parts(group: DepthGroup) -> tuple[range, ...]:
+    """Return the expert ids of each router group: of all experts where there are none."""
+    return RouterGroups(group.step).parts(group.num_experts)
+
+
+def _part_of(expert: int, parts: Sequence[range]) -> range:
+    return next(part for part in parts if expert in part)
+
+
+def _sample(group: DepthGroup, count: int, draw: np.random.Generator) -> Kept:
+    """Draw ``count`` experts, equally many in every router group."""
+    each = count // group.step
+    drawn = [draw.choice(part, each, replace=False) for part in _parts(group)]
+    return tuple(sorted(int(i) for i in np.concatenate(drawn)))

@@ -62,5 +62,6 @@ def make_scores(seed: int = 0, *, gradients: bool = True) -> Scores:
             data=(DataIdentity(name="code", split="train", count=2, sha256="sha256:x"),),
         ),
         sequences={"code": 5, "prose": 11},
-        num_groups=2,
+        num_groups=4,
+        topk_group=2,
     )

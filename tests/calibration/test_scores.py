@@ -44,7 +44,8 @@ def test_a_round_trip_changes_no_bit(tmp_path: Path) -> None:
     )
     scores.save(tmp_path / "scores")
     loaded = Scores.load(tmp_path / "scores")
-    for name in ("model_type", "base", "top_k", "provenance", "sequences", "num_groups"):
+    whole = ("model_type", "base", "top_k", "provenance", "sequences", "num_groups", "topk_group")
+    for name in whole:
         assert getattr(loaded, name) == getattr(scores, name), name
     assert list(loaded.domains) == list(scores.domains)
     for domain, layers in scores.domains.items():

@@ -36,6 +36,20 @@ def test_rounds_take_the_model_from_all_experts_to_those_kept(
     assert max(drops) - min(drops) <= 1
 
 
+@given(st.integers(2, 8), st.integers(2, 12), st.data())
+def test_groups_of_a_router_lose_equally_in_every_round(
+    groups: int, size: int, data: st.DataObject
+) -> None:
+    left = data.draw(st.integers(1, size - 1))
+    per_round = data.draw(st.integers(1, groups * size))
+    settings = LotterySettings(drop_per_round=per_round)
+    plans = schedule(settings, groups * size, groups * left, groups)
+    assert plans[-1].keep == groups * left
+    drops = [plan.experts - plan.keep for plan in plans]
+    assert all(drop >= groups and drop % groups == 0 for drop in drops)
+    assert max(drops) <= max(groups, per_round)
+
+
 @given(
     st.integers(1, 10**6),
     st.floats(0.25, 4),
@@ -84,6 +98,11 @@ def test_what_is_given_changes_the_preset_and_the_rest_stays() -> None:
 def test_a_schedule_that_cannot_be_is_refused(rounds: int | None, keep: int, message: str) -> None:
     with pytest.raises(PruneError, match=message):
         schedule(LotterySettings(rounds=rounds), 8, keep)
+
+
+def test_more_rounds_than_a_group_has_experts_to_lose_are_refused() -> None:
+    with pytest.raises(PruneError, match="only 4 experts of a layer are to be dropped, 2 at a"):
+        schedule(LotterySettings(rounds=3), 8, 4, 2)
 
 
 def test_an_unknown_criterion_is_refused() -> None:

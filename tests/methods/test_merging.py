@@ -210,6 +210,19 @@ def test_a_layer_without_tokens_is_an_error() -> None:
         merged_map(space_of({0: 6}), {0: silent}, {0: 3}, "output-similarity", "sum", BY_HAND)
 
 
+def test_a_router_that_cannot_act_on_merged_experts_is_an_error() -> None:
+    found, keep = evidence((0,)), {0: 4}
+    for router in ("sum", "dominant"):
+        with pytest.raises(PruneError, match="first chooses among 2 groups"):
+            grouped = dataclasses.replace(space_of({0: 6}), num_groups=2)
+            merged_map(grouped, found, keep, "router-similarity", router, BY_HAND)  # type: ignore[arg-type]
+    biased = space_of({0: 6}, mappable=False)
+    with pytest.raises(PruneError, match="cannot add up scores"):
+        merged_map(biased, found, keep, "router-similarity", "sum", BY_HAND)
+    plain = merged_map(biased, found, keep, "router-similarity", "dominant", BY_HAND)
+    assert plain.layers[0].router == "sliced"
+
+
 # --- on a model -----------------------------------------------------------------------------------
 
 PAIRS = ((0, 1), (2, 3), (4, 5), (6, 7))

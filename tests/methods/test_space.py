@@ -63,9 +63,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"top_k": dict.fromkeys(range(6), 9)}, "--top-k 9 does not fit 8 kept experts"),
     (
-        {"keep": 4, "num_groups": 4},
-        "this model's router first chooses among 4 groups of experts; dropping experts there is "
-        "not supported",
+        {"keep": 4, "num_groups": 4, "topk_group": 2},
+        "layer 0: the router takes top-2 from 2 of 4 groups, for which 4 kept experts are too few",
+    ),
+    (
+        {"keep": 4, "num_groups": 2, "top_k": dict.fromkeys(range(6), 3)},
+        "layer 0: the router takes top-3 from 1 of 2 groups, for which 4 kept experts are too few",
+    ),
+    ({"keep": 5, "num_groups": 2}, "layer 0: the router's 2 groups cannot share 5 experts equally"),
+    (
+        {"budget": 23, "num_groups": 2},
+        "--budget 23 is less than the 24 experts that 6 layers keep at least "
+        "(--floor 1, and what --top-k activates)",
     ),
 ]
 

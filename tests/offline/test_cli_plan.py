@@ -155,10 +155,37 @@ def test_experts_never_seen_are_named_on_stderr(scores: Path, tmp_path: Path) ->
     changed.mkdir()
     replace(read, domains=domains).save(changed)
     result = invoke("plan", "--scores", changed, "--keep", "4", "--json", "--out", tmp_path / "map")
-    assert result.stderr.splitlines() == [
+    assert [line for line in result.stderr.splitlines() if line.startswith("warning")] == [
         "warning: layer 0: no token reached expert 3",
         "warning: layer 1: no token reached expert 4",
     ]
     told = json.loads(result.stdout)
     assert told["unseen"] == {"0": [3], "1": [4]}
     assert 3 not in told["kept"]["0"] and 4 not in told["kept"]["1"]
+
+
+def test_what_serving_will_meet_is_said_and_friendly_avoids_it(
+    scores: Path, tmp_path: Path
+) -> None:
+    flags = ["--keep", "3", "--serve-ep", "4", "--json"]
+    result = invoke("plan", "--scores", scores, *flags, "--out", tmp_path / "map")
+    told = json.loads(result.stdout)
+    assert [one["code"] for one in told["lint"]] == ["expert-parallel", "general-top-k", "untuned"]
+    assert result.stderr.startswith("warning: 3 experts per layer cannot be shared equally by 4")
+    inspected = json.loads(invoke("inspect", tmp_path / "map", "--json").stdout)
+    assert [one["code"] for one in inspected["lint"]][-2:] == ["general-top-k", "untuned"]
+    assert "note: layers 0-1: on a GPU 3 experts" in invoke("inspect", tmp_path / "map").stdout
+    friendly = invoke("plan", "--scores", scores, *flags, "--friendly", "--out", tmp_path / "other")
+    told = json.loads(friendly.stdout)
+    assert told["rounded"] == ["--friendly: 4 experts instead of 3 in layers 0-1"]
+    assert [one["code"] for one in told["lint"]] == ["untuned"]
+    assert [layer.num_kept for layer in RoutingMap.load(tmp_path / "other").layers] == [4, 4]
+
+
+def test_friendly_keeps_protected_experts_and_goes_down_with_a_budget(
+    scores: Path, tmp_path: Path
+) -> None:
+    flags = ["--budget", "13", "--protect", "0:0-4", "--friendly", "--out", tmp_path / "map"]
+    assert invoke("plan", "--scores", scores, *flags).exit_code == 0
+    first, second = RoutingMap.load(tmp_path / "map").layers
+    assert (first.num_kept, second.num_kept) == (8, 4)

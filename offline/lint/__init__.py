@@ -1,0 +1,1 @@
+"""What a plan means for those who will serve it."""
