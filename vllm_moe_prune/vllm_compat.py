@@ -47,17 +47,9 @@ def _dotted(version: tuple[int, ...]) -> str:
 
 
 def _model_code(layout: MoeLayout) -> Any:
-    """Return the module in which vLLM has a family's model.
-
-    :raises PruneError: if the plugin does not know the family's
-    """
-    if layout.vllm_module is None:
-        raise PruneError(
-            f"the pruned_moe load format does not serve {layout.model_type} yet",
-            hint="a plain checkpoint needs no plugin: build one with sliced routers and the same "
-            "counts in all layers, and serve it without --load-format",
-        )
-    return import_module(layout.vllm_module)
+    """Return the module in which vLLM has a family's model."""
+    name = layout.vllm_module or layout.model_type
+    return import_module(f"vllm.model_executor.models.{name}")
 
 
 @contextmanager
@@ -93,8 +85,8 @@ def built_by_layer(
     def factory_each(**arguments: Any) -> Any:
         number = _layer_number(arguments["prefix"])
         if number in mapped:
+            arguments |= _custom(mapped[number], arguments)
             arguments["num_experts"] = layers[number].num_kept
-            arguments["custom_routing_function"] = mapped[number]
         return factory(**arguments)
 
     module.make_layers, module.FusedMoEFactory = make_layers_each, factory_each
@@ -115,13 +107,37 @@ def routed_by(layout: MoeLayout, routing: Callable[[int, int], RoutingFunction])
 
     def factory_each(**arguments: Any) -> Any:
         function = routing(arguments["num_experts"], arguments["top_k"])
-        return factory(**{**arguments, "custom_routing_function": function})
+        return factory(**{**arguments, **_custom(function, arguments)})
 
     module.FusedMoEFactory = factory_each
     try:
         yield
     finally:
         module.FusedMoEFactory = factory
+
+
+def _custom(function: RoutingFunction, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``FusedMoEFactory`` that make a layer route by ``function``.
+
+    vLLM's grouped top-k (which DeepSeek-V2 asks for with one group, too) excludes a routing
+    function, and only vLLM's own routers scale the weights.
+    """
+    scale = float(arguments.get("routed_scaling_factor", 1.0))
+    if scale != 1.0 and not arguments.get("apply_routed_scale_to_output", False):
+        function = _Scaled(function, scale)
+    return {"custom_routing_function": function, "use_grouped_topk": False}
+
+
+@dataclass(frozen=True, slots=True)
+class _Scaled:
+    """A routing function whose weights are multiplied."""
+
+    function: RoutingFunction
+    scale: float
+
+    def __call__(self, *given: Any, **named: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, ids = self.function(*given, **named)
+        return weights * self.scale, ids
 
 
 @contextmanager
@@ -175,6 +191,7 @@ def live_layers(model: torch.nn.Module) -> dict[int, LiveLayer]:
     for name, module in model.named_modules():
         experts = getattr(module, "routed_experts", None)
         routing = getattr(getattr(module, "router", None), "custom_routing_function", None)
+        routing = routing.function if isinstance(routing, _Scaled) else routing
         if experts is not None and isinstance(routing, LiveRouting):
             found[_layer_number(name)] = LiveLayer(routing, LiveExperts(experts))
     return found

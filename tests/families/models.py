@@ -5,6 +5,7 @@ A new family is one entry of ``CONFIGS``: what its config needs beyond ``_SIZES`
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,82 +13,94 @@ import torch
 
 EXPERTS = 8
 _SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
+    "hidden_size": 64,
+    "intermediate_size": 96,
     "num_hidden_layers": 3,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
     "vocab_size": 60,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 128,
     "num_experts_per_tok": 2,
     "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 _MLA: dict[str, Any] = {
     "n_routed_experts": EXPERTS,
     "n_shared_experts": 1,
-    "moe_intermediate_size": 24,
+    "moe_intermediate_size": 32,
     "first_k_dense_replace": 1,
     "q_lora_rank": None,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 16,
+    "kv_lora_rank": 512,  # vLLM attends on a CPU with the sizes of the real models only
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
     "routed_scaling_factor": 2.5,
 }
 _ONE_GROUP: dict[str, Any] = {"n_group": 1, "topk_group": 1}
 CONFIGS: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": EXPERTS},
-    "phimoe": {"num_local_experts": EXPERTS},
+    "phimoe": {"num_local_experts": EXPERTS, "attention_bias": True, "lm_head_bias": True},
     "qwen2_moe": {
         "num_experts": EXPERTS,
-        "moe_intermediate_size": 24,
-        "shared_expert_intermediate_size": 24,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
         "mlp_only_layers": [1],
         "norm_topk_prob": False,
     },
     "qwen3_moe": {
         "num_experts": EXPERTS,
-        "moe_intermediate_size": 24,
-        "head_dim": 16,
+        "moe_intermediate_size": 32,
+        "head_dim": 32,
         "mlp_only_layers": [1],
         "norm_topk_prob": True,
     },
     "qwen3_next": {
         "num_experts": EXPERTS,
-        "moe_intermediate_size": 24,
-        "shared_expert_intermediate_size": 24,
-        "head_dim": 16,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+        "head_dim": 32,
         "linear_num_value_heads": 2,
         "linear_num_key_heads": 2,
-        "linear_key_head_dim": 16,
-        "linear_value_head_dim": 16,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
         "full_attention_interval": 3,  # of the three layers the last one
     },
     "olmoe": {"num_experts": EXPERTS, "norm_topk_prob": False},
     "deepseek_v2": {**_MLA, **_ONE_GROUP, "topk_method": "greedy"},
-    "deepseek_v3": {**_MLA, "n_group": 2, "topk_group": 1},
+    "deepseek_v3": {
+        **_MLA,
+        "n_group": 2,
+        "topk_group": 1,
+        # For vLLM; transformers has no other.
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
+    },
     "glm4_moe": {
         "n_routed_experts": EXPERTS,
         "n_shared_experts": 1,
-        "moe_intermediate_size": 24,
+        "moe_intermediate_size": 32,
         "first_k_dense_replace": 1,
-        "head_dim": 16,
+        "head_dim": 32,
         **_ONE_GROUP,
     },
     "ernie4_5_moe": {
         "moe_num_experts": EXPERTS,
         "moe_k": 2,
-        "moe_intermediate_size": 24,
+        "moe_intermediate_size": 32,
         "moe_num_shared_experts": 1,
         "moe_layer_start_index": 1,
     },
-    "gpt_oss": {"num_local_experts": EXPERTS, "head_dim": 16},
+    "gpt_oss": {"num_local_experts": EXPERTS, "head_dim": 32},
     "granitemoe": {"num_local_experts": EXPERTS},
 }
 
 
-def make_family(family: str, folder: Path, **more: Any) -> Path:
-    """Write a random checkpoint of a family into ``folder`` and return it."""
+def make_family(family: str, folder: Path, *, correction: float = 0.3, **more: Any) -> Path:
+    """Write a random checkpoint of a family into ``folder`` and return it.
+
+    :param correction: standard deviation of the biases that only choose
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {**_SIZES, **CONFIGS[family], **more}
@@ -99,9 +112,17 @@ def make_family(family: str, folder: Path, **more: Any) -> Path:
         model = AutoModelForCausalLM.from_config(config).eval().float()
         with torch.no_grad():
             for name, weight in (*model.named_parameters(), *model.named_buffers()):
-                if "correction_bias" in name or (weight.dim() == 1 and "bias" in name):
+                if "correction_bias" in name:
+                    weight.normal_(std=correction)
+                elif name == "lm_head.bias":
+                    weight.zero_()  # vLLM does not add Phi-MoE's
+                elif weight.dim() == 1 and "bias" in name:
                     weight.normal_(std=0.3)
                 elif weight.dim() > 1 and weight.is_floating_point():
                     weight.normal_(std=1.5 / weight.shape[-1] ** 0.5)
     model.save_pretrained(folder)
+    if family == "phimoe":  # transformers spells the class in another way than the hub and vLLM
+        config = json.loads((folder / "config.json").read_text())
+        config["architectures"] = ["PhiMoEForCausalLM"]
+        (folder / "config.json").write_text(json.dumps(config))
     return folder

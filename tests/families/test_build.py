@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 
 from offline.build import build
 from offline.engines.experts import find_layers
+from tests.families.masking import without
 from tests.families.models import CONFIGS, EXPERTS, make_family
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
@@ -57,37 +56,6 @@ def sliced_map(base: Checkpoint, **experts: Any) -> RoutingMap:
     )
 
 
-@contextmanager
-def without(model: Any, layout: Any, kept: Mapping[int, tuple[int, ...]]) -> Iterator[None]:
-    """Remove all other experts' scores: their logits, and what is added to choose, are -inf."""
-    gates: dict[int, list[int]] = {}
-    state = dict(model.named_parameters()) | dict(model.named_buffers())
-    for layer, ids in kept.items():
-        dropped = [expert for expert in range(EXPERTS) if expert not in ids]
-        names = [name for name in state if f".layers.{layer}." in name]
-        (gate,) = [
-            state[n] for n in names
-            if n.endswith(("gate.weight", "router.weight")) and "shared" not in n
-        ]  # fmt: skip
-        gates[gate.data_ptr()] = dropped
-        for name in names:
-            if "correction_bias" in name:
-                state[name].data[..., dropped] = float("-inf")
-    linear = torch.nn.functional.linear
-
-    def masked(given: torch.Tensor, weight: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
-        logits = linear(given, weight, *more, **named)
-        if (dropped := gates.get(weight.data_ptr())) is not None:
-            logits[..., dropped] = float("-inf")
-        return logits
-
-    torch.nn.functional.linear = masked
-    try:
-        yield
-    finally:
-        torch.nn.functional.linear = linear
-
-
 def loaded(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
@@ -118,7 +86,7 @@ def test_pruned_is_the_base_without_the_dropped_experts_scores(
     model = loaded(base.folder)
     whole = model(IDS).logits
     kept = {layer: KEPT[layer] for layer in base.expert_counts()}
-    with without(model, base.layout, kept):
+    with without(model, EXPERTS, kept):
         expected = model(IDS).logits
     found = loaded(tmp_path / "out")(IDS).logits
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)

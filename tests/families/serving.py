@@ -1,0 +1,55 @@
+"""What vLLM's CPU build needs, or cannot do, for the families in `tests.families.models`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+FLOAT32_LIMIT = 2e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How a family's tiny model is served in the tests.
+
+    :param arguments: of `vllm.LLM`
+    :param limit: largest difference of a log-probability, the base's noise in this dtype included
+    :param model: what `make_family` is asked for beside the family's own config
+    :param refused: what vLLM says where it cannot run the family on a CPU
+    :param note: for readers of docs/families.md
+    """
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    limit: float = FLOAT32_LIMIT
+    model: dict[str, Any] = field(default_factory=dict)
+    refused: str | None = None
+    note: str = ""
+
+
+_MLA = Serving(
+    {"attention_backend": "CPU_MLA", "compilation_config": {"custom_ops": ["-rotary_embedding"]}},
+    note="vLLM's CPU kernel for rotary embeddings is wrong for MLA (the base's log-probabilities "
+    "are off by 3); with PyTorch's it is right: "
+    """`--compilation-config '{"custom_ops": ["-rotary_embedding"]}'`""",
+)
+SERVING: dict[str, Serving] = {
+    "deepseek_v2": _MLA,
+    "deepseek_v3": _MLA,
+    "ernie4_5_moe": Serving(
+        model={"correction": 0.0},
+        note="vLLM's CPU router ignores the correction bias, of the base too: tested with a bias "
+        "of zero",
+    ),
+    "phimoe": Serving(
+        note="vLLM does not add the bias of Phi-MoE's output head, of the base too: tested with a "
+        "bias of zero"
+    ),
+    "qwen3_next": Serving(
+        {"dtype": "bfloat16"}, 0.15, note="bfloat16 only on a CPU; compared in it"
+    ),
+}
+
+
+def serving_of(family: str) -> Serving:
+    """Return how a family is served."""
+    return SERVING.get(family, Serving())

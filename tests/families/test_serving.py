@@ -1,0 +1,191 @@
+"""Every family served by vLLM, in all forms, against transformers.
+
+With ``--matrix`` the outcomes are written into docs/families.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from offline.build import build
+from offline.engines.experts import find_layers
+from tests.families.masking import without
+from tests.families.matrix import Matrix
+from tests.families.models import EXPERTS, make_family
+from tests.families.serving import serving_of
+from tests.reference import greedy
+from tests.vllm_probe import Answer, probe
+from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.layer_map import LayerMap, Selection
+from vllm_moe_prune.layouts import LAYOUTS
+from vllm_moe_prune.provenance import Provenance
+from vllm_moe_prune.routing_map import RoutingMap
+
+pytestmark = pytest.mark.vllm
+
+PROMPTS = [[1, 5, 9, 20, 33, 7], [1, 40, 41, 42, 50, 51, 52, 53, 54], [1, 30, 3, 17]]
+STEPS = 8
+UNIFORM = {0: (0, 3, 4, 6), 1: (1, 2, 5, 7), 2: (2, 3, 6, 7)}  # two of each of two groups
+DIFFERENT = {0: (0, 3, 4, 6), 1: (0, 1, 2, 4, 5, 7), 2: tuple(range(EXPERTS))}
+PARALLEL: dict[str, dict[str, Any]] = {
+    "TP 1": {},
+    "TP 2": {"tensor_parallel_size": 2, "env": {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}},
+    "PP 2": {"pipeline_parallel_size": 2, "env": {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}},
+}
+Make = Callable[[str], Checkpoint]
+
+
+@pytest.fixture(scope="module")
+def base_of(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    made: dict[str, Checkpoint] = {}
+
+    def base(family: str) -> Checkpoint:
+        if family not in made:
+            folder = tmp_path_factory.mktemp(family)
+            make_family(family, folder, **serving_of(family).model)
+            made[family] = Checkpoint.open(folder)
+        return made[family]
+
+    return base
+
+
+def kept_map(base: Checkpoint, kept: dict[int, tuple[int, ...]]) -> RoutingMap:
+    layers = [
+        LayerMap(
+            layer=layer,
+            num_experts=EXPERTS,
+            num_kept=len(kept[layer]),
+            top_k=2,
+            experts=Selection(kept=kept[layer]),
+        )
+        for layer in base.expert_counts()
+    ]
+    return _map(base, layers)
+
+
+def mapped_map(base: Checkpoint) -> RoutingMap:
+    """The first layer one-hot with one active expert, the second merged and continuous."""
+    rng = np.random.default_rng(0)
+    near = np.eye(EXPERTS, dtype=np.float32)[[1, 2, 5, 6]]
+    first, second = list(base.expert_counts())[:2]
+    layers = [
+        LayerMap(
+            layer=first,
+            num_experts=EXPERTS,
+            num_kept=3,
+            top_k=1,
+            experts=Selection(kept=(6, 1, 2)),
+            router="mapped",
+        ),
+        LayerMap(
+            layer=second,
+            num_experts=EXPERTS,
+            num_kept=4,
+            top_k=2,
+            experts=Selection(matrix="w_em"),
+            router="mapped",
+            router_rows=Selection(matrix="w_rm"),
+        ),
+    ]
+    layers += [
+        LayerMap(
+            layer=layer,
+            num_experts=EXPERTS,
+            num_kept=EXPERTS,
+            top_k=2,
+            experts=Selection(kept=tuple(range(EXPERTS))),
+        )
+        for layer in list(base.expert_counts())[2:]
+    ]
+    noise = [rng.normal(0, 0.1, near.shape).astype(np.float32) for _ in range(2)]
+    return _map(base, layers, w_em=near + noise[0], w_rm=near + noise[1])
+
+
+def _map(base: Checkpoint, layers: list[LayerMap], **matrices: Any) -> RoutingMap:
+    return RoutingMap.build(
+        model_type=base.layout.model_type,
+        base=base.fingerprint(),
+        num_groups=base.layout.num_groups(base.config),
+        layers=tuple(layers),
+        provenance=Provenance.now("by hand"),
+        matrices=matrices,
+    )
+
+
+def answers_of(base: Checkpoint, routing_map: RoutingMap, dtype: torch.dtype) -> list[Answer]:
+    """What transformers says with dropped experts' scores removed, or with the map applied."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(base.folder, dtype=dtype).eval()
+    if all(layer.router == "sliced" for layer in routing_map.layers):
+        kept = {layer.layer: layer.experts.kept or () for layer in routing_map.layers}
+        with without(model, EXPERTS, kept):
+            return [greedy(model, prompt, STEPS) for prompt in PROMPTS]
+    for control in find_layers(model, base.layout).values():
+        control.apply(routing_map)
+    return [greedy(model, prompt, STEPS) for prompt in PROMPTS]
+
+
+def difference(found: list[Answer], expected: list[Answer], *, same_tokens: bool) -> float:
+    """Return the largest difference of a log-probability, up to where the texts part."""
+    worst = 0.0
+    for (tokens, logprobs), (want_tokens, want_logprobs) in zip(found, expected, strict=True):
+        assert not same_tokens or tokens == want_tokens
+        for step, (ours, theirs) in enumerate(zip(logprobs, want_logprobs, strict=True)):
+            if tokens[:step] == want_tokens[:step]:
+                away = (torch.tensor(ours) - torch.tensor(theirs)).abs().max()
+                worst = max(worst, float(away))
+    return worst
+
+
+MAPS: dict[str, Callable[[Checkpoint], RoutingMap]] = {
+    "plain": lambda base: kept_map(base, UNIFORM),
+    "compact": lambda base: kept_map(base, DIFFERENT),
+    "mapped": mapped_map,
+}
+SLOW = {"TP 2", "PP 2"}
+
+
+@pytest.mark.parametrize(
+    "parallel", ["TP 1", *(pytest.param(one, marks=pytest.mark.slow) for one in sorted(SLOW))]
+)
+@pytest.mark.parametrize("form", sorted(MAPS))
+@pytest.mark.parametrize("family", sorted(LAYOUTS))
+def test_served_as_the_reference_says(
+    base_of: Make, tmp_path: Path, matrix: Matrix, family: str, form: str, parallel: str
+) -> None:
+    serving, base = serving_of(family), base_of(family)
+    if form == "mapped" and not base.layout.mappable:
+        pytest.skip("a router that cannot be mapped: refused when it is built, see test_build")
+    routing_map = MAPS[form](base)
+    plan = build(base, routing_map, tmp_path / "out")
+    assert plan.form == ("plain" if form == "plain" else "compact")
+    arguments = {"dtype": "float32", **serving.arguments, **PARALLEL[parallel]}
+    load_format = "auto" if form == "plain" else "pruned_moe"
+
+    def ask() -> list[Answer]:
+        return probe(
+            tmp_path / "out",
+            PROMPTS,
+            steps=STEPS,
+            load_format=load_format,
+            skip_tokenizer_init=True,
+            **arguments,
+        )
+
+    if serving.refused:
+        with pytest.raises(RuntimeError, match=serving.refused):
+            ask()
+        matrix.add(family, form, parallel, None)
+        return
+    exact = arguments["dtype"] == "float32"
+    expected = answers_of(base, routing_map, getattr(torch, arguments["dtype"]))
+    worst = difference(ask(), expected, same_tokens=exact)
+    matrix.add(family, form, parallel, worst)
+    assert worst <= serving.limit
