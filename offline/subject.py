@@ -8,6 +8,7 @@ from pathlib import Path
 
 from offline.choose import eep_settings
 from offline.engines.base import Engine
+from offline.engines.correction import check_routable
 from offline.fitness.assess import Assessor
 from offline.fitness.log import EvaluationLog
 from offline.fitness.objective import Objective
@@ -43,6 +44,7 @@ class Subject:
         if recipe.engine == "transformers":
             check_unquantised(recipe.model)
         check_choice(base, recipe.mtp, recipe.keep)
+        check_routable(base.layout, base.layout.num_groups(base.config), recipe.engine)
         space = Space.of(base, recipe.keep, recipe.top_k, budget=recipe.budget, floor=recipe.floor)
         if recipe.method == "eep":
             settings = eep_settings(recipe, len(space.layers))

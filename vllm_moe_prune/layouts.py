@@ -69,6 +69,16 @@ class MoeLayout:
         """
         return self.renormalise or self.score == "sigmoid" or not self.mappable
 
+    @property
+    def is_corrected(self) -> bool:
+        """Whether a correction bias of -inf removes an expert and changes nothing else.
+
+        The bias is added to choose and the weights are without it. With a softmax it would not do:
+        the kept scores grow when others are removed, and the bias does not grow with them.
+        """
+        biased = any("correction_bias" in name for name in self.router_rows)
+        return biased and self.score == "sigmoid"
+
     def classify(self, name: str) -> Role | None:
         """Return the role of a tensor, or None if pruning leaves it as it is.
 

@@ -20,7 +20,7 @@ from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layouts import MoeLayout
 from vllm_moe_prune.live import LiveExperts, LiveLayer, LiveRouting
 
-SUPPORTED = ((0, 32), (0, 32))  # lowest and highest minor version, both inclusive
+SUPPORTED = ((0, 30), (0, 32))  # lowest and highest minor version, both inclusive
 
 RoutingFunction = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from offline.engines.base import ExpertUse
+from offline.engines.correction import Correction, check_routable
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layouts import MoeLayout
@@ -45,6 +46,7 @@ class LayerControl:
     _pristine: dict[str, torch.Tensor] = field(default_factory=dict)
     _combined: bool = False
     _rule: _Rule | None = None
+    _correction: Correction | None = None
 
     @property
     def num_experts(self) -> int:
@@ -83,13 +85,13 @@ class LayerControl:
         A copy of the base's experts is made for the first map with a continuous W_EM and kept
         until the base is asked for, so that a search pays for it once.
         """
-        grouped = routing_map is not None and routing_map.num_groups > 1
-        if routing_map is not None and (grouped or not self.layout.mappable):
-            raise PruneError(
-                f"this engine cannot route a {self.layout.model_type} model by a map",
-                hint="build the checkpoint and evaluate that: vmprune build, then vmprune eval",
-            )
+        if routing_map is not None:
+            check_routable(self.layout, routing_map.num_groups)
         entry = routing_map.by_layer()[self.layer] if routing_map else None
+        if self.layout.is_corrected:
+            self._correction = self._correction or Correction.of(self.block, self.router)
+            self._correction.set(entry)
+            return
         if routing_map is None or entry is None:
             self._restore()
             self._pristine.clear()

@@ -15,6 +15,7 @@ import transformers
 from safetensors.numpy import save
 
 from offline.engines.base import ExpertUse, ItemResult, TaskResult
+from offline.engines.correction import check_routable
 from offline.engines.vllm_start import start
 from offline.tasks.catalog import Split, Task
 from offline.tasks.harness import local_task, run, texts_of, without_examples
@@ -65,6 +66,7 @@ class VllmEngine:
         self.folder = model
         self._recorded = not enforce_eager
         _refuse_pruned(model)
+        check_routable(self.layout, self.layout.num_groups(config), "vllm")
         own = int(config.get("max_position_embeddings", 2048))
         length = max_model_len or min(own, _MAX_LENGTH)
         settings = {
