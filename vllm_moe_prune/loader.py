@@ -26,7 +26,13 @@ from vllm_moe_prune.layouts import MoeLayout
 from vllm_moe_prune.rewrite import Copy, Drop, Operation, rewrite
 from vllm_moe_prune.routing import route
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
-from vllm_moe_prune.vllm_compat import RoutingFunction, built_by_layer, check_version
+from vllm_moe_prune.vllm_compat import (
+    RoutingFunction,
+    adapts_experts,
+    built_by_layer,
+    check_version,
+    experts_without_lora,
+)
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -65,11 +71,20 @@ class PrunedMoELoader(DefaultModelLoader):
     ) -> torch.nn.Module:
         """Build the model, on a pruned base layer by layer as the map says."""
         self._subject = self._open(model_config)
-        if self._subject is None:
-            return super().create_model(vllm_config, model_config, prefix)
-        routing_map = self._subject.routing_map
+        with experts_without_lora(vllm_config):
+            if self._subject is None:
+                return super().create_model(vllm_config, model_config, prefix)
+            return self._create_pruned(self._subject, vllm_config, model_config, prefix)
+
+    def _create_pruned(
+        self, subject: Subject, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str
+    ) -> torch.nn.Module:
+        routing_map = subject.routing_map
         check_parallel(vllm_config, routing_map)
-        layout, layers = self._subject.checkpoint.layout, routing_map.by_layer()
+        check_lora(vllm_config)
+        if "routing_map" in self._options:
+            check_draft(vllm_config)
+        layout, layers = subject.checkpoint.layout, routing_map.by_layer()
         config = model_config.hf_text_config
         # Whatever asks the config later, after the layers exist, gets the largest count.
         setattr(config, layout.num_experts_key, routing_map.max_kept)
@@ -181,16 +196,47 @@ def check_parallel(vllm_config: VllmConfig, routing_map: RoutingMap) -> None:
     """
     parallel = vllm_config.parallel_config
     counts = {layer.num_kept for layer in routing_map.layers}
-    if parallel.enable_expert_parallel and len(counts) > 1:
+    size = parallel.tensor_parallel_size * parallel.data_parallel_size
+    if parallel.enable_expert_parallel and (len(counts) > 1 or max(counts) % size):
         raise PruneError(
-            f"expert parallelism needs the same number of experts in every layer, "
-            f"this model has {min(counts)} to {max(counts)}",
+            "expert parallelism needs the same number of experts in every layer, a multiple of the "
+            f"{size} ranks; this model has {min(counts)} to {max(counts)}",
             hint="use --tensor-parallel-size without --enable-expert-parallel",
         )
     if parallel.enable_eplb:
         raise PruneError(
             "expert load balancing (EPLB) is not supported with a compact or map-only model",
             hint="leave --enable-eplb out",
+        )
+
+
+def check_lora(vllm_config: VllmConfig) -> None:
+    """Refuse LoRA adapters beyond attention on a compact or map-only model.
+
+    vLLM expects an adapter to have as many experts in every layer.
+
+    :raises PruneError: naming the option to add
+    """
+    if adapts_experts(vllm_config):
+        raise PruneError(
+            "LoRA on a compact or map-only model is for attention only, not for experts and gates",
+            hint="add --lora-target-modules q_proj k_proj v_proj o_proj",
+        )
+
+
+def check_draft(vllm_config: VllmConfig) -> None:
+    """Refuse to draft with the base's own layers while a map is applied to it.
+
+    Those layers keep their experts, and vLLM reads one count for them and the pruned layers.
+
+    :raises PruneError: saying what to build instead
+    """
+    draft = vllm_config.speculative_config
+    if draft is not None and draft.model == vllm_config.model_config.model:
+        raise PruneError(
+            "a map that is applied while loading does not reach the layers that draft",
+            hint="build a checkpoint with --mtp prune and serve that, or leave "
+            "--speculative-config out",
         )
 
 

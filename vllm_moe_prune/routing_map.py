@@ -277,6 +277,11 @@ def _check_groups(layer: LayerMap, num_groups: int) -> None:
     size, rest = divmod(layer.num_experts, num_groups)
     if rest or layer.router_selection.kept is None:
         raise ValueError(f"layer {layer.layer}: a router with {num_groups} groups needs kept ids")
+    if layer.router == "mapped":
+        raise ValueError(
+            f"layer {layer.layer}: a router that first chooses among {num_groups} groups cannot be "
+            "mapped"
+        )
     kept = [expert // size for expert in layer.router_selection.kept]
     if kept != sorted(kept) or len({kept.count(group) for group in range(num_groups)}) != 1:
         raise ValueError(

@@ -50,6 +50,14 @@ SERVING: dict[str, Serving] = {
 }
 
 
+# vLLM 0.30's CPU attention does not take gpt-oss's sinks in float32, in any form.
+_SINKS = Serving(refused="expected scalar type BFloat16 but found Float")
+
+
 def serving_of(family: str) -> Serving:
-    """Return how a family is served."""
+    """Return how a family is served by the installed vLLM."""
+    from vllm.version import __version_tuple__ as installed
+
+    if family == "gpt_oss" and installed < (0, 31):
+        return _SINKS
     return SERVING.get(family, Serving())

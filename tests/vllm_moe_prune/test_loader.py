@@ -23,7 +23,7 @@ from vllm.config.load import LoadConfig  # noqa: E402
 from vllm.model_executor.model_loader import get_model_loader  # noqa: E402
 
 from vllm_moe_prune import vllm_compat  # noqa: E402
-from vllm_moe_prune.loader import PrunedMoELoader, apply_map, check_parallel  # noqa: E402
+from vllm_moe_prune.loader import PrunedMoELoader, apply_map, check_draft, check_parallel  # noqa: E402
 
 UNIFORM = [(0, 2, 5, 7)] * 4
 
@@ -133,26 +133,48 @@ def test_unknown_options_are_refused() -> None:
         loader(routing_mapp="typo")
 
 
-@pytest.mark.parametrize("version", ["0.31.4", "0.33.0", "1.0.0+cpu"])
+@pytest.mark.parametrize("version", ["0.29.4", "0.33.0", "1.0.0+cpu"])
 def test_an_unsupported_vllm_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vllm.version.__version__", version)
-    with pytest.raises(PruneError, match=rf"vLLM {version[:4]}.*install vLLM 0.32"):
+    with pytest.raises(PruneError, match=rf"vLLM {version[:4]}.*install vLLM 0.30.x to 0.32.x"):
         loader()
 
 
-def test_expert_parallelism_needs_uniform_counts(base: Path) -> None:
-    parallel = SimpleNamespace(enable_expert_parallel=True, enable_eplb=False)
-    config: Any = SimpleNamespace(parallel_config=parallel)
+def parallel_config(size: int = 2, *, eplb: bool = False) -> Any:
+    parallel = SimpleNamespace(
+        enable_expert_parallel=True,
+        enable_eplb=eplb,
+        tensor_parallel_size=size,
+        data_parallel_size=1,
+    )
+    return SimpleNamespace(parallel_config=parallel)
+
+
+def test_expert_parallelism_needs_uniform_counts_that_can_be_shared(base: Path) -> None:
     with pytest.raises(PruneError, match=r"same number of experts in every layer.*3 to 8"):
-        check_parallel(config, mixed_map(base))
-    check_parallel(config, uniform_map(base, UNIFORM))
+        check_parallel(parallel_config(), mixed_map(base))
+    uniform = uniform_map(base, UNIFORM)
+    check_parallel(parallel_config(2), uniform)
+    check_parallel(parallel_config(4), uniform)
+    with pytest.raises(PruneError, match=r"a multiple of the 8 ranks; this model has 4 to 4"):
+        check_parallel(parallel_config(8), uniform)
 
 
 def test_expert_load_balancing_is_refused(base: Path) -> None:
-    parallel = SimpleNamespace(enable_expert_parallel=True, enable_eplb=True)
-    config: Any = SimpleNamespace(parallel_config=parallel)
     with pytest.raises(PruneError, match="EPLB"):
-        check_parallel(config, uniform_map(base, UNIFORM))
+        check_parallel(parallel_config(eplb=True), uniform_map(base, UNIFORM))
+
+
+def test_drafting_with_the_bases_own_layers_is_refused(base: Path) -> None:
+    own = SimpleNamespace(model=str(base))
+    other = SimpleNamespace(model="ngram")
+    for draft, refused in ((None, False), (other, False), (own, True)):
+        config: Any = SimpleNamespace(speculative_config=draft, model_config=own)
+        if refused:
+            with pytest.raises(PruneError, match="layers that draft"):
+                check_draft(config)
+        else:
+            check_draft(config)
 
 
 def test_the_seam_is_where_the_compat_layer_expects_it() -> None:

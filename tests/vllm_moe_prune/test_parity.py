@@ -22,6 +22,7 @@ from vllm_moe_prune.routing_map import RoutingMap
 pytestmark = pytest.mark.vllm
 
 PROMPTS = [[1, 5, 9, 20, 33, 7], [1, 40, 41, 42, 60, 61, 62, 63, 64], [1, 100, 3, 77]]
+EVEN = [(0, 2, 5, 7), (1, 2, 3, 4), (0, 1, 6, 7), (2, 4, 5, 6)]
 STEPS = 16
 FLOAT32_LIMIT = 2e-3
 
@@ -61,7 +62,7 @@ def assert_equal(answers: list[Any], expected: list[Any], limit: float = FLOAT32
 
 
 def test_plain_in_stock_vllm_equals_masked_base(base: Path, tmp_path: Path) -> None:
-    routing_map = uniform_map(base, [(0, 2, 5, 7), (1, 2, 3, 4), (0, 1, 6, 7), (2, 4, 5, 6)])
+    routing_map = uniform_map(base, EVEN)
     assert build(Checkpoint.open(base), routing_map, tmp_path / "out").form == "plain"
     model = reference_model(base, routing_map, torch.float32)
     expected = [greedy(model, prompt, STEPS) for prompt in PROMPTS]
@@ -111,6 +112,51 @@ def test_tensor_parallel_2(compact: Path, expected: list[Any]) -> None:
         tensor_parallel_size=2,
     )
     assert_equal(answers, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["plain", "compact"])
+def test_pipeline_parallel_2(
+    base: Path, compact: Path, expected: list[Any], tmp_path: Path, form: str
+) -> None:
+    folder, load_format = compact, "pruned_moe"
+    if form == "plain":
+        folder, load_format = tmp_path / "out", "auto"
+        routing_map = uniform_map(base, EVEN)
+        build(Checkpoint.open(base), routing_map, folder)
+        model = reference_model(base, routing_map, torch.float32)
+        expected = [greedy(model, prompt, STEPS) for prompt in PROMPTS]
+    answers = probe(
+        folder,
+        PROMPTS,
+        steps=STEPS,
+        env={"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
+        load_format=load_format,
+        dtype="float32",
+        pipeline_parallel_size=2,
+    )
+    assert_equal(answers, expected)
+
+
+@pytest.mark.slow
+def test_expert_parallel_2(base: Path, tmp_path: Path) -> None:
+    """Uniform counts that the ranks can share, here behind mapped routers."""
+    routing_map = uniform_map(base, EVEN)
+    layers = tuple(one.model_copy(update={"router": "mapped"}) for one in routing_map.layers)
+    routing_map = routing_map.model_copy(update={"layers": layers})
+    assert build(Checkpoint.open(base), routing_map, tmp_path / "out").form == "compact"
+    model = reference_model(base, routing_map, torch.float32)
+    answers = probe(
+        tmp_path / "out",
+        PROMPTS,
+        steps=STEPS,
+        env={"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
+        load_format="pruned_moe",
+        dtype="float32",
+        tensor_parallel_size=2,
+        enable_expert_parallel=True,
+    )
+    assert_equal(answers, [greedy(model, prompt, STEPS) for prompt in PROMPTS])
 
 
 @pytest.mark.slow
