@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := $(shell grep '^torch==' requirements/cpu.lock)
 STAMP := $(VENV)/.installed
+# Two processes share the test files; what starts ranks on both cores is in test-all, one by one.
+PARALLEL ?= -n 2 --dist loadfile
 # The lowest vLLM that is supported; the lock has the highest.
 WINDOW ?= 0.30.0
 WINDOW_TESTS := tests/vllm_moe_prune/test_loader.py tests/vllm_moe_prune/test_window.py \
@@ -39,7 +41,7 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 test-all: lint
 	$(BIN)/pytest -m ''

@@ -1,8 +1,8 @@
 """Run prompts through vLLM and return what it answered.
 
 Starting vLLM takes far longer than a tiny model does, so one process answers for one model after
-another, with the engine inside of it (the ranks of a parallel one in their own). There is one for
-each environment; a compiled model gets a process for itself.
+another, with the engine inside of it. What needs processes or an environment of its own (tensor or
+pipeline parallel, compiled models) gets a process for itself.
 
 A process reads requests from stdin and writes answers to stdout, a line of JSON each. An answer is,
 per prompt, the greedy tokens and the log-probabilities of the whole vocabulary at each step.
@@ -54,15 +54,16 @@ def probe(
         "steps": steps,
         "adapters": [folder and str(folder) for folder in adapters or []],
     }
-    if not arguments.get("enforce_eager", True):
+    parallel = {"tensor_parallel_size", "pipeline_parallel_size"} & arguments.keys()
+    if env or parallel or not arguments.get("enforce_eager", True):
         with _Process(env or {}) as process:
             return process.ask(request)
-    return _shared_process(tuple({**_SHARED, **(env or {})}.items())).ask(request)
+    return _shared_process().ask(request)
 
 
 @functools.cache
-def _shared_process(env: tuple[tuple[str, str], ...]) -> _Process:
-    process = _Process(dict(env))
+def _shared_process() -> _Process:
+    process = _Process(_SHARED)
     atexit.register(process.close)
     return process
 

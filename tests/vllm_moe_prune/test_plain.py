@@ -1,0 +1,113 @@
+"""A plain checkpoint costs nothing to serve through the plugin: it is the model that vLLM builds.
+
+Speed itself is measured by `benchmarks.overhead`; noise there is larger than a percent. This is the
+argument that does not depend on noise: same modules, same weights, no routing function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from offline.build import build
+from tests.maps import map_of
+from tests.tiny import make_tiny_mixtral
+from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.layer_map import LayerMap, Selection
+from vllm_moe_prune.plugin import register
+
+pytest.importorskip("vllm", reason="the plugin side needs vLLM")
+
+from vllm.config import set_current_vllm_config
+from vllm.distributed import (
+    cleanup_dist_env_and_memory,
+    init_distributed_environment,
+    initialize_model_parallel,
+)
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.model_loader import get_model_loader
+from vllm.model_executor.models import registry
+
+KEPT = (0, 2, 5, 7)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_mixtral(tmp_path_factory.mktemp("base"), layers=2)
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # vLLM looks at a new model class in a process of its own, which takes longer than all else.
+    monkeypatch.setattr(registry, "_run_in_subprocess", lambda look: look())
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)  # as vLLM's CPU worker
+    register()
+    yield
+    cleanup_dist_env_and_memory()
+
+
+def built(base: Path, out: Path, router: Literal["sliced", "mapped"]) -> Path:
+    layers = [
+        LayerMap(
+            layer=number,
+            num_experts=8,
+            num_kept=4,
+            top_k=2,
+            experts=Selection(kept=KEPT),
+            router=router,
+        )
+        for number in range(2)
+    ]
+    build(Checkpoint.open(base), map_of(base, layers), out)
+    return out
+
+
+def load(folder: Path, scratch: Path, *load_formats: str) -> list[torch.nn.Module]:
+    """Return the model that vLLM makes of ``folder`` by each of the formats, without an engine."""
+    models = []
+    for load_format in load_formats:
+        arguments: Any = {"load_format": load_format, "dtype": "float32", "max_model_len": 64}
+        config = EngineArgs(str(folder), enforce_eager=True, **arguments).create_engine_config()
+        with set_current_vllm_config(config):
+            if not models:
+                place = f"file://{scratch / 'rendezvous'}"
+                init_distributed_environment(1, 0, place, 0, "gloo")
+                initialize_model_parallel()
+            loader = get_model_loader(config.load_config)
+            models.append(loader.load_model(config, config.model_config))
+    return models
+
+
+def modules(model: torch.nn.Module) -> dict[str, type]:
+    return {name: type(module) for name, module in model.named_modules()}
+
+
+def routers(model: torch.nn.Module) -> list[tuple[type, Any]]:
+    """Return the router's type and its routing function, of each MoE layer."""
+    found = [m.router for m in model.modules() if hasattr(m, "routed_experts")]
+    return [(type(router), router.custom_routing_function) for router in found]
+
+
+@pytest.mark.vllm
+def test_a_plain_checkpoint_is_the_same_model_by_either_format(base: Path, tmp_path: Path) -> None:
+    folder = built(base, tmp_path / "plain", "sliced")
+    stock, ours = load(folder, tmp_path, "auto", "pruned_moe")
+    assert modules(ours) == modules(stock)
+    assert routers(ours) == routers(stock)
+    assert [function for _, function in routers(ours)] == [None, None]
+    weights = ours.state_dict()
+    assert weights.keys() == stock.state_dict().keys()
+    for name, tensor in stock.state_dict().items():
+        assert torch.equal(weights[name], tensor), name
+
+
+@pytest.mark.vllm
+def test_a_mapped_router_is_seen_by_the_same_look(base: Path, tmp_path: Path) -> None:
+    """The test above must be able to fail."""
+    (ours,) = load(built(base, tmp_path / "compact", "mapped"), tmp_path, "pruned_moe")
+    assert None not in [function for _, function in routers(ours)]
+    assert len(routers(ours)) == 2
