@@ -140,28 +140,6 @@ def test_pipeline_parallel_2(
 
 
 @pytest.mark.slow
-def test_expert_parallel_2(base: Path, tmp_path: Path) -> None:
-    """Uniform counts that the ranks can share, here behind mapped routers."""
-    routing_map = uniform_map(base, EVEN)
-    layers = tuple(one.model_copy(update={"router": "mapped"}) for one in routing_map.layers)
-    routing_map = routing_map.model_copy(update={"layers": layers})
-    assert build(Checkpoint.open(base), routing_map, tmp_path / "out").form == "compact"
-    model = reference_model(base, routing_map, torch.float32)
-    answers = probe(
-        tmp_path / "out",
-        PROMPTS,
-        steps=STEPS,
-        env={"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
-        load_format="pruned_moe",
-        dtype="float32",
-        tensor_parallel_size=2,
-        enable_expert_parallel=True,
-        enforce_eager=False,
-    )
-    assert_equal(answers, [greedy(model, prompt, STEPS) for prompt in PROMPTS])
-
-
-@pytest.mark.slow
 def test_compiled(compact: Path, expected: list[Any]) -> None:
     answers = probe(
         compact,
