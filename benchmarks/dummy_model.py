@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from loadtest.workload import Lengths, save_workload
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -74,3 +76,17 @@ def write_tokenizer(folder: Path, vocab: int) -> None:
         "chat_template": "{% for m in messages %}{{ m['content'] }} {% endfor %}",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def write_workload(path: Path, prompt_tokens: int, output_tokens: int) -> Path:
+    """Write prompts of one length for answers of one length, always the same, and return ``path``.
+
+    :param prompt_tokens: words of the tokenizer that `write_tokenizer` writes
+    """
+    prompts = [
+        " ".join(f"w{3 + (number * 131 + i * 17) % 30000}" for i in range(prompt_tokens))
+        for number in range(64)
+    ]
+    length = Lengths(distribution="constant", median=output_tokens, min=1, max=output_tokens)
+    save_workload(path, prompts, length)
+    return path

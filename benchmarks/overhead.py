@@ -25,7 +25,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benchmarks.dummy_model import Shape
+from benchmarks.dummy_model import Shape, write_workload
 from benchmarks.paired import (
     Load,
     Ratios,
@@ -39,7 +39,6 @@ from benchmarks.sides import Side, make_sides
 from loadtest.asking import warm_up
 from loadtest.cli import one_line
 from loadtest.results import Settings
-from loadtest.workload import Lengths, save_workload
 from vllm_moe_prune.checkpoint import Checkpoint
 
 _SHAPE = Shape()
@@ -125,22 +124,12 @@ def main(
     with tempfile.TemporaryDirectory(prefix="bench-overhead-") as scratch:
         folder = Path(scratch)
         bench = Bench(folder, ("--enforce-eager",) if eager else (), progress.print)
-        settings = _settings(folder / "work.jsonl", prompt_tokens, output_tokens)
+        workload = write_workload(folder / "work.jsonl", prompt_tokens, output_tokens)
+        settings = Settings(endpoint="completion", workload=str(workload))
         load = Load(settings, users, requests)
         report = one_line(lambda: _measure(bench, shape, load, rounds, starts))
     report["detail"] |= {"shape": asdict(shape), "eager": eager, "users": users}
     click.echo(json.dumps(report))
-
-
-def _settings(workload: Path, prompt_tokens: int, output_tokens: int) -> Settings:
-    """Prompts of one length and answers of another, the same in every block."""
-    prompts = [
-        " ".join(f"w{3 + (number * 131 + i * 17) % 30000}" for i in range(prompt_tokens))
-        for number in range(64)
-    ]
-    length = Lengths(distribution="constant", median=output_tokens, min=1, max=output_tokens)
-    save_workload(workload, prompts, length)
-    return Settings(endpoint="completion", workload=str(workload))
 
 
 def _measure(bench: Bench, shape: Shape, load: Load, rounds: int, starts: int) -> dict[str, Any]:

@@ -18,11 +18,10 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benchmarks.dummy_model import Shape, write_model
+from benchmarks.dummy_model import Shape, write_model, write_workload
 from loadtest.cli import one_line
 from loadtest.compare import CompareResult, ServerFlags, Settings, Target, compare
 from loadtest.table import rich_table
-from loadtest.workload import Lengths, save_workload
 
 _HEADLINE_USERS = 8
 
@@ -63,7 +62,7 @@ def main(
             rounds=rounds,
             duration=duration,
             endpoint="completion",
-            workload=str(_write_workload(folder / "work.jsonl", prompt_tokens, output_tokens)),
+            workload=str(write_workload(folder / "work.jsonl", prompt_tokens, output_tokens)),
             natural_requests=0,
         )
         flags = ServerFlags(dtype="bfloat16", max_model_len=1024, enforce_eager=eager)
@@ -77,17 +76,6 @@ def main(
         )
     progress.print(rich_table(result))
     click.echo(json.dumps(_report(result, base, pruned)))
-
-
-def _write_workload(path: Path, prompt_tokens: int, output_tokens: int) -> Path:
-    """Prompts of one length and answers of another: only the number of experts differs."""
-    prompts = [
-        " ".join(f"w{3 + (number * 131 + i * 17) % 30000}" for i in range(prompt_tokens))
-        for number in range(64)
-    ]
-    length = Lengths(distribution="constant", median=output_tokens, min=1, max=output_tokens)
-    save_workload(path, prompts, length)
-    return path
 
 
 def _report(result: CompareResult, base: Shape, pruned: Shape) -> dict[str, Any]:

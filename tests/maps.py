@@ -20,6 +20,7 @@ def map_of(base: Path, layers: Sequence[LayerMap], **matrices: Any) -> RoutingMa
     return RoutingMap.build(
         model_type=checkpoint.layout.model_type,
         base=checkpoint.fingerprint(),
+        num_groups=checkpoint.layout.num_groups(checkpoint.config),
         layers=tuple(layers),
         provenance=Provenance.now("by hand"),
         matrices={name.replace("__", "."): matrix for name, matrix in matrices.items()},

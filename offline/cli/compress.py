@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from offline.cli.findings import say
-from offline.cli.inspect import findings
+from offline.cli.findings import findings, say
 from offline.cli.options import options_of
 from offline.recipe import CompressRecipe
 from offline.result import RunResult

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from offline.lint.lint import Finding, ModelFacts, Target, lint
+from offline.cli.findings import findings
+from offline.lint.lint import Target
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
 
@@ -56,22 +57,6 @@ def describe(path: Path) -> dict[str, Any]:
     elif "map" not in facts:
         raise PruneError(f"{path} has neither config.json nor {MAP_FILE}")
     return facts
-
-
-def findings(path: Path, target: Target | None = None) -> list[Finding]:
-    """Return what is to be said about serving a map or a pruned checkpoint; a base has none.
-
-    :param path: as `describe` takes it
-    """
-    if not (path.is_file() or (path / MAP_FILE).exists()):
-        return []
-    facts = None
-    if (path / "config.json").exists():
-        from vllm_moe_prune.checkpoint import Checkpoint
-
-        checkpoint = Checkpoint.open(path)
-        facts = ModelFacts.of(checkpoint.layout, checkpoint.config)
-    return lint(RoutingMap.load(path), facts, target)
 
 
 def _checkpoint_facts(path: Path) -> dict[str, Any]:

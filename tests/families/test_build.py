@@ -13,11 +13,11 @@ from offline.build import build
 from offline.engines.experts import find_layers
 from tests.families.masking import without
 from tests.families.models import CONFIGS, EXPERTS, make_family
+from tests.maps import map_of
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap, Selection
 from vllm_moe_prune.layouts import LAYOUTS
-from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.rewrite import Mix, rewrite
 from vllm_moe_prune.routing import scores
 from vllm_moe_prune.routing_map import RoutingMap
@@ -46,14 +46,7 @@ def sliced_map(base: Checkpoint, **experts: Any) -> RoutingMap:
         )
         for layer, count in counts.items()
     )
-    return RoutingMap.build(
-        model_type=base.layout.model_type,
-        base=base.fingerprint(),
-        num_groups=base.layout.num_groups(base.config),
-        layers=layers,
-        matrices=matrices,
-        provenance=Provenance.now("test"),
-    )
+    return map_of(base.folder, layers, **matrices)
 
 
 def loaded(folder: Path) -> Any:

@@ -19,12 +19,12 @@ from tests.families.masking import without
 from tests.families.matrix import Matrix
 from tests.families.models import EXPERTS, make_family
 from tests.families.serving import serving_of
+from tests.maps import map_of
 from tests.reference import greedy
 from tests.vllm_probe import Answer, probe
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.layer_map import LayerMap, Selection
 from vllm_moe_prune.layouts import LAYOUTS
-from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.routing_map import RoutingMap
 
 pytestmark = pytest.mark.vllm
@@ -65,7 +65,7 @@ def kept_map(base: Checkpoint, kept: dict[int, tuple[int, ...]]) -> RoutingMap:
         )
         for layer in base.expert_counts()
     ]
-    return _map(base, layers)
+    return map_of(base.folder, layers)
 
 
 def mapped_map(base: Checkpoint) -> RoutingMap:
@@ -103,18 +103,7 @@ def mapped_map(base: Checkpoint) -> RoutingMap:
         for layer in list(base.expert_counts())[2:]
     ]
     noise = [rng.normal(0, 0.1, near.shape).astype(np.float32) for _ in range(2)]
-    return _map(base, layers, w_em=near + noise[0], w_rm=near + noise[1])
-
-
-def _map(base: Checkpoint, layers: list[LayerMap], **matrices: Any) -> RoutingMap:
-    return RoutingMap.build(
-        model_type=base.layout.model_type,
-        base=base.fingerprint(),
-        num_groups=base.layout.num_groups(base.config),
-        layers=tuple(layers),
-        provenance=Provenance.now("by hand"),
-        matrices=matrices,
-    )
+    return map_of(base.folder, layers, w_em=near + noise[0], w_rm=near + noise[1])
 
 
 def answers_of(base: Checkpoint, routing_map: RoutingMap, dtype: torch.dtype) -> list[Answer]:
