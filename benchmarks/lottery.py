@@ -37,6 +37,8 @@ Found = dict[tuple[str, Way, float], Measured]
 @click.option("--token-cap", default=400_000, help="of any finetune")
 @click.option("--learning-rate", default=None, type=float, help="the preset's if not given")
 @click.option("--trainable", default="all")
+@click.option("--micro-batch", type=int, help="sequences in memory at once; all 8 if not given")
+@click.option("--mixed-precision/--no-mixed-precision", default=False, help="train in bfloat16")
 @click.option("--sequences", default=16, help="of each domain, to score on")
 @click.option("--heldout", default=8, help="sequences of each domain to measure on")
 @click.option("--length", default=512, help="tokens of a sequence")

@@ -2,15 +2,16 @@
 
     python -m benchmarks.overhead
 
-A Mixtral with random weights on disk, served by `vllm serve`, everything in one run:
+A Mixtral with random weights on disk, everything in one run:
 
 (a) a plain checkpoint with `pruned_moe` against `auto`: output tokens per second
 (b) one map as a compact checkpoint, with mapped against with sliced routers: the same
 (c) a map applied while the base loads, against the base: start-up time and peak memory
 (d) a plain checkpoint with half of the experts, against the base: start-up time and memory
 
-Of (a) and (b) both servers are up, loaded in turn (``benchmarks.paired``); of (c) and (d) every
-server starts alone. The last line of stdout is one JSON object; its value is (a).
+Of (a) and (b) the engines step in turn (``benchmarks.stepping``), one of them twice: its ratio to
+itself says what this can tell apart. Of (c) and (d) every `vllm serve` starts alone. The last line
+of stdout is one JSON object; its value is (a).
 """
 
 from __future__ import annotations
@@ -25,20 +26,12 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benchmarks.dummy_model import Shape, write_workload
-from benchmarks.paired import (
-    Load,
-    Ratios,
-    WatchedServer,
-    alternate,
-    check_memory,
-    median_of,
-)
+from benchmarks.dummy_model import Shape
+from benchmarks.medians import median_of
 from benchmarks.random_model import write_random_model
 from benchmarks.sides import Side, make_sides
-from loadtest.asking import warm_up
+from benchmarks.stepping import Work, step_in_turn
 from loadtest.cli import one_line
-from loadtest.results import Settings
 from vllm_moe_prune.checkpoint import Checkpoint
 
 _SHAPE = Shape()
@@ -59,15 +52,17 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Where servers write their logs, their common arguments, and who is told what happens."""
+    """How everything is served, where the logs are, and who is told what happens."""
 
     folder: Path
-    arguments: tuple[str, ...]
+    sides: Mapping[str, Side]
+    eager: bool
+    threads: int
     tell: Callable[[str], None]
 
     def start(self, name: str, side: Side) -> Start:
         """Start a server alone and end it."""
-        with self.serving(name, side) as server:
+        with side.server(self.folder / f"{name}.log", eager=self.eager) as server:
             found = Start(
                 seconds=round(server.startup_seconds, 2),
                 cpu_seconds=round(server.cpu_seconds, 2),
@@ -80,70 +75,89 @@ class Bench:
         )
         return found
 
-    def pair(self, names: tuple[str, str], sides: Mapping[str, Side], load: Load, n: int) -> Ratios:
-        """Output tokens per second and CPU time of the second named side over the first one's."""
-        self.tell(f"{names[1]} over {names[0]}")
-        with self.serving(names[0], sides[names[0]]) as first:
-            check_memory(first.peak_bytes)
-            with self.serving(names[1], sides[names[1]]) as second:
-                for server in (first, second):
-                    warm_up(server.url, load.users, load.settings)
-                return alternate(first, second, load, n, self.tell)
+    def starts(self, rounds: int) -> dict[str, list[Start]]:
+        """Start each server of (c) and (d) once a round, in turned order every second one."""
+        names = ("base", "map-only", "plain")
+        found: dict[str, list[Start]] = {name: [] for name in names}
+        for number in range(rounds):
+            for name in reversed(names) if number % 2 else names:
+                found[name].append(self.start(name, self.sides[name]))
+        return found
 
-    def serving(self, name: str, side: Side) -> WatchedServer:
-        """A server, to be entered."""
-        return side.server(self.folder / f"{name}.log", self.arguments)
+    def speed(self, first: str, second: str, work: Work, rounds: int, processes: int) -> Any:
+        """Output tokens per second of the second side over the first, and of the first over itself.
+
+        Where a process puts its weights may favour one engine as long as it lives, so there are
+        several processes, which load the engines in other orders.
+        """
+        ratios: list[float] = []
+        control: list[float] = []
+        each = []
+        for number in range(processes):
+            names = [first, second, "again"]
+            names = names[number % 3 :] + names[: number % 3]
+            sides = {name: self.sides[first if name == "again" else name] for name in names}
+            engines = {name: side.engine(eager=self.eager) for name, side in sides.items()}
+            took = step_in_turn(engines, work, rounds, self.threads)
+            own = [a / b for a, b in zip(took[first], took[second], strict=True)]
+            ratios += own
+            control += [a / b for a, b in zip(took[first], took["again"], strict=True)]
+            each.append(median_of(own)["median"])
+            tokens = rounds * work.users * work.output_tokens
+            self.tell(
+                f"  {second} over {first}, process {number + 1} of {processes}: "
+                f"{tokens / sum(took[first]):.1f} and {tokens / sum(took[second]):.1f} output "
+                f"tokens/s, median ratio {each[-1]}"
+            )
+        return {
+            "tokens_per_second": median_of(ratios),
+            "same_against_itself": median_of(control),
+            "medians_of_processes": each,
+        }
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--rounds", default=12, help="A B B A, of (a) and of (b); 0 leaves both out")
+@click.option("--rounds", default=20, help="of each process of (a) and (b); 0 leaves both out")
+@click.option("--processes", default=3, help="of (a) and of (b)")
 @click.option("--starts", default=2, help="of every server of (c) and (d); 0 leaves both out")
 @click.option("--users", default=8, type=click.IntRange(1, 15))
-@click.option("--requests", default=8, help="per block; a round is four blocks")
 @click.option("--prompt-tokens", default=16, help="with the answer at most 128")
 @click.option("--output-tokens", default=32)
+@click.option("--threads", default=1, help="that the engines of (a) and (b) compute with")
 @click.option("--layers", default=_SHAPE.layers)
 @click.option("--hidden", default=_SHAPE.hidden, help="64 for each head")
 @click.option("--intermediate", default=_SHAPE.intermediate)
 @click.option("--eager/--compiled", default=True, help="without or with torch.compile")
 def main(
     rounds: int,
+    processes: int,
     starts: int,
-    users: int,
-    requests: int,
-    prompt_tokens: int,
-    output_tokens: int,
+    threads: int,
     layers: int,
     hidden: int,
     intermediate: int,
     eager: bool,
+    **work: int,
 ) -> None:
     """Measure all four and print one line of JSON."""
     shape = Shape(hidden, intermediate, layers, heads=hidden // 64)
     progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     with tempfile.TemporaryDirectory(prefix="bench-overhead-") as scratch:
         folder = Path(scratch)
-        bench = Bench(folder, ("--enforce-eager",) if eager else (), progress.print)
-        workload = write_workload(folder / "work.jsonl", prompt_tokens, output_tokens)
-        settings = Settings(endpoint="completion", workload=str(workload))
-        load = Load(settings, users, requests)
-        report = one_line(lambda: _measure(bench, shape, load, rounds, starts))
-    report["detail"] |= {"shape": asdict(shape), "eager": eager, "users": users}
+        progress.print("writing the base and building the pruned checkpoints")
+        bench = Bench(folder, make_sides(folder, shape), eager, threads, progress.print)
+        report = one_line(lambda: _measure(bench, Work(**work), rounds, processes, starts))
+    report["detail"] |= {"shape": asdict(shape), "eager": eager, "threads": threads, **work}
     click.echo(json.dumps(report))
 
 
-def _measure(bench: Bench, shape: Shape, load: Load, rounds: int, starts: int) -> dict[str, Any]:
-    bench.tell("writing the base and building the pruned checkpoints")
-    sides = make_sides(bench.folder, shape)
-    detail: dict[str, Any] = {
-        "weight_bytes": {
-            name: Checkpoint.open(sides[name].model).num_bytes for name in ("base", "plain")
-        },
-    }
+def _measure(bench: Bench, work: Work, rounds: int, processes: int, starts: int) -> dict[str, Any]:
+    sizes = {name: Checkpoint.open(bench.sides[name].model).num_bytes for name in ("base", "plain")}
+    detail: dict[str, Any] = {"weight_bytes": sizes}
     if starts:
         bench.tell("servers started alone")
         constant = bench.start("tiny", Side(write_random_model(bench.folder / "tiny", _TINY)))
-        begun = _starts(bench, sides, starts)
+        begun = bench.starts(starts)
         detail |= {
             "map_only_over_base": _against(begun["base"], begun["map-only"], constant),
             "plain_over_base": _against(begun["base"], begun["plain"], constant),
@@ -152,26 +166,17 @@ def _measure(bench: Bench, shape: Shape, load: Load, rounds: int, starts: int) -
         }
     value = None
     if rounds:
-        plugin = bench.pair(("plain", "plain-pruned_moe"), sides, load, rounds)
-        mapped = bench.pair(("compact-sliced", "compact-mapped"), sides, load, rounds)
-        detail |= {"pruned_moe_over_auto": _shown(plugin), "mapped_over_sliced": _shown(mapped)}
-        value = detail["pruned_moe_over_auto"]["tokens_per_second"]["median"]
+        bench.tell("engines that step in turn")
+        plugin = bench.speed("plain", "plain-pruned_moe", work, rounds, processes)
+        mapped = bench.speed("compact-sliced", "compact-mapped", work, rounds, processes)
+        detail |= {"pruned_moe_over_auto": plugin, "mapped_over_sliced": mapped}
+        value = plugin["tokens_per_second"]["median"]
     return {
         "name": "serving_output_tokens_per_second_plain_pruned_moe_over_auto",
         "value": value,
         "unit": "ratio",
         "detail": detail,
     }
-
-
-def _starts(bench: Bench, sides: Mapping[str, Side], rounds: int) -> dict[str, list[Start]]:
-    """Start each server of (c) and (d) once a round, in the opposite order every second one."""
-    names = ("base", "map-only", "plain")
-    found: dict[str, list[Start]] = {name: [] for name in names}
-    for number in range(rounds):
-        for name in reversed(names) if number % 2 else names:
-            found[name].append(bench.start(name, sides[name]))
-    return found
 
 
 def _against(base: list[Start], other: list[Start], constant: Start) -> dict[str, Any]:
@@ -186,13 +191,6 @@ def _against(base: list[Start], other: list[Start], constant: Start) -> dict[str
         )
         for key in ("seconds", "cpu_seconds", "peak", "resident")
         for suffix, less in (("", nothing), ("_less_tiny", constant))
-    }
-
-
-def _shown(ratios: Ratios) -> dict[str, Any]:
-    return {
-        "tokens_per_second": median_of(ratios.tokens_per_second),
-        "cpu_time_per_token": median_of(ratios.cpu_per_token),
     }
 
 

@@ -46,6 +46,8 @@ from vllm_moe_prune.checkpoint import Checkpoint
 @click.option("--learning-rate", default=1e-4)
 @click.option("--epochs", default=3.0)
 @click.option("--trainable", default="all")
+@click.option("--micro-batch", type=int, help="sequences in memory at once; all 8 if not given")
+@click.option("--mixed-precision/--no-mixed-precision", default=False, help="train in bfloat16")
 @click.option("--seed", default=0)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to work in")
 def main(
@@ -97,7 +99,8 @@ def _recovered(
         names = ("shots", "test_items", "examples", "length", "seed")
         own = {name: settings[name] for name in names}
         recipe = RecoverRecipe.of({"model": pruned, "base": model, "task": task, **own})
-        training = {name: settings[name] for name in ("learning_rate", "epochs", "trainable")}
+        kinds = ("learning_rate", "epochs", "trainable", "micro_batch", "mixed_precision")
+        training = {name: settings[name] for name in kinds}
         with bars() as reporter:
             recover(recipe, training_of(training, None), folder, reporter=reporter)
     return Recovery.load(folder)

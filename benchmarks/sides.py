@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from benchmarks.dummy_model import Shape
-from benchmarks.paired import WatchedServer
 from benchmarks.random_model import write_random_model
+from benchmarks.watched_server import WatchedServer
 from offline.build import build
 from serve.server import ServerSpec
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -18,12 +19,12 @@ from vllm_moe_prune.routing_map import RoutingMap
 
 # A small cache and small batches: otherwise their memory, which pruning does not change, would be
 # larger than that of the weights.
-_ARGUMENTS = (
-    "--no-enable-prefix-caching",
-    *("--num-gpu-blocks-override", "16"),
-    *("--max-num-seqs", "32"),
-    *("--max-num-batched-tokens", "256"),
-)
+_SETTINGS = {
+    "max_model_len": 128,
+    "num_gpu_blocks_override": 16,
+    "max_num_seqs": 32,
+    "max_num_batched_tokens": 256,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +35,31 @@ class Side:
     load_format: str = "auto"
     routing_map: Path | None = None
 
-    def server(self, log: Path, arguments: tuple[str, ...]) -> WatchedServer:
-        """A server for it, not started; ``arguments`` go to `vllm serve`."""
+    def server(self, log: Path, *, eager: bool) -> WatchedServer:
+        """A server for it, not started."""
         extra = {"routing_map": str(self.routing_map)} if self.routing_map else None
+        flags = [(f"--{name.replace('_', '-')}", str(value)) for name, value in _SETTINGS.items()]
         spec = ServerSpec(
             self.model,
             load_format=self.load_format,
             loader_extra_config=extra,
             dtype="bfloat16",
-            max_model_len=128,
-            extra_args=(*_ARGUMENTS, *arguments),
+            enforce_eager=eager,
+            extra_args=("--no-enable-prefix-caching", *chain.from_iterable(flags)),
         )
         return WatchedServer(spec, log)
+
+    def engine(self, *, eager: bool) -> dict[str, Any]:
+        """Arguments of `vllm.LLM` that serve it in the same way; without its routing map."""
+        assert self.routing_map is None
+        return {
+            "model": str(self.model),
+            "load_format": self.load_format,
+            "dtype": "bfloat16",
+            "enforce_eager": eager,
+            "enable_prefix_caching": False,
+            **_SETTINGS,
+        }
 
 
 def make_sides(folder: Path, shape: Shape) -> dict[str, Side]:
