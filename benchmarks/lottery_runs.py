@@ -177,7 +177,7 @@ class Bench:
 
 def _settings(more: dict[str, Any], criterion: str, *, finetune: bool) -> LotterySettings:
     names = ("round_tokens", "token_factor", "token_cap", "learning_rate", "length")
-    tuning = ("trainable", "micro_batch", "mixed_precision")
+    tuning = ("trainable", "batch", "micro_batch", "mixed_precision")
     given = {name: more[name] for name in (*names, *tuning)}
     return settings_of("fast", criterion=criterion, finetune=finetune, **given)
 

@@ -46,7 +46,7 @@ from vllm_moe_prune.checkpoint import Checkpoint
 @click.option("--learning-rate", default=1e-4)
 @click.option("--epochs", default=3.0)
 @click.option("--trainable", default="all")
-@click.option("--micro-batch", type=int, help="sequences in memory at once; all 8 if not given")
+@click.option("--micro-batch", type=int, help="sequences in memory at once; all if not given")
 @click.option("--mixed-precision/--no-mixed-precision", default=False, help="train in bfloat16")
 @click.option("--seed", default=0)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to work in")

@@ -26,6 +26,7 @@ from offline.engines.opening import from_pretrained
 from offline.finetune import trainable
 from offline.finetune.examples import NO_LOSS, Examples
 from offline.finetune.job import Job, Trained
+from offline.finetune.mixed import autocast_experts
 from offline.finetune.peak import PeakMemory
 from offline.finetune.save import check_names, save_weights
 from offline.finetune.schedule import Indices, batches, learning_rate, micro_batch, shares
@@ -53,6 +54,8 @@ def train(job: Job, examples: Examples, reporter: Reporter | None = None) -> Tra
         check_names(model, base)
         if hasattr(model.config, "output_router_logits"):
             model.config.output_router_logits = False  # it would add a load-balancing loss
+        if job.settings.mixed_precision:
+            autocast_experts(model)
         if job.settings.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         model = trainable.prepare(model, base.layout, job.settings, job.seed).train()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from transformers import AutoModelForCausalLM
+from transformers.integrations import moe
 
 from offline.finetune.examples import NO_LOSS, Examples
 from offline.finetune.finetune import Finetuned
@@ -130,6 +132,26 @@ def test_mixed_precision_is_near_and_not_the_same(exact: Path, tmp_path: Path) -
     mixed = tune(exact, tmp_path / "mixed", mixed_precision=True)
     np.testing.assert_allclose(mixed.losses, plain.losses, rtol=0.02)
     assert mixed.losses != plain.losses
+
+
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+def test_experts_compute_in_the_precision_that_is_asked_for(
+    exact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainable: str
+) -> None:
+    """transformers leaves them in the dtype of their weights, which is float32."""
+    seen: set[torch.dtype] = set()
+    product = moe._grouped_mm
+
+    def spy(rows: torch.Tensor, weight: torch.Tensor, **more: Any) -> torch.Tensor:
+        seen.add(weight.dtype)
+        return product(rows, weight, **more)
+
+    monkeypatch.setattr(moe, "_grouped_mm", spy)
+    tune(exact, tmp_path / "plain", trainable=trainable)
+    assert seen == {torch.float32}
+    seen.clear()
+    tune(exact, tmp_path / "mixed", trainable=trainable, mixed_precision=True)
+    assert seen == {torch.bfloat16}
 
 
 def test_the_loss_is_the_mean_over_answers_alone(exact: Path, tmp_path: Path) -> None:
