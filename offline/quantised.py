@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm_moe_prune.checkpoint import Checkpoint, read_config
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.layouts import MoeLayout
+from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.rewrite import Combine, Copy, Drop, Operation
 
 # Entries of config.json, and files beside it, in which quantisers name modules.

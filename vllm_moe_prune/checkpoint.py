@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.layouts import MoeLayout, layout_of
+from vllm_moe_prune.layout import MoeLayout
+from vllm_moe_prune.layouts import layout_of
 from vllm_moe_prune.rewrite import (
     ITEM_BYTES,
     Combine,
@@ -77,6 +78,11 @@ class Checkpoint:
         layout = layout_of(config)
         weights = folder / COMPACT_FOLDER
         return cls(folder, config, layout, _stored(weights if weights.is_dir() else folder))
+
+    @property
+    def text_config(self) -> Mapping[str, Any]:
+        """What config.json says of the language model."""
+        return self.layout.text_config(self.config)
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:

@@ -19,7 +19,8 @@ from pydantic import JsonValue
 
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap, Selection
-from vllm_moe_prune.layouts import MoeLayout, layout_of
+from vllm_moe_prune.layout import MoeLayout
+from vllm_moe_prune.layouts import layout_of
 from vllm_moe_prune.matrices import Matrix
 from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.routing_map import RoutingMap

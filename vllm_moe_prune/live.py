@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from vllm_moe_prune.layer_map import LayerMap
-from vllm_moe_prune.layouts import MoeLayout
+from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.routing import renormalised, route, scores
 from vllm_moe_prune.routing_map import RoutingMap
 

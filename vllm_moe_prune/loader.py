@@ -22,7 +22,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
-from vllm_moe_prune.layouts import MoeLayout
+from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.rewrite import Copy, Drop, Operation, rewrite
 from vllm_moe_prune.routing import route
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
@@ -90,7 +90,7 @@ class PrunedMoELoader(DefaultModelLoader):
         setattr(config, layout.num_experts_key, routing_map.max_kept)
         setattr(config, layout.top_k_key, routing_map.max_top_k)
         mapped = _routing_functions(routing_map, layout)
-        with built_by_layer(layout, config, layers, mapped):
+        with built_by_layer(layout, layers, mapped):
             model = super().create_model(vllm_config, model_config, prefix)
         logger.info("pruned_moe: %s", routing_map.summary())
         return model

@@ -14,7 +14,7 @@ import numpy as np
 
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
-from vllm_moe_prune.layouts import MoeLayout
+from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.roles import STACKED_PARTS, WEIGHT, Role
 from vllm_moe_prune.routing_map import RoutingMap
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from vllm_moe_prune.layouts import Score
+    from vllm_moe_prune.layout import Score
 
 # A continuous W_RM may be negative, so k mapped weights can cancel out. Dividing by no less than
 # this share of their absolute sum bounds the result; weights of one sign are never changed.

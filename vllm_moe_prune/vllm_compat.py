@@ -17,7 +17,7 @@ import torch
 
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
-from vllm_moe_prune.layouts import MoeLayout
+from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.live import LiveExperts, LiveLayer, LiveRouting
 
 SUPPORTED = ((0, 30), (0, 32))  # lowest and highest minor version, both inclusive
@@ -48,17 +48,20 @@ def _dotted(version: tuple[int, ...]) -> str:
 
 
 def _model_code(layout: MoeLayout) -> Any:
-    """Return the module in which vLLM has a family's model."""
+    """Return the module in which vLLM has a family's MoE blocks."""
     name = layout.vllm_module or layout.model_type
     return import_module(f"vllm.model_executor.models.{name}")
 
 
+def _layers_code(layout: MoeLayout) -> Any:
+    """Return the module in which a family's decoder layers are made one by one."""
+    name = layout.vllm_layers_module
+    return import_module(f"vllm.model_executor.models.{name}") if name else _model_code(layout)
+
+
 @contextmanager
 def built_by_layer(
-    layout: MoeLayout,
-    config: Any,
-    layers: Mapping[int, LayerMap],
-    mapped: Mapping[int, RoutingFunction],
+    layout: MoeLayout, layers: Mapping[int, LayerMap], mapped: Mapping[int, RoutingFunction]
 ) -> Iterator[None]:
     """Within this context vLLM builds each MoE layer with that layer's own counts.
 
@@ -67,18 +70,17 @@ def built_by_layer(
     the width of that layer's gate, and for layers with a mapped router, whose gate is wider than
     their experts are many, the factory is called with E' and the routing function.
 
-    :param config: the transformers config that the model reads
     :param mapped: decoder layer -> routing function, for the layers whose router is mapped
     """
-    module = _model_code(layout)
-    make_layers, factory = module.make_layers, module.FusedMoEFactory
+    module, maker = _model_code(layout), _layers_code(layout)
+    make_layers, factory = maker.make_layers, module.FusedMoEFactory
 
     def make_layers_each(count: int, layer_fn: Callable[..., Any], prefix: str) -> Any:
         def build(prefix: str) -> Any:
             layer = layers.get(_layer_number(prefix))
             if layer is None:
                 return layer_fn(prefix=prefix)
-            with _answering(config, layout, layer):
+            with _answering(layout, layer):
                 return layer_fn(prefix=prefix)
 
         return make_layers(count, build, prefix=prefix)
@@ -90,11 +92,11 @@ def built_by_layer(
             arguments["num_experts"] = layers[number].num_kept
         return factory(**arguments)
 
-    module.make_layers, module.FusedMoEFactory = make_layers_each, factory_each
+    maker.make_layers, module.FusedMoEFactory = make_layers_each, factory_each
     try:
         yield
     finally:
-        module.make_layers, module.FusedMoEFactory = make_layers, factory
+        maker.make_layers, module.FusedMoEFactory = make_layers, factory
 
 
 @contextmanager
@@ -142,7 +144,11 @@ class _Scaled:
 
 
 @contextmanager
-def _answering(config: Any, layout: MoeLayout, layer: LayerMap) -> Iterator[None]:
+def _answering(layout: MoeLayout, layer: LayerMap) -> Iterator[None]:
+    from vllm.config import get_current_vllm_config
+
+    # Of the model now being built: vLLM copies the config for one that is part of another.
+    config = get_current_vllm_config().model_config.hf_config.get_text_config()
     keys = (layout.num_experts_key, layout.top_k_key)
     before = [getattr(config, key) for key in keys]
     for key, value in zip(keys, (layer.gate_rows, layer.top_k), strict=True):

@@ -86,8 +86,9 @@ class LayerAccumulator:
     def add_outputs(self, expert: int, outputs: Tensor, weights: Tensor) -> None:
         """Note what one expert gave for the next t of its tokens.
 
-        :param outputs: [t, D] rows of A_p, without the routing weight
-        :param weights: [t] routing weights of the same tokens
+        :param outputs: [t, D] rows of A_p, as they are before they are weighted
+        :param weights: [t] with which the block adds them up: the routing weights, or 1 where
+            those multiply the inputs
         """
         assert len(outputs) == len(weights), (len(outputs), len(weights))
         while len(outputs):

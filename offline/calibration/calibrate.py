@@ -17,9 +17,9 @@ from offline.calibration.accumulate import LayerAccumulator
 from offline.calibration.corpus import Domain
 from offline.calibration.gradients import (
     enter_backwards,
-    expert_matrices,
     fused_weights,
     gate_weight,
+    matrices_of,
     step_back,
 )
 from offline.calibration.hidden import HiddenStates
@@ -163,8 +163,7 @@ class _Pass:
             self.walk.step(number, self.walk.batches, inputs, self.inputs[-1])
             return
         self.weights[number] = weight_statistics(
-            gate_weight(control),
-            expert_matrices(*fused_weights(control), transposed=control.is_transposed),
+            gate_weight(control), matrices_of(control, fused_weights(control))
         )
         with watching(control) as watch:
             for domain, batches in by_domain(self.walk.batches):
@@ -200,9 +199,7 @@ class _Pass:
                         self.walk, number, batches, self.inputs[number], gradients, control
                     )
                     if control is not None:
-                        gradient = gradient_statistics(
-                            expert_matrices(*sums, transposed=control.is_transposed)
-                        )
+                        gradient = gradient_statistics(matrices_of(control, sums))
                         layers = self.found[domain]
                         layers[number] = replace(layers[number], gradient=gradient)
             self._step()

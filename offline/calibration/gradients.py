@@ -15,7 +15,7 @@ import torch
 
 from offline.calibration.hidden import HiddenStates
 from offline.calibration.walk import TextBatch, Walk
-from offline.engines.experts import LayerControl
+from offline.engines.experts import LayerControl, decoder_of
 
 _CHUNK = 512  # positions whose logits over the vocabulary are in memory at the same time
 Matrices = tuple[torch.Tensor, ...]  # of one expert, with the hidden dimension last
@@ -46,7 +46,7 @@ def enter_backwards(walk: Walk, last: HiddenStates, into: HiddenStates) -> float
 def _head(model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[float, torch.Tensor]:
     """Return the loss of targets [B, l] and its gradient with respect to ``hidden`` [B, l, D]."""
     hidden = hidden.detach().requires_grad_()
-    logits = model.get_output_embeddings()(model.get_decoder().norm(hidden))  # [B, l, V]
+    logits = model.get_output_embeddings()(decoder_of(model).norm(hidden))  # [B, l, V]
     precise = logits if logits.dtype == torch.float64 else logits.float()
     loss = torch.nn.functional.cross_entropy(
         precise.flatten(0, 1), targets.flatten(), reduction="sum"
@@ -106,6 +106,13 @@ def fused_weights(control: LayerControl) -> Matrices:
     return control.experts.gate_up_proj, control.experts.down_proj
 
 
+def matrices_of(control: LayerControl, fused: Matrices) -> Iterator[Matrices]:
+    """Yield each expert's matrices from the fused weights of a layer, or from their gradients."""
+    return expert_matrices(
+        *fused, transposed=control.is_transposed, interleaved=control.is_interleaved
+    )
+
+
 def gate_weight(control: LayerControl) -> torch.Tensor:
     """Return the router's gate of a layer, [E, D]."""
     gate: Any = control.router
@@ -114,17 +121,21 @@ def gate_weight(control: LayerControl) -> torch.Tensor:
 
 
 def expert_matrices(
-    gate_up: torch.Tensor, down: torch.Tensor, *, transposed: bool = False
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    *,
+    transposed: bool = False,
+    interleaved: bool = False,
 ) -> Iterator[Matrices]:
     """Yield each expert's gate, up and transposed down matrix, [I, D] each.
 
-    :param gate_up: [E, 2I, D], or transposed [E, D, 2I] with gate and up taking turns
+    :param gate_up: [E, 2I, D], or transposed [E, D, 2I]
     :param down: [E, D, I], or transposed [E, I, D]
+    :param interleaved: gate and up take turns along 2I; otherwise up follows gate
     """
     if transposed:
-        for one, other in zip(gate_up.detach(), down.detach(), strict=True):
-            yield one[:, ::2].T, one[:, 1::2].T, other
-        return
+        gate_up, down = gate_up.mT, down.mT
     assert gate_up.shape[2] == down.shape[1], "fused experts of another orientation"
     for one, other in zip(gate_up.detach(), down.detach(), strict=True):
-        yield (*one.chunk(2), other.T)
+        gate, up = (one[::2], one[1::2]) if interleaved else one.chunk(2)
+        yield gate, up, other.T

@@ -55,9 +55,9 @@ def estimate(
 
     :param item_bytes: of a weight as it is computed with (4 for float32); None: as it is stored
     """
-    config = checkpoint.config
+    config = checkpoint.text_config
     hidden, vocab = int(config["hidden_size"]), int(config["vocab_size"])
-    counts, top_k = checkpoint.expert_counts(), checkpoint.layout.top_k(config)
+    counts, top_k = checkpoint.expert_counts(), checkpoint.layout.top_k(checkpoint.config)
     num_layers = int(config["num_hidden_layers"])
     shared, layers, widest = _weights(checkpoint, item_bytes)
     item = item_bytes or _stored_bytes(checkpoint)
@@ -95,6 +95,8 @@ def _weights(checkpoint: Checkpoint, item_bytes: int | None) -> tuple[int, list[
     """Return bytes outside the decoder layers, bytes of each layer, and the experts' width I."""
     shared, layers, widest = 0, dict[str, int](), 0
     for name, info in checkpoint.tensors.items():
+        if not name.startswith(checkpoint.layout.prefix):  # which is not loaded
+            continue
         size = info.num_bytes if item_bytes is None else prod(info.shape) * item_bytes
         before, found, after = name.partition(_LAYER_NAME)
         if not found:
@@ -105,7 +107,6 @@ def _weights(checkpoint: Checkpoint, item_bytes: int | None) -> tuple[int, list[
         role = checkpoint.layout.classify(name)
         if role is not None and role.kind != "router":
             count = info.shape[0] if role.kind == "stacked" else 1
-            widest = max(
-                widest, prod(info.shape) // (count * int(checkpoint.config["hidden_size"]))
-            )
+            hidden = int(checkpoint.text_config["hidden_size"])
+            widest = max(widest, prod(info.shape) // (count * hidden))
     return shared, list(layers.values()), widest

@@ -18,6 +18,7 @@ import torch
 
 from offline.calibration.corpus import Domain
 from offline.calibration.hidden import HiddenStates
+from offline.engines.experts import decoder_of
 
 Forward = Callable[..., torch.Tensor]
 
@@ -62,7 +63,7 @@ class Walk:
     @property
     def layers(self) -> Sequence[torch.nn.Module]:
         """Return the decoder layers, with experts or without."""
-        layers: Sequence[torch.nn.Module] = self.model.get_decoder().layers
+        layers: Sequence[torch.nn.Module] = decoder_of(self.model).layers
         return layers
 
     @property
@@ -90,7 +91,7 @@ class Walk:
 
         That (positions, masks) depends on a batch's shape alone, as there is no padding.
         """
-        decoder = self.model.get_decoder()
+        decoder = decoder_of(self.model)
         for batch in self.batches:
             with _replaced_forwards(self.layers, self._note) as seen:
                 decoder(input_ids=batch.token_ids.to(self.device), use_cache=False)

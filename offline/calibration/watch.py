@@ -28,7 +28,7 @@ class Accumulator(Protocol):
         """Take token ids [T], logits and scores [T, E], routing weights and expert ids [T, k]."""
 
     def add_outputs(self, expert: int, outputs: torch.Tensor, weights: torch.Tensor) -> None:
-        """Take outputs [t, D] of an expert for its tokens, and their routing weights [t]."""
+        """Take outputs [t, D] of an expert for its tokens, and the weights [t] of these outputs."""
 
 
 @dataclass(slots=True)
@@ -58,9 +58,11 @@ class Watch:
         """Return the block's output [T, D] from its input [T, D], ids and weights [T, k].
 
         Every (token, expert) pair is computed as a token of its own with weight 1, by the fused
-        experts at once, sorted so that the rows of an expert lie together. Tokens are taken in a
-        random but fixed order: an expert's first ones are then a fair sample of the batch, not the
-        beginning of one text, and few outlier counts are inexact (see outliers.py).
+        experts at once, sorted so that the rows of an expert lie together. Where weights belong to
+        the inputs it is the other way round: a pair has its weight there, and its output weight 1.
+        Tokens are taken in a random but fixed order: an expert's first ones are then a fair sample
+        of the batch, not the beginning of one text, and few outlier counts are inexact (see
+        outliers.py).
         """
         accumulator, token_ids, logits = self.accumulator, self.token_ids, self._logits
         assert accumulator is not None and token_ids is not None and logits is not None
@@ -70,16 +72,19 @@ class Watch:
         pairs = _shuffled(num_tokens, top_k).to(ids.device)  # [T k]
         experts, order = ids.flatten()[pairs].sort(stable=True)
         order = pairs[order]
-        rows, ones = hidden[order // top_k], weights.new_ones(len(order), 1)
-        outputs: torch.Tensor = self._experts(rows, experts[:, None], ones)  # [T k, D]
         row_weights = weights.flatten()[order]
+        before, after = torch.ones_like(row_weights), row_weights
+        if self.control.layout.weights_on_input:
+            before, after = after, before
+        rows = hidden[order // top_k]
+        outputs: torch.Tensor = self._experts(rows, experts[:, None], before[:, None])  # [T k, D]
         counts = torch.bincount(experts, minlength=self.control.num_experts).tolist()
-        parts = zip(torch.split(outputs, counts), torch.split(row_weights, counts), strict=True)
+        parts = zip(torch.split(outputs, counts), torch.split(after, counts), strict=True)
         for expert, (own, own_weights) in enumerate(parts):
             if len(own):
                 accumulator.add_outputs(expert, own, own_weights)
         weighted = torch.empty_like(outputs, dtype=torch.result_type(outputs, weights))
-        weighted[order] = outputs * row_weights[:, None]
+        weighted[order] = outputs * after[:, None]
         return weighted.view(num_tokens, top_k, -1).sum(dim=1).to(hidden.dtype)
 
     def _experts(self, *given: torch.Tensor) -> Any:

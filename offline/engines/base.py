@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from offline.tasks.catalog import Split, Task
-    from vllm_moe_prune.layouts import MoeLayout
+    from vllm_moe_prune.layout import MoeLayout
     from vllm_moe_prune.routing_map import RoutingMap
 
 _Z_95 = 1.959963984540054  # two-sided 95 % of a normal distribution

@@ -12,7 +12,7 @@ import torch
 
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
-from vllm_moe_prune.layouts import MoeLayout
+from vllm_moe_prune.layout import MoeLayout
 
 _NAME = "e_score_correction_bias"
 

@@ -118,7 +118,8 @@ class EndpointLM(Encoder):
         endpoint = Endpoint.find(url, model)
         if endpoint.root is not None and (Path(endpoint.root) / "config.json").is_file():
             _check_same(folder, Path(endpoint.root), endpoint.url)
-        return cls(endpoint, tokenizer, int(config.get("max_position_embeddings", _DEFAULT_LENGTH)))
+        text = config.get("text_config") or config  # of any family: a server may serve what it likes
+        return cls(endpoint, tokenizer, int(text.get("max_position_embeddings", _DEFAULT_LENGTH)))
 
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = True

@@ -16,16 +16,16 @@ import torch
 
 from offline.engines.base import ExpertUse
 from offline.engines.correction import Correction, check_routable
+from offline.engines.dense import Routed, open_up
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
-from vllm_moe_prune.layouts import MoeLayout
+from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.routing import route, scores
 from vllm_moe_prune.routing_map import RoutingMap
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _FUSED = ("gate_up_proj", "down_proj")
 _COLUMNS = 1 << 20  # numbers of each expert that are in float32 at the same time
-Routed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(slots=True)
@@ -134,8 +134,13 @@ class LayerControl:
 
     @property
     def is_transposed(self) -> bool:
-        """Whether the experts are [E, D, 2I], with gate and up taking turns, and [E, I, D]."""
+        """Whether the experts are [E, D, 2I] and [E, I, D]."""
         return bool(getattr(self.experts, "is_transposed", False))
+
+    @property
+    def is_interleaved(self) -> bool:
+        """Whether gate and up take turns along 2I; otherwise up follows gate."""
+        return not getattr(self.experts, "is_concatenated", True)
 
     def scores_of(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the base router's scores [T, E] in float32 for the block's input [T, D]."""
@@ -144,10 +149,16 @@ class LayerControl:
         self._rule = rule
         return scores(logits, self.layout.score)
 
-    def output_of(self, expert: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the output [T, D] of one expert alone for the block's input [T, D]."""
+    def output_of(
+        self, expert: int, hidden: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the output [T, D] of one expert alone for the block's input [T, D].
+
+        :param weights: [T], with which it is weighted; 1 if not given
+        """
         ids = torch.full((len(hidden), 1), expert, device=hidden.device)
-        output: torch.Tensor = self.experts(hidden, ids, hidden.new_ones(len(hidden), 1))
+        given = hidden.new_ones(len(hidden)) if weights is None else weights.to(hidden.dtype)
+        output: torch.Tensor = self.experts(hidden, ids, given[:, None])
         return output
 
 
@@ -201,6 +212,8 @@ class _Rule:
 def find_layers(model: torch.nn.Module, layout: MoeLayout) -> dict[int, LayerControl]:
     """Find the router and the fused experts of every layer that has them.
 
+    Blocks that compute all experts densely are changed (see dense.py).
+
     :returns: decoder layer -> its control
     :raises PruneError: if the model holds its experts in another way
     """
@@ -213,6 +226,7 @@ def find_layers(model: torch.nn.Module, layout: MoeLayout) -> dict[int, LayerCon
         router = getattr(module, "gate", None) or getattr(module, "router", None)
         if not isinstance(router, torch.nn.Module):
             raise PruneError(f"{name} has experts but no router that this program knows")
+        open_up(module)
         number = int(layer[1])
         found[number] = LayerControl(number, module, router, experts, layout)
     if not found:
@@ -221,3 +235,10 @@ def find_layers(model: torch.nn.Module, layout: MoeLayout) -> dict[int, LayerCon
             hint="use the transformers version that this package asks for",
         )
     return found
+
+
+def decoder_of(model: Any) -> Any:
+    """Return the part of a causal language model with its embedding, layers and last norm."""
+    decoder = model.get_decoder()
+    # Llama-4's says that it is its own decoder.
+    return decoder if hasattr(decoder, "layers") else decoder.model

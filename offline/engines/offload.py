@@ -16,6 +16,8 @@ import torch
 import transformers
 from accelerate.utils import align_module_device, has_offloaded_params
 
+from offline.engines.experts import decoder_of
+
 
 def device_map(folder: Path, device: str) -> dict[str, str]:
     """Return transformers' ``device_map`` that keeps only the decoder layers on disk.
@@ -27,7 +29,7 @@ def device_map(folder: Path, device: str) -> dict[str, str]:
     auto: Any = transformers.AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(config)
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     (prefix,) = (name for name, module in model.named_modules() if module is decoder)
     placed = {name: device for name, module in model.named_children() if module is not decoder}
     for name, module in decoder.named_children():

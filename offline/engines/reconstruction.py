@@ -86,8 +86,7 @@ class Discrepancy:
         for part in torch.split(hidden, _TOKENS):
             scores = self.layer.scores_of(part)  # [T, E]
             outputs = torch.stack(
-                [self.layer.output_of(i, part).double() for i in range(self.layer.num_experts)],
-                dim=1,
+                [self._output(i, part, scores) for i in range(self.layer.num_experts)], dim=1
             )  # [T, E, D]
             gram = outputs @ outputs.mT  # [T, E, E]
             full = self._weights(scores, self.full_top_k)  # [T, E]
@@ -95,6 +94,11 @@ class Discrepancy:
             kept = self.kept.to(part.device)
             sums = [self._sums(scores, full, gram, rows) for rows in torch.split(kept, size)]
             self.squared += torch.cat(sums).cpu()
+
+    def _output(self, expert: int, hidden: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return what an expert adds to the sum for tokens [T, D], [T, D], before its weight."""
+        weights = scores[:, expert] if self.layer.layout.weights_on_input else None
+        return self.layer.output_of(expert, hidden, weights).double()
 
     def _sums(
         self, scores: torch.Tensor, full: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor
@@ -106,9 +110,13 @@ class Discrepancy:
         return (through * change).sum(dim=(1, 2))
 
     def _weights(self, scores: torch.Tensor, top_k: int) -> torch.Tensor:
-        """Return the weight of every expert, [..., E]: zero for those not chosen."""
+        """Return the weight of every expert's output, [..., E]: zero for those not chosen."""
         best, ids = scores.topk(top_k, dim=-1)
-        weights = renormalised(best) if self.layer.layout.renormalise else best
+        layout = self.layer.layout
+        weights = renormalised(best) if layout.renormalise else best
+        if layout.weights_on_input:  # where no subset changes them
+            assert not layout.renormalise
+            weights = torch.ones_like(weights)
         return torch.zeros_like(scores).scatter_(-1, ids, weights)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from offline.engines.base import Engine, ExpertUse, TaskResult
 from offline.tasks.catalog import Split, Task
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.layouts import MoeLayout
+from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.routing_map import RoutingMap
 
 EngineMaker = Callable[[], Engine]

@@ -27,7 +27,8 @@ from offline.tasks.catalog import Split, Task
 from offline.tasks.harness import local_task, run, texts_of, without_examples
 from vllm_moe_prune.checkpoint import Checkpoint, read_config
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.layouts import MoeLayout, layout_of
+from vllm_moe_prune.layout import MoeLayout
+from vllm_moe_prune.layouts import layout_of
 from vllm_moe_prune.routing_map import MAP_FILE, BaseFingerprint, RoutingMap
 
 
@@ -72,7 +73,8 @@ class TransformersEngine:
         self.model: Any = _load(model, dtype, device, offload).eval()
         self._layers = find_layers(self.model, self.layout)
         self.tokens_per_batch = tokens_per_batch or batch_tokens(device)
-        self.max_length = int(config.get("max_position_embeddings", 2048))
+        text = self.layout.text_config(config)
+        self.max_length = int(text.get("max_position_embeddings", 2048))
         self._scorer = PackedLM(
             self.model,
             self.tokenizer,

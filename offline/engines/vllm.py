@@ -21,7 +21,8 @@ from offline.tasks.catalog import Split, Task
 from offline.tasks.harness import local_task, run, texts_of, without_examples
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint, read_config
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.layouts import MoeLayout, layout_of
+from vllm_moe_prune.layout import MoeLayout
+from vllm_moe_prune.layouts import layout_of
 from vllm_moe_prune.routing_map import BaseFingerprint, RoutingMap
 
 Dtype = Literal["auto", "bfloat16", "float32"]
@@ -67,7 +68,7 @@ class VllmEngine:
         self._recorded = not enforce_eager
         _refuse_pruned(model)
         check_routable(self.layout, self.layout.num_groups(config), "vllm")
-        own = int(config.get("max_position_embeddings", 2048))
+        own = int(self.layout.text_config(config).get("max_position_embeddings", 2048))
         length = max_model_len or min(own, _MAX_LENGTH)
         settings = {
             "dtype": dtype,

@@ -161,7 +161,7 @@ def _check(
     where: Where,
 ) -> None:
     """Refuse before loading what could only fail later."""
-    length, longest = examples.input_ids.shape[1], base.config.get("max_position_embeddings")
+    length, longest = examples.input_ids.shape[1], base.text_config.get("max_position_embeddings")
     if longest is not None and length > longest:
         raise PruneError(
             f"the examples are {length} tokens long and the model takes at most {longest}",

@@ -70,7 +70,7 @@ def memory_need(
         memory["weights in bfloat16"] = weights // 2 // shared
     memory["activations"] = _activations(checkpoint, settings, micro * length)
     # themselves, without the last position, as log-probabilities, and the gradient
-    memory["logits"] = 4 * micro * length * int(checkpoint.config["vocab_size"]) * FLOAT32
+    memory["logits"] = 4 * micro * length * int(checkpoint.text_config["vocab_size"]) * FLOAT32
     return MemoryNeed(memory)
 
 
@@ -111,7 +111,7 @@ def free_bytes(device: str) -> int:
 
 
 def _num_layers(checkpoint: Checkpoint) -> int:
-    return int(checkpoint.config["num_hidden_layers"])
+    return int(checkpoint.text_config["num_hidden_layers"])
 
 
 def _adapted(checkpoint: Checkpoint, settings: FinetuneSettings) -> int:
@@ -127,9 +127,8 @@ def _adapted(checkpoint: Checkpoint, settings: FinetuneSettings) -> int:
 
 def _activations(checkpoint: Checkpoint, settings: FinetuneSettings, tokens: int) -> int:
     """Bytes of what backward needs of ``tokens`` tokens in all layers, without the head."""
-    config = checkpoint.config
-    hidden, layers = int(config["hidden_size"]), _num_layers(checkpoint)
-    top_k, width = checkpoint.layout.top_k(config), _expert_width(checkpoint)
+    hidden, layers = int(checkpoint.text_config["hidden_size"]), _num_layers(checkpoint)
+    top_k, width = checkpoint.layout.top_k(checkpoint.config), _expert_width(checkpoint)
     # Attention: two norms (twice each), q, k, v, their rotations, output, residuals. Experts, for
     # each of k: input, gate and up (twice), activation, product, output, weighted output, sum.
     layer = tokens * (18 * hidden + top_k * (4 * hidden + 6 * width)) * FLOAT32
@@ -145,4 +144,4 @@ def _expert_width(checkpoint: Checkpoint) -> int:
     if layout.expert is not None:
         return checkpoint.tensors[layout.expert_name(layer, 0, layout.projections[0])].shape[0]
     gate_up = checkpoint.tensors[layout.stacked_names(layer)[0]]  # [E, 2I, D], in some order
-    return prod(gate_up.shape) // (2 * counts[layer] * int(checkpoint.config["hidden_size"]))
+    return prod(gate_up.shape) // (2 * counts[layer] * int(checkpoint.text_config["hidden_size"]))

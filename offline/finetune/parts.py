@@ -55,10 +55,10 @@ def parts_of(checkpoint: Checkpoint, settings: FinetuneSettings) -> tuple[Part, 
 
 
 def _distinct(checkpoint: Checkpoint) -> list[TensorInfo]:
-    """Return the tensors without a head that is the embedding again."""
-    tied = checkpoint.config.get("tie_word_embeddings", False)
-    found = checkpoint.tensors.values()
-    return [info for info in found if not (tied and info.name == "lm_head.weight")]
+    """Return the language model's tensors without a head that is the embedding again."""
+    tied, prefix = checkpoint.text_config.get("tie_word_embeddings"), checkpoint.layout.prefix
+    found = (info for name, info in checkpoint.tensors.items() if name.startswith(prefix))
+    return [info for info in found if not (tied and info.name == prefix + "lm_head.weight")]
 
 
 def _kind(checkpoint: Checkpoint, info: TensorInfo) -> Kind:

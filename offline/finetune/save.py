@@ -28,15 +28,16 @@ Tensors = dict[str, torch.Tensor]
 
 
 def check_names(model: Any, base: Checkpoint) -> None:
-    """Refuse a checkpoint that transformers would not give back tensor by tensor.
+    """Refuse a checkpoint whose language model transformers would not give back as it is.
 
     :raises PruneError: naming the first tensor that differs
     """
     state = model.state_dict()
     empty = {name: weight.to("meta") for name, weight in state.items()}
-    found = {n: tuple(t.shape) for n, t in revert_weight_conversion(model, empty).items()}
+    prefix = base.layout.prefix
+    found = {prefix + n: tuple(t.shape) for n, t in revert_weight_conversion(model, empty).items()}
     for name, info in base.tensors.items():
-        if found.get(name) != info.shape:
+        if name.startswith(prefix) and found.get(name) != info.shape:
             raise PruneError(
                 f"{base.folder}: transformers has {found.get(name, 'nothing')} for the tensor "
                 f"{name} of shape {list(info.shape)}",
@@ -47,9 +48,10 @@ def check_names(model: Any, base: Checkpoint) -> None:
                 f"{base.folder}: tensor {name} is stored as {info.dtype}",
                 hint="quantised weights cannot be trained; take the original checkpoint",
             )
-    known = {weight.data_ptr() for name, weight in state.items() if name in base.tensors}
+    known = {weight.data_ptr() for name, weight in state.items() if prefix + name in base.tensors}
     for name in found.keys() - base.tensors.keys():
-        if name not in state or state[name].data_ptr() not in known:  # not a tied one
+        own = name.removeprefix(prefix)
+        if own not in state or state[own].data_ptr() not in known:  # not a tied one
             raise PruneError(f"{base.folder} has no tensor {name}, which the model needs")
 
 
@@ -64,7 +66,8 @@ def save_weights(
 ) -> None:
     """Write the tensors that ``base`` has, from a model's state, in shards with an index.
 
-    Layer by layer, so that no second copy of all weights is in memory.
+    What ``base`` has beside the language model is taken from there. Layer by layer, so that no
+    second copy of all weights is in memory.
 
     :param dtype: of all tensors; "base": of each tensor as it is in ``base``
     """
@@ -99,15 +102,19 @@ def _converted(
     model: Any, state: Tensors, base: Checkpoint, dtype: StoredDtype
 ) -> Iterator[Tensors]:
     """Yield the base's tensors of one layer after another, as they will be stored."""
+    prefix = base.layout.prefix
     for _, names in groupby(sorted(state, key=_layer), key=_layer):
         group = {name: state[name].detach().cpu() for name in names}
-        tensors: Mapping[str, torch.Tensor] = revert_weight_conversion(model, group)
+        own: Mapping[str, torch.Tensor] = revert_weight_conversion(model, group)
+        tensors = {prefix + name: tensor for name, tensor in own.items()}
         # What is not in the base is tied to a tensor that is: check_names saw the others.
         yield {
             name: _stored(tensors[name], base.tensors[name], dtype)
             for name in sorted(tensors)
             if name in base.tensors
         }
+    others = {name: info for name, info in base.tensors.items() if not name.startswith(prefix)}
+    yield {name: _stored(base.tensor(name), info, dtype) for name, info in others.items()}
 
 
 def _layer(name: str) -> int:

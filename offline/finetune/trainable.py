@@ -8,7 +8,7 @@ import torch
 
 from offline.engines.experts import find_layers
 from offline.finetune.settings import FinetuneSettings
-from vllm_moe_prune.layouts import MoeLayout
+from vllm_moe_prune.layout import MoeLayout
 
 
 def prepare(

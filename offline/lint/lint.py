@@ -13,7 +13,7 @@ from typing import Any, Literal
 from offline.lint.counts import FUSED_TOPK, TUNED, spans
 from offline.methods.router_groups import RouterGroups
 from vllm_moe_prune.layer_map import LayerMap
-from vllm_moe_prune.layouts import MoeLayout
+from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.routing_map import RoutingMap
 
 _EP_SIZES = (2, 4, 8)  # what people serve with
@@ -44,8 +44,9 @@ class ModelFacts:
     @classmethod
     def of(cls, layout: MoeLayout, config: Mapping[str, Any]) -> ModelFacts:
         """Read them from a config.json."""
-        size = config.get("moe_intermediate_size") or config.get("intermediate_size")
-        return cls(config.get("hidden_size"), size, RouterGroups.of(layout, config).active)
+        text = layout.text_config(config)
+        size = text.get("moe_intermediate_size") or text.get("intermediate_size")
+        return cls(text.get("hidden_size"), size, RouterGroups.of(layout, config).active)
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,7 +199,7 @@ def _left(base: Checkpoint, keep: int) -> Checkpoint:
 
 
 def _check_length(base: Checkpoint, length: int) -> None:
-    most = int(base.config.get("max_position_embeddings", length))
+    most = int(base.text_config.get("max_position_embeddings", length))
     if length > most:
         raise PruneError(
             f"--length {length}: the model takes at most {most} tokens",

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_moe_prune.layouts import MoeLayout
+from vllm_moe_prune.layout import MoeLayout
 
 # DeepSeek-V3 and GLM-4-MoE judge a group by the sum of its two best scores.
 _JUDGED_BY = 2
@@ -29,7 +29,8 @@ class RouterGroups:
     def of(cls, layout: MoeLayout, config: Mapping[str, Any]) -> RouterGroups:
         """Read what a config.json says."""
         count = layout.num_groups(config)
-        return cls(count, int(config.get("topk_group") or 1) if count > 1 else 1)
+        active = layout.text_config(config).get("topk_group")
+        return cls(count, int(active or 1) if count > 1 else 1)
 
     def least(self, top_k: int) -> int:
         """Return the fewest experts of a layer from which every token reaches ``top_k``."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from vllm_moe_prune.layouts import LAYOUTS, MoeLayout
+from vllm_moe_prune.layout import MoeLayout
+from vllm_moe_prune.layouts import LAYOUTS
 
 _SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -81,16 +82,34 @@ def deepseek() -> Any:
     return model
 
 
+def llama4() -> Any:
+    """Sigmoid of the chosen, top-2, on the inputs; layer 0 of 3 has no experts, 1 no positions."""
+    from transformers import Llama4ForCausalLM, Llama4TextConfig
+
+    config = Llama4TextConfig(
+        num_hidden_layers=3,
+        moe_layers=[1, 2],
+        no_rope_layers=[1, 0, 1],
+        num_local_experts=6,
+        num_experts_per_tok=2,
+        intermediate_size_mlp=40,
+        head_dim=16,
+        **_SIZES,
+    )
+    return Llama4ForCausalLM(config)
+
+
 FAMILIES: dict[str, tuple[Callable[[], Any], int]] = {  # maker and k
     "mixtral": (mixtral, 2),
     "mixtral_sliding": (mixtral_sliding, 2),
     "qwen3": (qwen3, 3),
     "deepseek": (deepseek, 2),
+    "llama4": (llama4, 2),
 }
 
 
 def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[Any, MoeLayout]:
-    """Return a random model, the same each time, and a layout with its score function."""
+    """Return a random model, the same each time, and a layout with its way of routing."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = FAMILIES[name][0]().eval().to(dtype)
@@ -100,5 +119,7 @@ def make(name: str, dtype: torch.dtype = torch.float64) -> tuple[Any, MoeLayout]
             for weight in model.parameters():
                 if weight.dim() > 1:
                     weight.normal_(std=1.5 / weight.shape[-1] ** 0.5)
+    if name == "llama4":
+        return model, LAYOUTS["llama4_text"]
     score = "sigmoid" if name == "deepseek" else "softmax"
     return model, replace(LAYOUTS["mixtral"], score=score)

@@ -58,6 +58,8 @@ def test_they_equal_a_plain_backward_pass(family: str, dtype: torch.dtype, tmp_p
     found, loss = by_layers(model, controls, tmp_path)
     assert not any(parameter.requires_grad for parameter in model.parameters())
     tolerance = 1e-5 if dtype == torch.float32 else 1e-10
+    if family == "llama4":  # turns, norms and sigmoids are in float32 whatever the model is
+        tolerance = 1e-5
     expected_loss = 0.0
     model.requires_grad_(True)
     for part in DOMAINS:
@@ -95,6 +97,6 @@ def test_matrices_of_experts_that_are_laid_out_the_other_way() -> None:
     gate, up, down = (torch.randn(3, 5, 4) for _ in range(3))  # [E, I, D] each
     usual = list(expert_matrices(torch.cat([gate, up], dim=1), down.mT))
     taking_turns = torch.stack([gate, up], dim=2).flatten(1, 2).mT  # [E, D, 2I]
-    other = list(expert_matrices(taking_turns, down, transposed=True))
+    other = list(expert_matrices(taking_turns, down, transposed=True, interleaved=True))
     for one, two in zip(usual, other, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))

@@ -14,7 +14,7 @@ from offline.calibration.corpus import Domain
 from offline.calibration.hidden import HiddenStates
 from offline.calibration.walk import Walk, batches_of, by_domain
 from offline.calibration.watch import watching
-from offline.engines.experts import LayerControl, find_layers
+from offline.engines.experts import LayerControl, decoder_of, find_layers
 from tests.calibration.families import FAMILIES, make
 from vllm_moe_prune.provenance import DataIdentity
 
@@ -48,10 +48,11 @@ class Everything:
 
 def outputs_of(control: LayerControl, expert: int, hidden: torch.Tensor) -> torch.Tensor:
     """What one gated expert with SiLU gives, written out."""
-    gate, up = (hidden @ control.experts.gate_up_proj[expert].T).chunk(2, dim=-1)
-    result: torch.Tensor = (torch.nn.functional.silu(gate) * up) @ control.experts.down_proj[
-        expert
-    ].T
+    gate_up, down = control.experts.gate_up_proj[expert], control.experts.down_proj[expert]
+    if control.layout.weights_on_input:  # Llama-4 has its matrices the other way
+        gate_up, down = gate_up.T, down.T
+    gate, up = (hidden @ gate_up.T).chunk(2, dim=-1)
+    result: torch.Tensor = (torch.nn.functional.silu(gate) * up) @ down.T
     return result
 
 
@@ -94,7 +95,7 @@ def test_every_layer_equals_a_plain_forward_pass(family: str, tmp_path: Path) ->
         states = list(plain.hidden_states[:-1])  # the last one is after the final norm
         for ours, theirs in zip(found, states, strict=False):
             torch.testing.assert_close(ours[batch.number], theirs, rtol=1e-10, atol=1e-12)
-        last = model.get_decoder().norm(found[-1][batch.number])
+        last = decoder_of(model).norm(found[-1][batch.number])
         torch.testing.assert_close(model.lm_head(last), plain.logits, rtol=1e-10, atol=1e-12)
 
 
@@ -136,15 +137,18 @@ def test_what_is_seen_is_the_models_own_routing_and_its_experts_outputs(
                 if not len(rows):
                     assert expert not in found.outputs
                     continue
+                before, after = plain_weights.new_ones(len(rows)), plain_weights[rows, slots]
+                if layout.weights_on_input:
+                    before, after = after, before
                 # Tokens come in another order: line both up by the first entry of each output.
                 outputs, expected = (
                     torch.cat(found.outputs[expert]),
-                    outputs_of(control, expert, hidden[rows]),
+                    outputs_of(control, expert, hidden[rows] * before[:, None]),
                 )
                 ours, theirs = outputs[:, 0].argsort(), expected[:, 0].argsort()
                 torch.testing.assert_close(outputs[ours], expected[theirs])
                 own_weights = torch.cat(found.weights[expert])
-                torch.testing.assert_close(own_weights[ours], plain_weights[rows, slots][theirs])
+                torch.testing.assert_close(own_weights[ours], after[theirs])
 
 
 def test_the_model_is_as_before_afterwards(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from vllm_moe_prune.layouts import LAYOUTS
+
 EXPERTS = 8
 _SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -38,6 +40,13 @@ _MLA: dict[str, Any] = {
     "routed_scaling_factor": 2.5,
 }
 _ONE_GROUP: dict[str, Any] = {"n_group": 1, "topk_group": 1}
+_LLAMA4: dict[str, Any] = {
+    "num_local_experts": EXPERTS,
+    "num_experts_per_tok": 1,  # vLLM weighs inputs of a single expert only
+    "intermediate_size_mlp": 96,
+    "head_dim": 32,
+    "no_rope_layers": [1, 0, 1],
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": EXPERTS},
     "phimoe": {"num_local_experts": EXPERTS, "attention_bias": True, "lm_head_bias": True},
@@ -93,6 +102,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "gpt_oss": {"num_local_experts": EXPERTS, "head_dim": 32},
     "granitemoe": {"num_local_experts": EXPERTS},
+    "llama4_text": _LLAMA4,
+    "llama4": _LLAMA4,
+}
+_VISION: dict[str, Any] = {  # beside a language model that is only a section of the config
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "vision_output_dim": 32,
+    "projector_input_dim": 32,
+    "projector_output_dim": 32,
+    "image_size": 28,
+    "patch_size": 14,
 }
 
 
@@ -101,15 +123,18 @@ def make_family(family: str, folder: Path, *, correction: float = 0.3, **more: A
 
     :param correction: standard deviation of the biases that only choose
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     sizes = {**_SIZES, **CONFIGS[family], **more}
     if family == "ernie4_5_moe":
         del sizes["num_experts_per_tok"]  # it has a name of its own
+    auto: Any = AutoModelForCausalLM
+    if section := LAYOUTS[family].section:
+        sizes, auto = {section: sizes, "vision_config": _VISION}, AutoModelForImageTextToText
     config = AutoConfig.for_model(family, **sizes)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = AutoModelForCausalLM.from_config(config).eval().float()
+        model = auto.from_config(config).eval().float()
         with torch.no_grad():
             for name, weight in (*model.named_parameters(), *model.named_buffers()):
                 if "correction_bias" in name:

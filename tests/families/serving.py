@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 FLOAT32_LIMIT = 2e-3
@@ -40,6 +41,11 @@ SERVING: dict[str, Serving] = {
         note="vLLM's CPU router ignores the correction bias, of the base too: tested with a bias "
         "of zero",
     ),
+    "llama4": Serving(
+        {"limit_mm_per_prompt": {"image": 0}},
+        note="vLLM reads images with torchvision, which its CPU build does not bring along, and "
+        "refuses the model without it, the base too",
+    ),
     "phimoe": Serving(
         note="vLLM does not add the bias of Phi-MoE's output head, of the base too: tested with a "
         "bias of zero"
@@ -52,6 +58,7 @@ SERVING: dict[str, Serving] = {
 
 # vLLM 0.30's CPU attention does not take gpt-oss's sinks in float32, in any form.
 _SINKS = Serving(refused="expected scalar type BFloat16 but found Float")
+_IMAGES = Serving(refused=r"\['Llama4ForConditionalGeneration'\] failed to be inspected")
 
 
 def serving_of(family: str) -> Serving:
@@ -60,4 +67,6 @@ def serving_of(family: str) -> Serving:
 
     if family == "gpt_oss" and installed < (0, 31):
         return _SINKS
+    if family == "llama4" and find_spec("torchvision") is None:
+        return _IMAGES
     return SERVING.get(family, Serving())

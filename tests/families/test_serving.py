@@ -60,7 +60,7 @@ def kept_map(base: Checkpoint, kept: dict[int, tuple[int, ...]]) -> RoutingMap:
             layer=layer,
             num_experts=EXPERTS,
             num_kept=len(kept[layer]),
-            top_k=2,
+            top_k=base.layout.top_k(base.config),
             experts=Selection(kept=kept[layer]),
         )
         for layer in base.expert_counts()
@@ -71,6 +71,7 @@ def kept_map(base: Checkpoint, kept: dict[int, tuple[int, ...]]) -> RoutingMap:
 def mapped_map(base: Checkpoint) -> RoutingMap:
     """The first layer one-hot with one active expert, the second merged and continuous."""
     rng = np.random.default_rng(0)
+    top_k = base.layout.top_k(base.config)
     near = np.eye(EXPERTS, dtype=np.float32)[[1, 2, 5, 6]]
     first, second = list(base.expert_counts())[:2]
     layers = [
@@ -86,7 +87,7 @@ def mapped_map(base: Checkpoint) -> RoutingMap:
             layer=second,
             num_experts=EXPERTS,
             num_kept=4,
-            top_k=2,
+            top_k=top_k,
             experts=Selection(matrix="w_em"),
             router="mapped",
             router_rows=Selection(matrix="w_rm"),
@@ -97,7 +98,7 @@ def mapped_map(base: Checkpoint) -> RoutingMap:
             layer=layer,
             num_experts=EXPERTS,
             num_kept=EXPERTS,
-            top_k=2,
+            top_k=top_k,
             experts=Selection(kept=tuple(range(EXPERTS))),
         )
         for layer in list(base.expert_counts())[2:]

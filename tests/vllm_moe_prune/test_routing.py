@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vllm_moe_prune.layouts import Score
+from vllm_moe_prune.layout import Score
 from vllm_moe_prune.routing import renormalised, route, scores
 
 Doubles = NDArray[np.float64]
