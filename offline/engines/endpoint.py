@@ -118,7 +118,7 @@ class EndpointLM(Encoder):
         endpoint = Endpoint.find(url, model)
         if endpoint.root is not None and (Path(endpoint.root) / "config.json").is_file():
             _check_same(folder, Path(endpoint.root), endpoint.url)
-        text = config.get("text_config") or config  # of any family: a server may serve what it likes
+        text = config.get("text_config") or config  # a server may serve any family
         return cls(endpoint, tokenizer, int(text.get("max_position_embeddings", _DEFAULT_LENGTH)))
 
     def loglikelihood(
