@@ -1,7 +1,7 @@
 """Greedy generation of a batch of prompts with a live transformers model.
 
-Prompts are padded on their left, a mask and positions of our own keep the padding out of sight,
-and rows leave the batch as soon as they are done.
+Prompts are padded on their left, where a mask keeps them out of sight, and rows leave the batch as
+soon as they are done.
 """
 
 from __future__ import annotations
@@ -97,13 +97,12 @@ def _run(model: Any, rows: list[_Row], tokenizer: Any) -> dict[int, Answer]:
     cache = DynamicCache(config=model.config)
     ids, real = _left_padded([row.prompt.ids for row in rows], model.device)
     positions = (real.cumsum(1) - 1).clamp_min(0)
-    mask = _prefill_mask(real)
     answers: dict[int, Answer] = {}
     while True:
         output = model(
             input_ids=ids,
             position_ids=positions,
-            attention_mask=mask,
+            attention_mask=real,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
@@ -121,7 +120,6 @@ def _run(model: Any, rows: list[_Row], tokenizer: Any) -> dict[int, Answer]:
             rows = [rows[i] for i in keep.tolist()]
         ids, positions = chosen[keep, None], positions[keep, -1:] + 1
         real = torch.cat([real[keep], real.new_ones(len(keep), 1)], dim=1)
-        mask = real[:, None, None, :]  # [B, 1, 1, L]
 
 
 def _left_padded(
@@ -132,11 +130,3 @@ def _left_padded(
     ids = torch.tensor([(0,) * (length - len(p)) + p for p in prompts], device=device)
     begin = torch.tensor([length - len(p) for p in prompts], device=device)
     return ids, torch.arange(length, device=device)[None] >= begin[:, None]
-
-
-def _prefill_mask(real: torch.Tensor) -> torch.Tensor:
-    """Return [B, 1, L, L]: real tokens that are not later; padding sees itself, never nothing."""
-    length = real.shape[1]
-    not_later = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
-    itself = torch.eye(length, dtype=torch.bool, device=real.device)
-    return ((not_later & real[:, None, :]) | itself)[:, None]

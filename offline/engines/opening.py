@@ -31,7 +31,7 @@ def from_pretrained(folder: Path, dtype: Dtype, **placed: Any) -> Any:
     try:
         with _without_report(folder):
             return transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, **placed
+                folder, dtype=dtype, local_files_only=True, **placed
             )
     except (OSError, RuntimeError, ValueError) as error:
         raise PruneError(f"transformers cannot open {folder}: {error}") from error

@@ -35,6 +35,11 @@ class Question:
         """Tokens to compute: the last token of a continuation is only predicted."""
         return len(self.context) + sum(len(c) - 1 for c in self.continuations)
 
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence that is computed."""
+        return len(self.context) + max(len(c) - 1 for c in self.continuations)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -42,7 +47,7 @@ class Batch:
 
     input_ids: torch.Tensor  # [B, L]
     position_ids: torch.Tensor  # [B, L]
-    mask: torch.Tensor  # [B, 1, L, L] bool, True where attention is allowed
+    mask: torch.Tensor  # bool: [B, 1, L, L] which may attend, or [B, L] not padding: see `build`
     real: torch.Tensor  # [B * L] bool, False at padding
     keep: torch.Tensor  # [K] places in B * L whose logits are needed
     source: torch.Tensor  # [P] index into keep
@@ -130,7 +135,11 @@ def pack(
 
 
 def build(rows: Sequence[Sequence[Question]], device: torch.device) -> Batch:
-    """Lay questions out as the tensors of one batch."""
+    """Lay questions out as the tensors of one batch.
+
+    Where every row is one sequence and nothing else, the mask says only what is padding, which
+    comes last, and the model's own attention applies.
+    """
     laid = [_Row(row) for row in rows]
     length = max(len(row.ids) for row in laid)
 
@@ -144,10 +153,11 @@ def build(rows: Sequence[Sequence[Question]], device: torch.device) -> Batch:
     index = {place: number for number, place in enumerate(kept)}
     questions = [question for row in rows for question in row]
     targets = [t for q in questions for c in q.continuations for t in c]
+    alone = all(len(row) == 1 and len(row[0].continuations) == 1 for row in rows)
     return Batch(
         input_ids=padded((row.ids for row in laid), 0),
         position_ids=padded((row.positions for row in laid), 0),
-        mask=_mask(owner, padded((row.branch for row in laid), 0)),
+        mask=owner >= 0 if alone else _mask(owner, padded((row.branch for row in laid), 0)),
         real=(owner >= 0).reshape(-1),
         keep=torch.tensor(kept, device=device),
         source=torch.tensor([index[place] for place in origins], device=device),

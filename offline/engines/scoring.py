@@ -11,6 +11,7 @@ import torch
 from offline.engines.encoding import Encoder, Pair, TokenPair
 from offline.engines.generation import Prompt, generate
 from offline.engines.packing import BLOCK, ROW_TOKENS, Batch, Question, build, group, pack
+from offline.engines.reach import reach_of
 from vllm_moe_prune.errors import PruneError
 
 _CHUNK = 256  # positions whose logits are in float32 at the same time
@@ -40,6 +41,7 @@ class PackedLM(Encoder):
         super().__init__(tokenizer, max_length)
         self.model, self.share_contexts = model, share_contexts
         self.tokens_per_batch = tokens_per_batch
+        self._reach = reach_of(model.config)
         self._batches: dict[Hashable, list[Batch]] = {}
 
     def loglikelihood(
@@ -88,8 +90,7 @@ class PackedLM(Encoder):
             if not rest:
                 raise PruneError(f"the text {text[:40]!r} is a single token: nothing is predicted")
             questions.append(Question((first,), (tuple(rest),), (place,)))
-        rows = pack(questions, self.tokens_per_batch)
-        return [build(batch, self.model.device) for batch in rows]
+        return self._rows(questions, share=self._may_share(questions))
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Pair, list[int], list[int]]], **_: Any
@@ -97,8 +98,18 @@ class PackedLM(Encoder):
         return self._score(self._packed([(request[1], request[2]) for request in requests]))
 
     def _packed(self, pairs: list[TokenPair]) -> list[Batch]:
-        questions = group(pairs, self.max_length, share=self.share_contexts)
-        rows = pack(questions, self.tokens_per_batch, ROW_TOKENS if self.share_contexts else 0)
+        questions = group(pairs, self.max_length)
+        share = self.share_contexts and self._may_share(questions)
+        if not share:
+            questions = group(pairs, self.max_length, share=False)
+        return self._rows(questions, share=share)
+
+    def _may_share(self, questions: Sequence[Question]) -> bool:
+        """Whether a mask can keep apart what is in one row: it takes the place of the model's."""
+        return max((question.length for question in questions), default=0) <= self._reach
+
+    def _rows(self, questions: Sequence[Question], *, share: bool) -> list[Batch]:
+        rows = pack(questions, self.tokens_per_batch, ROW_TOKENS if share else 0)
         return [build(batch, self.model.device) for batch in rows]
 
     def _score(self, batches: list[Batch]) -> list[tuple[float, bool]]:

@@ -27,7 +27,10 @@ def test_each_token_sees_its_own_context_and_continuation_only(
                 batch.source[at : at + count], batch.target[at : at + count], strict=True
             ):
                 row, column = divmod(int(batch.keep[source]), length)
-                seen = batch.mask[row, 0, column].nonzero().flatten() + row * length
+                own = batch.mask[row, : column + 1]  # of a row that is one sequence: not padding
+                if batch.mask.dim() == 4:
+                    own = batch.mask[row, 0, column]
+                seen = own.nonzero().flatten() + row * length
                 assert positions[seen].tolist() == list(range(len(seen)))
                 assert batch.real[seen].all()
                 predicted.setdefault(place, []).append((ids[seen].tolist(), int(target)))

@@ -1,0 +1,88 @@
+"""Scores and answers do not depend on what shares a batch, however a family attends.
+
+Windows and chunks are shorter here than the texts; Qwen3-Next has layers that carry a state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from offline.engines.generation import Prompt, generate
+from offline.engines.opening import from_pretrained
+from offline.engines.reach import reach_of
+from offline.engines.scoring import PackedLM
+from tests.families.models import make_family
+from vllm_moe_prune.layouts import LAYOUTS
+
+SHORT: dict[str, dict[str, Any]] = {
+    "mixtral": {"sliding_window": 6},
+    "phimoe": {"sliding_window": 6},
+    "gpt_oss": {"sliding_window": 6},
+    "qwen3_moe": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 0},
+    "llama4_text": {"attention_chunk_size": 8},
+}
+REACHES = {
+    "mixtral": 6,
+    "phimoe": 6,
+    "qwen3_moe": 6,
+    "gpt_oss": 0,
+    "qwen3_next": 0,
+    "llama4_text": 8,
+}
+
+
+class Numbers:
+    """A tokenizer whose tokens are their numbers."""
+
+    eos_token_id = 2
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return " ".join(map(str, ids))
+
+
+@pytest.fixture(scope="module", params=sorted(set(LAYOUTS) - {"llama4"}))
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    family = request.param
+    folder = tmp_path_factory.mktemp(family) / "m"
+    make_family(family, folder, **SHORT.get(family, {}))
+    return from_pretrained(folder, "float32").eval()
+
+
+def log_probs(model: Any, ids: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        output = model(input_ids=torch.tensor([ids]), use_cache=False)
+    return torch.log_softmax(output.logits[0].double(), dim=-1)
+
+
+def test_log_likelihoods_are_those_of_the_texts_alone(model: Any) -> None:
+    rng = np.random.default_rng(0)
+    pairs = []
+    for length in (1, 3, 7, 12, 30):
+        context = rng.integers(3, 60, length).tolist()
+        pairs += [(context, rng.integers(3, 60, size).tolist()) for size in (1, 2, 5, 20)]
+    lm = PackedLM(model, Numbers(), tokens_per_batch=512, max_length=64)
+    found = lm._loglikelihood_tokens([(("", ""), *pair) for pair in pairs])
+    for (context, continuation), (score, greedy) in zip(pairs, found, strict=True):
+        expected = log_probs(model, context + continuation)[len(context) - 1 : -1]
+        each = expected[torch.arange(len(continuation)), torch.tensor(continuation)]
+        assert score == pytest.approx(float(each.sum()), abs=2e-3)
+        assert greedy == (expected.argmax(-1).tolist() == continuation)
+
+
+def test_answers_are_those_of_the_prompts_alone(model: Any) -> None:
+    prompts = [Prompt(tuple(range(5, 5 + n)), (), 9, -1) for n in (1, 3, 9, 20, 40)]
+    answers = generate(model, prompts, Numbers(), 4096)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = list(prompt.ids)
+        for _ in range(9):
+            ids.append(int(log_probs(model, ids)[-1].argmax()))
+        assert answer.text == " ".join(map(str, ids[len(prompt.ids) :]))
+
+
+def test_how_far_attention_reaches(model: Any) -> None:
+    expected = REACHES.get(model.config.model_type)
+    assert reach_of(model.config) == expected or (expected is None and reach_of(model.config) > 64)
