@@ -100,7 +100,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "moe_num_shared_experts": 1,
         "moe_layer_start_index": 1,
     },
-    "gpt_oss": {"num_local_experts": EXPERTS, "head_dim": 32},
+    # An intermediate size that two ranks can share: vLLM wants multiples of 32 for biased experts.
+    "gpt_oss": {"num_local_experts": EXPERTS, "head_dim": 32, "intermediate_size": 128},
     "granitemoe": {"num_local_experts": EXPERTS},
     "llama4_text": _LLAMA4,
     "llama4": _LLAMA4,
