@@ -46,8 +46,10 @@ from vllm_moe_prune.checkpoint import Checkpoint
 @click.option("--learning-rate", default=1e-4)
 @click.option("--epochs", default=3.0)
 @click.option("--trainable", default="all")
+@click.option("--batch", default=8, help="sequences of a step")
 @click.option("--micro-batch", type=int, help="sequences in memory at once; all if not given")
 @click.option("--mixed-precision/--no-mixed-precision", default=False, help="train in bfloat16")
+@click.option("--checkpointing/--no-checkpointing", default=False, help="for less memory")
 @click.option("--seed", default=0)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to work in")
 def main(
@@ -99,8 +101,9 @@ def _recovered(
         names = ("shots", "test_items", "examples", "length", "seed")
         own = {name: settings[name] for name in names}
         recipe = RecoverRecipe.of({"model": pruned, "base": model, "task": task, **own})
-        kinds = ("learning_rate", "epochs", "trainable", "micro_batch", "mixed_precision")
-        training = {name: settings[name] for name in kinds}
+        kinds = ("learning_rate", "epochs", "trainable", "batch", "micro_batch")
+        ways = ("mixed_precision", "checkpointing")
+        training = {name: settings[name] for name in (*kinds, *ways)}
         with bars() as reporter:
             recover(recipe, training_of(training, None), folder, reporter=reporter)
     return Recovery.load(folder)
