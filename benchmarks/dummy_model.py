@@ -78,14 +78,18 @@ def write_tokenizer(folder: Path, vocab: int) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
+def prompt_ids(number: int, tokens: int) -> list[int]:
+    """Return the token ids of the prompt of a number; neighbours begin differently."""
+    return [3 + (number * 131 + i * 17) % 30000 for i in range(tokens)]
+
+
 def write_workload(path: Path, prompt_tokens: int, output_tokens: int) -> Path:
     """Write prompts of one length for answers of one length, always the same, and return ``path``.
 
     :param prompt_tokens: words of the tokenizer that `write_tokenizer` writes
     """
     prompts = [
-        " ".join(f"w{3 + (number * 131 + i * 17) % 30000}" for i in range(prompt_tokens))
-        for number in range(64)
+        " ".join(f"w{token}" for token in prompt_ids(number, prompt_tokens)) for number in range(64)
     ]
     length = Lengths(distribution="constant", median=output_tokens, min=1, max=output_tokens)
     save_workload(path, prompts, length)

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from benchmarks.dummy_model import prompt_ids
 from vllm_moe_prune.errors import PruneError
 
 _ENVIRONMENT = {
@@ -107,7 +108,8 @@ def _rounds(engines: Mapping[str, _Engine], work: Work, rounds: int) -> dict[str
     found: dict[str, list[float]] = {name: [] for name in engines}
     turn = list(engines)
     for number in range(rounds + 1):
-        prompts = [_prompt(number * work.users + user, work) for user in range(work.users)]
+        first = number * work.users
+        prompts = [prompt_ids(first + user, work.prompt_tokens) for user in range(work.users)]
         for engine in engines.values():
             engine.ask(prompts, work.output_tokens)
         more = True
@@ -119,10 +121,6 @@ def _rounds(engines: Mapping[str, _Engine], work: Work, rounds: int) -> dict[str
             if number:
                 found[name].append(seconds)
     return found
-
-
-def _prompt(number: int, work: Work) -> list[int]:
-    return [3 + (number * 131 + i * 17) % 30000 for i in range(work.prompt_tokens)]
 
 
 def main() -> None:

@@ -94,6 +94,7 @@ def _stored_bytes(checkpoint: Checkpoint) -> int:
 def _weights(checkpoint: Checkpoint, item_bytes: int | None) -> tuple[int, list[int], int]:
     """Return bytes outside the decoder layers, bytes of each layer, and the experts' width I."""
     shared, layers, widest = 0, dict[str, int](), 0
+    hidden = int(checkpoint.text_config["hidden_size"])
     for name, info in checkpoint.tensors.items():
         if not name.startswith(checkpoint.layout.prefix):  # which is not loaded
             continue
@@ -107,6 +108,5 @@ def _weights(checkpoint: Checkpoint, item_bytes: int | None) -> tuple[int, list[
         role = checkpoint.layout.classify(name)
         if role is not None and role.kind != "router":
             count = info.shape[0] if role.kind == "stacked" else 1
-            hidden = int(checkpoint.text_config["hidden_size"])
             widest = max(widest, prod(info.shape) // (count * hidden))
     return shared, list(layers.values()), widest

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -16,10 +18,41 @@ from benchmarks.medians import median_of
 from benchmarks.random_model import write_random_model
 from benchmarks.sides import make_sides
 from benchmarks.stepping import Work, step_in_turn
+from benchmarks.watched_server import WatchedServer
+from serve.server import ServerSpec
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 
+# A server that is ready once it has computed as much as asked for.
+SERVING = """
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"data": [{"id": "model/name"}]}')
+sum(range(int(sys.argv[-1])))
+port = int(sys.argv[sys.argv.index("--port") + 1])
+HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
 TINY = Shape(128, 128, layers=2, heads=2, kv_heads=2)
+
+
+class ComputingServer(WatchedServer):
+    def command(self, arguments: Sequence[str]) -> list[str]:
+        return [sys.executable, "-c", SERVING, *arguments]
+
+
+def test_a_watched_server_says_what_its_processes_take(tmp_path: Path) -> None:
+    found = []
+    for work in (1_000_000, 60_000_000):
+        spec = ServerSpec("model/name", extra_args=(str(work),))
+        with ComputingServer(spec, tmp_path / f"{work}.log") as server:
+            assert server.resident_bytes > 2**20
+            found.append(server.cpu_seconds)
+    light, heavy = found
+    assert heavy > light + 0.2
 
 
 def test_engines_step_in_turn_and_a_slower_one_takes_longer(tmp_path: Path) -> None:
