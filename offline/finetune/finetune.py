@@ -176,11 +176,16 @@ def check_fits(base: Checkpoint, settings: FinetuneSettings, *, length: int, whe
     """Refuse a finetune for which there is too little memory; reads headers only.
 
     :param length: tokens of a sequence
-    :raises PruneError: with the numbers, if a batch cannot be shared out among the processes, or
-        for a quantised base
+    :raises PruneError: with the numbers, if a batch cannot be shared out among the processes, for
+        LoRA with FSDP, or for a quantised base
     """
     check_unquantised(base.folder)
     launch = Launch.of(where)
+    if launch.fsdp and settings.trainable == "lora":
+        raise PruneError(
+            "LoRA on fused experts is not supported with FSDP, which shards what it adapts",
+            hint="--trainable router+experts with FSDP, or LoRA with --processes",
+        )
     need = memory_need(
         base,
         settings,

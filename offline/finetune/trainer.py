@@ -48,7 +48,6 @@ def train(job: Job, examples: Examples, reporter: Reporter | None = None) -> Tra
     """
     with _accelerator(job) as accelerator:
         micro = micro_batch(job.settings, accelerator.num_processes)
-        _check(job, accelerator)
         base = Checkpoint.open(job.model)
         model = from_pretrained(job.model, "float32")
         check_names(model, base)
@@ -102,15 +101,6 @@ def _accelerator(job: Job) -> Iterator[Accelerator]:
 def _forget() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-
-
-def _check(job: Job, accelerator: Accelerator) -> None:
-    fsdp = accelerator.distributed_type is DistributedType.FSDP
-    if fsdp and job.settings.trainable == "lora":
-        raise PruneError(
-            "LoRA on fused experts is not supported with FSDP, which shards what it adapts",
-            hint="LoRA with plain processes, or --trainable router with FSDP",
-        )
 
 
 def _gpus(accelerator: Accelerator) -> list[int]:
