@@ -70,7 +70,7 @@ def _cached(*, shards: int, **options: Any) -> Path:
     model.save_pretrained(folder, max_shard_size=size)
     files = list(folder.glob("*.safetensors"))
     assert shards == 1 or len(files) > 1, files
-    _tokenizer(options["vocab"]).save_pretrained(folder)
+    word_tokenizer(options["vocab"]).save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     assert config["num_local_experts"] == options["experts"]
     return folder
@@ -130,7 +130,8 @@ def _scale(name: str, weight: Any) -> float:
     return 1.0 / fan_in**0.5
 
 
-def _tokenizer(vocab: int) -> Any:
+def word_tokenizer(vocab: int) -> Any:
+    """Return a tokenizer of whole words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -79,6 +79,13 @@ def sha256_text(text: str) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
+def let_others_read(file: Path) -> None:
+    """Give a file the mode of any new one; safetensors gives others no right to read its own."""
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a small file so that a reader sees the old content or the new, never a part."""
     data = content.encode() if isinstance(content, str) else content

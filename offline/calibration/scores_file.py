@@ -28,7 +28,7 @@ from offline.calibration.statistics import (
     WeightStatistics,
 )
 from vllm_moe_prune.errors import PruneError, one_line
-from vllm_moe_prune.provenance import Provenance, write_atomic
+from vllm_moe_prune.provenance import Provenance, let_others_read, write_atomic
 from vllm_moe_prune.routing_map import BaseFingerprint
 
 SCHEMA_VERSION = 1
@@ -125,6 +125,7 @@ def write(folder: Path, domains: Domains, weights: Weights, record: ScoresRecord
     partial = file.with_name(f".{file.name}.partial")
     try:
         save_file(dict(_named(domains, weights, record)), partial)
+        let_others_read(partial)
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.provenance import let_others_read
 
 FORMAT = "vllm-moe-prune demo deltas 1"
 COMMITTED = Path(__file__).parent / "deltas.safetensors"
@@ -109,6 +110,7 @@ def save_deltas(
     header = {"format": FORMAT, "made": json.dumps(metadata, sort_keys=True)}
     partial = path.with_suffix(".partial")
     save_file({name: t.contiguous() for name, t in tensors.items()}, partial, header)
+    let_others_read(partial)
     partial.replace(path)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from offline.demo.card import CARD
 from offline.staging import staged
+from vllm_moe_prune.provenance import let_others_read
 
 if TYPE_CHECKING:  # torch is slow to import, and `vmprune --help` must not
     from torch import Tensor
@@ -109,7 +110,7 @@ def _write_shards(folder: Path, dense: Dense, deltas: Deltas, tell: Callable[...
     for number, tensors in enumerate(_shards(dense, deltas, tell), start=1):
         name = f"model-{number:05d}-of-{count:05d}.safetensors"
         save_file(tensors, folder / name, {"format": "pt"})
-        (folder / name).chmod(0o644)  # the library makes files that only their owner can read
+        let_others_read(folder / name)
         index |= dict.fromkeys(tensors, name)
         size += sum(t.numel() * t.element_size() for t in tensors.values())
     whole = {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from itertools import groupby
@@ -17,7 +16,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from offline.finetune.job import StoredDtype
 from vllm_moe_prune.checkpoint import INDEX_FILE, Checkpoint
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.provenance import write_atomic
+from vllm_moe_prune.provenance import let_others_read, write_atomic
 from vllm_moe_prune.rewrite import TensorInfo
 from vllm_moe_prune.writer import DEFAULT_SHARD_BYTES
 
@@ -75,7 +74,7 @@ def save_weights(
     for number, shard in enumerate(_shards(_converted(model, state, base, dtype), max_shard_bytes)):
         file = folder / f"part-{number:05d}.safetensors"
         save_file(shard, file, metadata={"format": "pt"})
-        file.chmod(_mode())
+        let_others_read(file)
         files.append((file, [_info(name, tensor) for name, tensor in shard.items()]))
     written = {info.name for _, infos in files for info in infos}
     assert written == set(base.tensors), sorted(written ^ set(base.tensors))[:3]
@@ -89,13 +88,6 @@ def save_weights(
     total = sum(info.num_bytes for _, infos in files for info in infos)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     write_atomic(folder / INDEX_FILE, json.dumps(index, indent=2) + "\n")
-
-
-def _mode() -> int:
-    """Return the mode of any new file; safetensors gives others no right to read its own."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 def _converted(

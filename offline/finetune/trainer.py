@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from offline.engines.opening import from_pretrained
 from offline.finetune import trainable
 from offline.finetune.examples import NO_LOSS, Examples
+from offline.finetune.heap import give_blocks_back
 from offline.finetune.job import Job, Trained
 from offline.finetune.mixed import autocast_experts
 from offline.finetune.peak import PeakMemory
@@ -46,6 +47,8 @@ def train(job: Job, examples: Examples, reporter: Reporter | None = None) -> Tra
     :raises PruneError: if a batch cannot be shared out, transformers cannot open the model, or
         the loss is no longer a number
     """
+    if job.device == "cpu":
+        give_blocks_back()
     with _accelerator(job) as accelerator:
         micro = micro_batch(job.settings, accelerator.num_processes)
         base = Checkpoint.open(job.model)
