@@ -3,9 +3,10 @@
     python -m benchmarks.lottery --bed testbed --model testbed --out lottery
 
 Every criterion, and experts dropped at random, at several ratios. One lottery that goes on to the
-highest ratio passes the others on its way; one-shot is a run of its own for each. The control is
-the base with the same finetunes and every expert: what is due to more training and not to repair.
-The base is scored and measured once, and what was measured is not measured again: the same command
+highest ratio passes the others on its way; one-shot is a run of its own for each, and so is
+one-shot-tuned, whose only finetune is as long as all of the lottery's together. The control is the
+base with the same finetunes and every expert: what is due to more training and not to repair. The
+base is scored and measured once, and what was measured is not measured again: the same command
 continues. Perplexity is of held-out text. Prints one Markdown table per ratio; the last line of
 stdout is one JSON object.
 """
@@ -30,7 +31,7 @@ Found = dict[tuple[str, Way, float], Measured]
 @click.option("--bed", type=click.Choice(get_args(Bed)), required=True, help="whose text")
 @click.option("--model", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--criteria", default="min-ean,min-ege,random")
-@click.option("--ways", default=",".join(WAYS))
+@click.option("--ways", default="one-shot,iterative,lottery", help="also: one-shot-tuned")
 @click.option("--ratios", default="0.25,0.5,0.75", help="shares of the experts dropped")
 @click.option("--round-tokens", default=50_000, help="of the first finetune")
 @click.option("--token-factor", default=2.0)

@@ -28,8 +28,9 @@ from offline.run import Reporter
 from offline.staging import staged
 from vllm_moe_prune.checkpoint import Checkpoint
 
-Way = Literal["one-shot", "iterative", "lottery"]
+Way = Literal["one-shot", "iterative", "one-shot-tuned", "lottery"]
 WAYS: tuple[Way, ...] = get_args(Way)
+TRAINED: tuple[Way, ...] = ("one-shot-tuned", "lottery")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,24 +82,31 @@ class Bench:
         """Return ratio -> the model at it; of random ones the mean loss over seeds."""
         seeds = 1
         if criterion == RANDOM:
-            seeds = self.more["random_lotteries" if way == "lottery" else "random_seeds"]
+            seeds = self.more["random_lotteries" if way in TRAINED else "random_seeds"]
         runs = [self._run(criterion, way, self.more["seed"] + seed) for seed in range(seeds)]
         return {ratio: _mean([run[ratio] for run in runs]) for ratio in self.ratios}
 
     def _run(self, criterion: str, way: Way, seed: int) -> dict[float, Measured]:
-        settings = _settings(self.more, criterion, finetune=way == "lottery")
+        settings = _settings(self.more, criterion, finetune=way in TRAINED)
         keeps = {ratio: _keep(self.experts, ratio) for ratio in self.ratios}
-        if way == "one-shot":
-            once = settings.model_copy(update={"rounds": 1})
-            return {
-                ratio: self._records(f"{criterion}-one-shot-{keep}-{seed}", once, keep, seed)[0]
-                .result
-                for ratio, keep in keeps.items()
-            }  # fmt: skip
+        if way in ("one-shot", "one-shot-tuned"):
+            runs = {
+                ratio: self._once(criterion, way, settings, k, seed) for ratio, k in keeps.items()
+            }
+            return {ratio: one.result for ratio, one in runs.items()}
         last = min(keeps.values())
         records = self._records(f"{criterion}-{way}-{seed}", settings, last, seed)
         by_count = {len(next(iter(one.kept.values()))): one.result for one in records}
         return {ratio: by_count[keep] for ratio, keep in keeps.items()}
+
+    def _once(
+        self, criterion: str, way: Way, settings: LotterySettings, keep: int, seed: int
+    ) -> RoundRecord:
+        """Drop all at once; a finetune is as long as those of a lottery to there together."""
+        tokens = sum(plan.tokens for plan in schedule(settings, self.experts, keep))
+        update = {"rounds": 1, "round_tokens": max(tokens, 1), "token_cap": max(tokens, 1)}
+        name = f"{criterion}-{way}-{keep}-{seed}"
+        return self._records(name, settings.model_copy(update=update), keep, seed)[0]
 
     def _records(
         self, name: str, settings: LotterySettings, keep: int, seed: int
