@@ -140,7 +140,10 @@ class _Training:
     ) -> _Training:
         settings = job.settings
         optimizer = torch.optim.AdamW(
-            trainable.trained(model), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            trainable.trained(model),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=True,  # no temporary tensor of the size of a weight
         )
         model, optimizer = accelerator.prepare(model, optimizer)
         steps = batches(len(examples.input_ids), settings, job.seed)
