@@ -41,7 +41,7 @@ def assert_alike(one: Path, two: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_as_one_process_does(
+def test_a_stopped_run_goes_on_and_ends_as_one_process_does(
     model: Path, where: Where, tmp_path: Path
 ) -> None:
     examples = ragged(count=12)
