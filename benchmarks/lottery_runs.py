@@ -104,7 +104,7 @@ class Bench:
     ) -> RoundRecord:
         """Drop all at once; a finetune is as long as those of a lottery to there together."""
         tokens = sum(plan.tokens for plan in schedule(settings, self.experts, keep))
-        update = {"rounds": 1, "round_tokens": max(tokens, 1), "token_cap": max(tokens, 1)}
+        update = {"rounds": 1, "round_tokens": tokens, "token_cap": tokens}
         name = f"{criterion}-{way}-{keep}-{seed}"
         return self._records(name, settings.model_copy(update=update), keep, seed)[0]
 

@@ -11,7 +11,7 @@ import pytest
 
 from offline.finetune import launch
 from offline.finetune.finetune import Where
-from tests.finetune.samples import ragged, tiny, tune, weights_of
+from tests.finetune.samples import assert_alike, ragged, tiny, tune
 from tests.finetune.test_resume import Stop
 from vllm_moe_prune.errors import PruneError
 
@@ -32,12 +32,6 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Where:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny(tmp_path_factory.mktemp("tiny") / "m", tie=True)
-
-
-def assert_alike(one: Path, two: Path) -> None:
-    weights = weights_of(one)
-    for name, weight in weights_of(two).items():
-        np.testing.assert_allclose(weight, weights[name], atol=2e-4, err_msg=name)
 
 
 @pytest.mark.slow
