@@ -54,7 +54,11 @@ def full(inputs: Path) -> tuple[Result, Path]:
 def test_numbers_and_page_are_written(full: tuple[Result, Path]) -> None:
     done, out = full
     assert done.exit_code == 0, done.exception
-    assert sorted(file.name for file in out.iterdir()) == ["analysis.html", "analysis.json"]
+    assert sorted(file.name for file in out.iterdir()) == [
+        ".vmprune.json",
+        "analysis.html",
+        "analysis.json",
+    ]
     found = Analysis.load(out)
     assert [change.word for change in found.changes] == ["min-ean", "max-rwn", "max-ecc"]
     assert [matrix.layer for matrix in found.co_activation] == [1]
@@ -143,8 +147,12 @@ def test_what_is_there_stays_unless_forced(inputs: Path, tmp_path: Path) -> None
     assert isinstance(done.exception, PruneError)
     assert "already exists" in str(done.exception)
     assert (out / "mine").exists()
-    assert run(inputs, out, "--force").exit_code == 0
-    assert not (out / "mine").exists()
+    done = run(inputs, out, "--force")
+    assert "mine was not written by vmprune" in str(done.exception)
+    assert (out / "mine").read_text() == "precious"
+    (out / "mine").unlink()
+    for _ in range(2):
+        assert run(inputs, out, "--force").exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -94,11 +94,14 @@ def test_what_is_there_is_kept_without_force(model: Path, text: Path, tmp_path: 
     given = ("--model", model, "--calibration", f"{text}:2", "--out", out, "--length", "16")
     with pytest.raises(PruneError, match="already exists"):
         score(*given)
+    with pytest.raises(PruneError, match="mine was not written by vmprune"):
+        score(*given, "--force")
+    assert (out / "mine").read_text() == "precious" and len(list(tmp_path.iterdir())) == 2
+    (out / "mine").rename(tmp_path / "mine")
+    assert score(*given, "--force").exit_code == 0
     with pytest.raises(PruneError, match="domain prose has text for"):
         score(*given, "--force", "--length", "400")
-    assert (out / "mine").read_text() == "precious" and len(list(tmp_path.iterdir())) == 2
-    assert score(*given, "--force").exit_code == 0
-    assert not (out / "mine").exists() and Scores.load(out).sequences == {"prose": 2}
+    assert Scores.load(out).sequences == {"prose": 2} and len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize("flag", ["--offload", "--scratch"])

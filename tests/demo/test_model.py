@@ -7,6 +7,7 @@ from offline.demo import network
 from offline.demo.experts import FACTORS, Observed, Slices, moe_feed_forward
 from offline.demo.model import make_demo_model
 from offline.demo.packages import unpacked_path
+from offline.owned import write_manifest
 from vllm_moe_prune.errors import PruneError
 
 
@@ -23,6 +24,7 @@ def test_failure_while_writing_leaves_the_old_output_and_nothing_else(
     out = tmp_path / "model"
     out.mkdir()
     (out / "config.json").write_text("old")
+    write_manifest(out)
 
     def full(dtype: torch.dtype) -> network.Dense:
         raise OSError(28, "No space left on device")

@@ -195,7 +195,7 @@ def test_refusals(model: Path, tmp_path: Path) -> None:
     out.mkdir()
     with pytest.raises(PruneError, match="already exists"):
         tune(model, out)
-    with pytest.raises(PruneError, match="would replace the model"):
+    with pytest.raises(PruneError, match=f"would replace {model}"):
         tune(model, model, force=True)
     (tmp_path / "compact" / "pruned_moe").mkdir(parents=True)
     with pytest.raises(PruneError, match="compact checkpoint"):

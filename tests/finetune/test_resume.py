@@ -92,7 +92,8 @@ def test_kill_9_and_the_same_call_end_with_the_same_bytes(model: Path, tmp_path:
         return subprocess.run(given, check=False).returncode
 
     assert run(5) == -signal.SIGKILL
-    assert {path.name for path in tmp_path.iterdir()} == {"out.partial", "out.finetune.run"}
+    (left,) = (path.name for path in tmp_path.iterdir() if path.name != "out.finetune.run")
+    assert left.startswith(".out.") and left.endswith(".partial")
     assert run(99) == 0
     tune(model, tmp_path / "whole", epochs=3)
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")

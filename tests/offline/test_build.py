@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from offline.build import build, plan_build
+from offline.owned import MANIFEST
 from tests.maps import mixed_map, uniform_map
 from tests.reference import reference_model
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, INDEX_FILE, Checkpoint
@@ -54,11 +55,17 @@ def config(folder: Path) -> dict[str, Any]:
 
 
 def test_plain_has_the_weights_the_companions_the_map_and_a_card(plain: Path) -> None:
-    assert names(plain) == COMPANIONS | {"model.safetensors", INDEX_FILE, "README.md", MAP_FILE}
+    assert names(plain) == {
+        *COMPANIONS,
+        *("model.safetensors", INDEX_FILE, "README.md", MAP_FILE, MANIFEST),
+    }
 
 
 def test_compact_has_its_weights_where_no_other_reader_looks(compact: Path) -> None:
-    assert names(compact) == COMPANIONS | {COMPACT_FOLDER, "README.md", MAP_FILE, MATRIX_FILE}
+    assert names(compact) == {
+        *COMPANIONS,
+        *(COMPACT_FOLDER, "README.md", MAP_FILE, MATRIX_FILE, MANIFEST),
+    }
     weights = names(compact / COMPACT_FOLDER)
     assert INDEX_FILE in weights
     assert len(weights) >= 3
@@ -177,6 +184,6 @@ def _write_nothing(*_: Any, **__: Any) -> None:
 def test_a_build_never_replaces_its_own_base(inside: bool, base: Path) -> None:
     out = base.parent if inside else base
     before = names(base)
-    with pytest.raises(PruneError, match="would replace the base model"):
+    with pytest.raises(PruneError, match=f"would replace {base}"):
         build(Checkpoint.open(base), uniform_map(base, UNIFORM), out, force=True)
     assert names(base) == before

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from offline.run_folder import run_folder
+from offline.run_folder import RUN_MARKER, check_outputs, remove_run, run_folder
 from vllm_moe_prune.errors import PruneError
 
 IDENTITY = {"recipe": {"keep": 4}, "base": {"config": "c"}}
@@ -24,11 +25,108 @@ def test_a_run_continues_with_the_same_settings(tmp_path: Path) -> None:
 def test_a_run_with_other_settings_is_refused_and_with_force_begun_anew(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "out", IDENTITY, force=False)
     (folder / "evaluations.jsonl").write_text("old")
-    (folder / "cache").mkdir()
+    (folder / "scores").mkdir()
     other = IDENTITY | {"recipe": {"keep": 3}}
     with pytest.raises(PruneError) as caught:
         run_folder(tmp_path / "out", other, force=False)
     assert caught.value.message == f"{folder} holds a run with other settings or another base"
     assert (folder / "evaluations.jsonl").read_text() == "old"
     run_folder(tmp_path / "out", other, force=True)
-    assert [file.name for file in folder.iterdir()] == ["settings.json"]
+    assert sorted(file.name for file in folder.iterdir()) == [RUN_MARKER, "settings.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["out.run"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"notes.txt": "mine"},
+        {"settings.json": '{"theme": "dark"}'},
+        {"settings.json": json.dumps({"recipe": 1}), "notes.txt": "mine"},
+        {"scores/mine.txt": "mine"},
+        {"result/mine.txt": "mine"},
+    ],
+)
+def test_a_folder_of_the_users_is_never_a_run(
+    files: dict[str, str], force: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out.run"
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    with pytest.raises(PruneError, match=r"out\.run"):
+        run_folder(tmp_path / "out", IDENTITY, force=force)
+    assert {name: (folder / name).read_text() for name in files} == files
+    assert [file.name for file in tmp_path.iterdir()] == ["out.run"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_run_with_a_users_file_in_it_continues_and_is_not_begun_anew(
+    force: bool, tmp_path: Path
+) -> None:
+    folder = run_folder(tmp_path / "out", IDENTITY, force=False)
+    (folder / "notes.txt").write_text("mine")
+    assert run_folder(tmp_path / "out", IDENTITY, force=force) == folder
+    with pytest.raises(PruneError):
+        run_folder(tmp_path / "out", IDENTITY | {"base": 1}, force=force)
+    remove_run(folder)
+    assert (folder / "notes.txt").read_text() == "mine"
+    (folder / "notes.txt").unlink()
+    remove_run(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_an_earlier_version_continues_and_is_marked(tmp_path: Path) -> None:
+    folder = tmp_path / "out.run"
+    folder.mkdir()
+    settings = json.dumps(IDENTITY, indent=2, sort_keys=True) + "\n"
+    (folder / "settings.json").write_text(settings)
+    (folder / "evaluations.jsonl").write_text("kept")
+    run_folder(tmp_path / "out", IDENTITY, force=False)
+    assert (folder / "evaluations.jsonl").read_text() == "kept"
+    assert (folder / RUN_MARKER).is_file()
+
+
+@pytest.mark.parametrize("other", ["file", "link", "dangling"])
+def test_what_is_no_folder_is_no_run(other: str, tmp_path: Path) -> None:
+    folder = tmp_path / "out.run"
+    (tmp_path / "there").mkdir()
+    if other == "file":
+        folder.write_text("mine")
+    else:
+        folder.symlink_to(tmp_path / ("there" if other == "link" else "absent"))
+    with pytest.raises(PruneError):
+        run_folder(tmp_path / "out", IDENTITY, force=True)
+    assert folder.is_symlink() or folder.read_text() == "mine"
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_run_begun_anew_and_killed_has_no_old_log_beside_new_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_folder(tmp_path / "out", IDENTITY, force=False)
+    (folder / "evaluations.jsonl").write_text("old")
+    before = (folder / "settings.json").read_text()
+
+    def fails(self: Path, target: Path) -> Path:
+        if target == folder and self.name == "new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(KeyboardInterrupt):
+        run_folder(tmp_path / "out", IDENTITY | {"base": 1}, force=True)
+    assert (folder / "settings.json").read_text() == before
+    assert (folder / "evaluations.jsonl").read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["out.run"]
+
+
+def test_an_input_in_the_runs_folder_is_refused_before_any_work(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "out", IDENTITY, force=False)
+    (folder / "scores").mkdir()
+    with pytest.raises(PruneError, match="scores lies in"):
+        check_outputs(tmp_path / "out", force=True, inputs=(folder / "scores",))
+    check_outputs(tmp_path / "out", force=True, inputs=(tmp_path,))
+    with pytest.raises(PruneError, match="is too long"):
+        check_outputs(tmp_path / ("a" * 252), force=True)

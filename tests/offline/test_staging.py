@@ -1,8 +1,9 @@
-"""Whole or absent: existing output, leftovers, a full disk and kill -9."""
+"""Whole or absent, and only in place of what is ours: leftovers, a full disk and kill -9."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -15,12 +16,23 @@ from typing import Any
 import pytest
 
 from offline.build import build
-from offline.staging import staged
+from offline.owned import MANIFEST
+from offline.staging import WORK_MARKER, check_output, staged
 from tests.maps import uniform_map
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 
 UNIFORM = [(0, 1, 2, 3)] * 4
+
+
+def write(out: Path, name: str, *, force: bool = False) -> None:
+    """Make an output of one file."""
+    with staged(out, force=force) as partial:
+        (partial / name).write_text(name)
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*"))
 
 
 def test_an_existing_output_is_refused_and_left_as_it_is(base: Path, tmp_path: Path) -> None:
@@ -34,29 +46,113 @@ def test_an_existing_output_is_refused_and_left_as_it_is(base: Path, tmp_path: P
 
 
 def test_with_force_the_old_output_is_replaced_as_a_whole(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("mine")
+    write(tmp_path / "out", "ours")
     build(Checkpoint.open(base), uniform_map(base, UNIFORM), tmp_path / "out", force=True)
-    assert not (tmp_path / "out" / "mine").exists()
+    assert not (tmp_path / "out" / "ours").exists()
     assert Checkpoint.open(tmp_path / "out").expert_counts() == dict.fromkeys(range(4), 4)
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
 def test_with_force_the_old_output_survives_a_failure(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("mine")
+    write(tmp_path / "out", "ours")
     with pytest.raises(RuntimeError), staged(tmp_path / "out", force=True) as partial:
         (partial / "new").write_text("new")
         raise RuntimeError
-    assert [file.name for file in tmp_path.rglob("*")] == ["out", "mine"]
+    assert tree(tmp_path) == ["out", f"out/{MANIFEST}", "out/ours"]
 
 
-def test_what_a_killed_run_left_is_cleaned(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "stale.safetensors").write_bytes(b"stale")
-    build(Checkpoint.open(base), uniform_map(base, UNIFORM), tmp_path / "out")
-    assert [file.name for file in tmp_path.iterdir()] == ["out"]
-    assert not (tmp_path / "out" / "stale.safetensors").exists()
+def test_a_users_folders_with_names_like_ours_are_not_touched(base: Path, tmp_path: Path) -> None:
+    users = ("out.partial", "out.replaced", ".out.abcdefgh.partial", ".out.partial")
+    for name in users:
+        (tmp_path / name / "new").mkdir(parents=True)
+        (tmp_path / name / "new" / "mine").write_text("mine")
+    before = tree(tmp_path)
+    write(tmp_path / "out", "ours")
+    write(tmp_path / "out", "ours", force=True)
+    assert tree(tmp_path) == sorted([*before, "out", f"out/{MANIFEST}", "out/ours"])
+
+
+@pytest.mark.parametrize("told", [{}, {"written_by": "vllm-moe-prune", "work_for": "other"}])
+def test_a_marker_of_another_output_or_program_protects(
+    told: dict[str, str], tmp_path: Path
+) -> None:
+    work = tmp_path / ".out.abcdefgh.partial"
+    work.mkdir()
+    (work / WORK_MARKER).write_text(json.dumps(told))
+    write(tmp_path / "out", "ours")
+    assert work.is_dir()
+
+
+def test_what_a_killed_run_left_is_cleaned_and_what_works_is_not(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with staged(out) as partial:
+        left = partial.parent
+        marker = (left / WORK_MARKER).read_text()
+        check_output(out, force=False)  # another command looks while this one works
+        assert partial.is_dir()
+        (partial / "one").write_text("one")
+    work = tmp_path / ".out.abcdefgh.partial"
+    (work / "new").mkdir(parents=True)
+    (work / "new" / "stale.safetensors").write_bytes(b"stale")
+    (work / WORK_MARKER).write_text(marker)
+    write(out, "ours", force=True)
+    assert tree(tmp_path) == ["out", f"out/{MANIFEST}", "out/ours"]
+
+
+_KILLED_BETWEEN = """
+import os, signal, sys
+from pathlib import Path
+from offline import staging
+
+def killed(new, out, work):
+    out.rename(work / "old")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+staging.put = killed
+with staging.staged(Path(sys.argv[1]), force=True) as folder:
+    (folder / "new").write_text("new")
+"""
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_kill_9_between_old_and_new_loses_neither(force: bool, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write(out, "ours")
+    command = [sys.executable, "-c", _KILLED_BETWEEN, str(out)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert not out.exists()
+    if force:
+        write(out, "newer", force=True)
+        assert tree(tmp_path) == ["out", f"out/{MANIFEST}", "out/newer"]
+    else:
+        with pytest.raises(PruneError, match="already exists"):
+            check_output(out, force=False)
+        assert tree(tmp_path) == ["out", f"out/{MANIFEST}", "out/ours"]
+
+
+def test_what_comes_into_the_place_meanwhile_stays(tmp_path: Path) -> None:
+    for force in (False, True):
+        out = tmp_path / f"out-{force}"
+        with pytest.raises(PruneError), staged(out, force=force) as partial:
+            (partial / "new").write_text("new")
+            out.mkdir()
+            (out / "mine").write_text("mine")
+        assert tree(out) == ["mine"]
+
+
+def test_the_folder_has_the_mode_of_any_other(tmp_path: Path) -> None:
+    write(tmp_path / "out", "ours")
+    (tmp_path / "other").mkdir()
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    out = tmp_path / ("\N{LATIN SMALL LETTER A WITH DIAERESIS}" * 127)
+    write(out, "ours")
+    write(out, "newer", force=True)
+    assert tree(tmp_path) == [out.name, f"{out.name}/{MANIFEST}", f"{out.name}/newer"]
+    with pytest.raises(PruneError, match="is too long"):
+        check_output(tmp_path / ("a" * 256), force=False)
 
 
 def test_a_parent_that_is_not_there_is_one_line(tmp_path: Path) -> None:
@@ -128,7 +224,7 @@ def test_kill_9_during_a_build_leaves_no_output_and_the_next_run_succeeds(
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "writing\n"
-        assert (tmp_path / "out.partial").is_dir()
+        assert len(list(tmp_path.glob(".out.*.partial"))) == 1
         child.send_signal(signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL
     assert not out.exists()
