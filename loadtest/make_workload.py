@@ -9,7 +9,7 @@ import click
 from pydantic import ValidationError
 
 from loadtest.cli import one_line
-from loadtest.workload import Lengths, prompts_from_jsonl, save_workload
+from loadtest.workload import Lengths, check_free, prompts_from_jsonl, save_workload
 from vllm_moe_prune.errors import PruneError
 
 
@@ -31,6 +31,7 @@ def workload_command(
 
     def write() -> int:
         prompts = prompts_from_jsonl(source, field, limit)
+        check_free(out, source)
         try:
             chosen = Lengths(**given)
         except ValidationError as error:

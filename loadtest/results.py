@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -10,8 +14,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from loadtest.metrics import Quantiles, Summary
+from vllm_moe_prune.errors import PruneError
 
 SCHEMA_VERSION = 1
+PAGE_TITLE = "# Serving, candidate against base"
+_ROUND_FILES = re.compile(r"\d+-(base|candidate)(/(server\.log|users-\d+(\.\d+)?\.(jsonl|log)))?")
 SideName = Literal["base", "candidate"]
 
 
@@ -170,8 +177,46 @@ def _ratio(
     )
 
 
+def check_place(out: Path) -> None:
+    """Refuse a folder in which a comparison would write over what none has written.
+
+    :raises PruneError: naming the file
+    """
+    for foreign in _foreign(out):
+        raise PruneError(
+            f"{foreign} was not written by a comparison and is not replaced",
+            hint="choose another --out, or move it away",
+        )
+
+
+def _foreign(out: Path) -> Iterator[Path]:
+    page, result, rounds = out / "compare.md", out / "compare.json", out / "rounds"
+    if result.exists() and not _is_result(result):
+        yield result
+    if page.exists() and not page.read_bytes().startswith(PAGE_TITLE.encode()):
+        yield page
+    if rounds.exists() and not rounds.is_dir():
+        yield rounds
+    for file in sorted(rounds.rglob("*")):
+        if not _ROUND_FILES.fullmatch(file.relative_to(rounds).as_posix()):
+            yield file
+
+
+def _is_result(file: Path) -> bool:
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(fields, dict) and {"lifetimes", "ratios", "settings"} <= fields.keys()
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write ``text`` so that ``path`` is either whole or as it was."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    short = os.fsencode(path.name)[:200].decode(errors="ignore")
+    partial = path.with_name(f".{short}.{secrets.token_hex(8)}.tmp")
+    try:
+        with partial.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

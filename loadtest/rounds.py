@@ -15,7 +15,15 @@ from typing import Any
 
 from loadtest.asking import natural_length, warm_up
 from loadtest.headless import measure
-from loadtest.results import CompareResult, Lifetime, Settings, SideName, ratios, write_atomic
+from loadtest.results import (
+    CompareResult,
+    Lifetime,
+    Settings,
+    SideName,
+    check_place,
+    ratios,
+    write_atomic,
+)
 from loadtest.table import markdown
 from loadtest.workload import load_workload
 from serve.describe import describe
@@ -103,6 +111,7 @@ def compare(
     flags = flags or ServerFlags()
     sides: dict[SideName, Target] = {"base": base, "candidate": candidate}
     _check(sides, settings)
+    check_place(out)
     lifetimes = []
     for number in range(settings.rounds):
         for side, target in sides.items():

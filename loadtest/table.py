@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from loadtest.results import CompareResult, Lifetime, SideName
+from loadtest.results import PAGE_TITLE, CompareResult, Lifetime, SideName
 
 # Shown metric -> (its heading, digits).
 _SHOWN = {
@@ -72,7 +72,7 @@ def markdown(result: CompareResult) -> str:
     settings = result.settings
     length = f"{settings.requests} requests" if settings.requests else f"{settings.duration:g} s"
     lines = [
-        "# Serving, candidate against base",
+        PAGE_TITLE,
         "",
         f"* base: `{result.base}`",
         f"* candidate: `{result.candidate}`",

@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from loadtest.results import write_atomic
 from vllm_moe_prune.errors import PruneError
 
 DEFAULT_WORKLOAD = Path(__file__).with_name("workload.jsonl")
@@ -149,9 +150,22 @@ def save_workload(path: Path, items: Iterable[Item | str], lengths: Lengths | No
     if not lines:
         raise PruneError(f"no prompts for workload {path}")
     rows = [header, *lines]
-    path.write_text(
-        "".join(f"{row.model_dump_json(exclude_none=True)}\n" for row in rows), encoding="utf-8"
-    )
+    write_atomic(path, "".join(f"{row.model_dump_json(exclude_none=True)}\n" for row in rows))
+
+
+def check_free(path: Path, source: Path) -> None:
+    """Refuse to write a workload over anything but a workload.
+
+    :raises PruneError: if ``path`` is ``source``, or something that `save_workload` did not write
+    """
+    if not path.exists():
+        return
+    hint = "choose another --out, or move it away"
+    if path.samefile(source):
+        raise PruneError(f"{path} is what the prompts are read from", hint=hint)
+    with path.open("rb") as stream:
+        if not stream.readline().startswith(b'{"output_tokens":'):
+            raise PruneError(f"{path} is no workload and is not replaced", hint=hint)
 
 
 def prompts_from_jsonl(path: Path, field: str = "prompt", limit: int | None = None) -> list[str]:

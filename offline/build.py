@@ -13,8 +13,9 @@ from pydantic import JsonValue
 
 from offline.card import model_card
 from offline.mtp import NUM_LAYERS_KEY, MtpChoice, decoder_tensors, plan_mtp
+from offline.owned import MANIFEST
 from offline.quantised import follow
-from offline.staging import check_absent, staged
+from offline.staging import check_output, staged
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.rewrite import Combine, Drop, Mix, Operation, rewrite
@@ -30,6 +31,7 @@ _NOT_COPIED_SUFFIXES = (
 _NOT_COPIED_NAMES = (
     "config.json", "README.md", "report.html", "finetune.json", "vmprune_result.json",
     "analysis.json", "check.json", "serving.json", ".gitattributes",
+    MANIFEST,
 )  # fmt: skip
 
 
@@ -120,9 +122,7 @@ def build(
     :param beside: further text files to put into ``out``, name -> content
     :raises PruneError: if the map does not fit, ``out`` exists, or the disk is full
     """
-    check_absent(out, force=force)
-    if base.folder.resolve().is_relative_to(out.resolve()):
-        raise PruneError(f"{out} would replace the base model", hint="choose another --out")
+    check_output(out, force=force, inputs=(base.folder,))
     plan = plan_build(base, routing_map, allow_other=allow_other, mtp=mtp)
     write_checkpoint(
         base,
@@ -156,6 +156,7 @@ def write_checkpoint(
     :param beside: as `build`
     :raises PruneError: if ``out`` exists, the disk is full or the result is not as planned
     """
+    check_output(out, force=force, inputs=(source.folder, base.folder))
     config, quantiser_files = follow(base, operations)
     with staged(out, force=force) as partial:
         weights = partial / COMPACT_FOLDER if routing_map.form == "compact" else partial

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offline.owned import read_json, refuse_foreign
 from offline.probes import CHAT_PROMPTS, PROMPTS, repetition
 from serve.server import Server, ServerSpec
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
@@ -108,6 +109,22 @@ def check(folder: Path, base: Path | None, *, dtype: str = "auto", log: Path) ->
         *_endpoint(answers, chats),
     )
     return CheckResult(folder.name, subject.spec.load_format, startup, findings)
+
+
+def check_free(folder: Path, log: Path) -> None:
+    """Refuse, before any work, to write over what is neither a result of `save` nor a log.
+
+    :raises PruneError: naming the file
+    """
+    fields = read_json(folder / CHECK_FILE)
+    ours = isinstance(fields, dict) and {"checks", "served_as"} <= fields.keys()
+    if (folder / CHECK_FILE).exists() and not ours:
+        refuse_foreign(folder / CHECK_FILE)
+    if log.exists():
+        with log.open("rb") as stream:
+            begin = stream.read(1 << 16)
+        if begin and b"vllm" not in begin.lower():  # which every log of a server names
+            refuse_foreign(log)
 
 
 def save(result: CheckResult, folder: Path) -> None:

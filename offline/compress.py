@@ -18,9 +18,8 @@ from offline.quality import measure_quality
 from offline.recipe import CompressRecipe
 from offline.result import RESULT_FILE, RunResult
 from offline.run import Reporter
-from offline.run_folder import run_folder
+from offline.run_folder import check_outputs, run_folder
 from offline.scored import analysis_beside
-from offline.staging import check_absent
 from offline.subject import Subject
 
 
@@ -39,7 +38,7 @@ def compress(
 
     :raises PruneError: for anything in the recipe or the base that cannot work, before any work
     """
-    check_absent(out, force=force)
+    check_outputs(out, force=force, inputs=recipe.inputs)
     device = pick_device(recipe.device)
     recipe = recipe.model_copy(
         update={"device": device, "dtype": pick_dtype(recipe.dtype, device)}

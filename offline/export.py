@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Literal
 
+from offline.owned import read_json
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import RoutingMap
 
@@ -65,6 +67,21 @@ EXPORTS: Mapping[ExportFormat, Callable[[RoutingMap], str]] = {
     "kept-ids": _kept_ids,
     "llm-compressor": _saliency,
 }
+
+
+def is_export(file: Path) -> bool:
+    """Whether a file is one that `export` may replace: no more than what it writes."""
+    fields = read_json(file)
+    if not isinstance(fields, dict):
+        return False
+    if fields.get("format") == "kept-ids":
+        return {"model_type", "base", "layers"} <= fields.keys()
+    rows = fields.get("saliency")
+    return len(fields) == 1 and isinstance(rows, list) and all(map(_is_choice, rows))
+
+
+def _is_choice(row: object) -> bool:
+    return isinstance(row, list) and all(score in (0.0, 1.0) for score in row)
 
 
 def pruner_call(routing_map: RoutingMap, file: str) -> str:

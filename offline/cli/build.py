@@ -38,15 +38,16 @@ def build(
     max_shard_gib: float,
 ) -> None:
     """Write the pruned checkpoint that a routing map describes."""
+    from offline.staging import check_output
+
+    if not dry_run:
+        check_output(out, force=force, inputs=(model, map_path))
     from offline.build import build as run_build
     from offline.build import plan_build
     from offline.cli.console import bars, gib
-    from offline.staging import check_absent
     from vllm_moe_prune.checkpoint import Checkpoint
     from vllm_moe_prune.routing_map import RoutingMap
 
-    if not dry_run:
-        check_absent(out, force=force)
     base, routing_map = Checkpoint.open(model), RoutingMap.load(map_path)
     plan = plan_build(base, routing_map, allow_other=allow_other_base, mtp=mtp)
     click.echo(routing_map.summary())

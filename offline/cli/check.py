@@ -23,12 +23,13 @@ def check(out: Path, base: Path | None, dtype: str, as_json: bool) -> None:
     dropped experts' scores removed. Ends with status 1 if a check fails.
     """
     from offline.check import check as run_check
-    from offline.check import save
+    from offline.check import check_free, save
     from offline.cli.console import stderr
 
     if not out.is_dir():
         raise click.BadParameter(f"no such folder: {out}")
     log = out.with_name(out.name + ".check.log")
+    check_free(out, log)
     with stderr.status("serving with vLLM and comparing with transformers"):
         result = run_check(out, base, dtype=dtype, log=log)
     save(result, out)

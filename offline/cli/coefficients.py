@@ -25,16 +25,17 @@ def import_eep(file: Path, model: Path | None, out: Path, force: bool, as_json: 
     FILE is a .pth with the matrices that their search found for Mixtral-8x7B. OUT can be built
     (`vmprune build`), served with the base, or searched on from.
     """
+    from offline.staging import check_output, staged
+
+    check_output(out, force=force, inputs=(file, model))
     from offline.methods.coefficients import (
         coefficients_map,
         mixtral_8x7b,
         read_coefficients,
         space_for,
     )
-    from offline.staging import check_absent, staged
     from vllm_moe_prune.checkpoint import Checkpoint
 
-    check_absent(out, force=force)
     if model is None:
         released = read_coefficients(file)
         space = mixtral_8x7b(released.num_kept)

@@ -58,14 +58,18 @@ def compress(
     and finetuning on plain text make it, whatever the task. A run that was killed continues when
     the same command is given again.
     """
-    from offline.cli.console import bars
-    from offline.compress import compress as run_compress
+    from offline.run_folder import check_outputs
 
+    check_outputs(out, force=force, inputs=(recipe, *flags.values()))
     if ratio is not None:
         flags["keep"] = _kept(recipe, ratio, flags)
     settings = CompressRecipe.merge(recipe, flags)
+    check_outputs(out, force=force, inputs=(recipe, *settings.inputs))
     if friendly:
         settings = _friendly(settings)
+    from offline.cli.console import bars
+    from offline.compress import compress as run_compress
+
     with bars() as reporter:
         result = run_compress(settings, out, reporter=reporter, force=force)
     from offline.report.render import write_report

@@ -8,10 +8,9 @@ from typing import get_args
 
 import click
 
-from offline.export import ExportFormat, pruner_call
+from offline.export import ExportFormat, is_export, pruner_call
 from offline.export import export as exported
-from offline.staging import check_absent
-from vllm_moe_prune.provenance import write_atomic
+from offline.staging import check_file, write_file
 from vllm_moe_prune.routing_map import RoutingMap
 
 
@@ -34,10 +33,10 @@ def export(map_path: Path, form: ExportFormat, out: Path, force: bool, as_json: 
     MAP is a routing map or a pruned checkpoint. Maps that merge experts or mix their scores have
     no such form. Both formats are described in docs/routing-map.md.
     """
-    check_absent(out, force=force)
+    check_file(out, force=force, ours=is_export, inputs=(map_path,))
     routing_map = RoutingMap.load(map_path)
     content = exported(routing_map, form)
-    write_atomic(out, content)
+    write_file(out, content, force=force, ours=is_export)
     call = pruner_call(routing_map, str(out)) if form == "llm-compressor" else None
     if as_json:
         facts = {"out": str(out), "format": form, "digest": routing_map.digest(), "call": call}

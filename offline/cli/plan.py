@@ -32,13 +32,14 @@ def plan(scores: Path, out: Path, force: bool, as_json: bool, **flags: Any) -> N
     be built (`vmprune build --map OUT`) or served with the base. What serving will meet is said on
     stderr: --friendly avoids most of it.
     """
+    from offline.staging import check_output, staged
+
+    recipe = PlanRecipe.of(flags)
+    check_output(out, force=force, inputs=(scores,))
     from offline.calibration.scores import Scores
     from offline.plan import identity_of
     from offline.plan import plan as run_plan
-    from offline.staging import check_absent, staged
 
-    recipe = PlanRecipe.of(flags)
-    check_absent(out, force=force)
     read = Scores.load(scores)
     found = run_plan(read, recipe, identity_of(read, scores))
     with staged(out, force=force) as folder:

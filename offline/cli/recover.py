@@ -34,12 +34,15 @@ def recover(out: Path, force: bool, as_json: bool, **flags: Any) -> None:
     OUT is the trained checkpoint with its routing map, recovery.json and report.html. A run that
     was killed continues when the same command is given again.
     """
-    from offline.cli.console import bars
-    from offline.recover.recover import recover as run_recover
+    from offline.run_folder import check_outputs
 
     training = {name: flags.pop(name) for name in SftSettings.model_fields}
     recipe = RecoverRecipe.of(flags)
     settings = training_of(training, recipe.steps)
+    check_outputs(out, force=force, inputs=recipe.inputs)
+    from offline.cli.console import bars
+    from offline.recover.recover import recover as run_recover
+
     with bars() as reporter:
         result = run_recover(recipe, settings, out, reporter=reporter, force=force)
     if as_json:

@@ -72,10 +72,11 @@ def score(model: Path, out: Path, force: bool, as_json: bool, **settings: Any) -
     `vmprune plan` then makes routing maps from the scores in seconds: any criterion, any number of
     experts, any blend of the domains.
     """
-    from offline.calibration.corpus import parse_calibration
-    from offline.staging import check_absent, staged
+    from offline.staging import check_output, staged
 
-    check_absent(out, force=force)
+    check_output(out, force=force, inputs=(model, *settings.values()))
+    from offline.calibration.corpus import parse_calibration
+
     for name in ("offload", "scratch"):
         folder = settings[name]
         if folder is not None and not folder.is_dir():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from offline.report.render import write_report
 from offline.result import RunResult
 from offline.run import Reporter
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.provenance import write_atomic
 
 SERVING_FILE = "serving.json"
 # Sized for a few minutes on two cores: a search this short finds less than the defaults would.
@@ -36,8 +36,12 @@ def run_demo(out: Path, *, users: int, bars: Bars) -> None:
 
     :raises PruneError: as the steps do
     """
+    if out.exists() and not out.is_dir():
+        raise PruneError(f"{out} is not a folder", hint="choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     base, pruned = out / "base", out / "pruned"
+    if pruned.exists():
+        RunResult.load(pruned)  # refuses what no run wrote, before hours of work on it
     with bars() as reporter:
         if not base.exists():
             make_demo_model(base, reporter=reporter)
@@ -60,7 +64,7 @@ def _load_test(base: Path, pruned: Path, out: Path, users: int) -> None:
     command += ["--users", str(users), "--out", str(out), *_LOAD]
     if subprocess.run(command, check=False).returncode != 0:
         raise PruneError("the load test did not end well", hint=f"its logs are in {out}")
-    shutil.copyfile(out / "compare.json", pruned / SERVING_FILE)
+    write_atomic(pruned / SERVING_FILE, (out / "compare.json").read_bytes())
 
 
 def _show(result: RunResult, serving: dict[str, Any], users: int) -> None:

@@ -18,8 +18,8 @@ from offline.finetune.parts import FLOAT32
 from offline.finetune.schedule import micro_batch
 from offline.finetune.settings import FinetuneSettings
 from offline.quantised import check_unquantised
-from offline.run_folder import run_folder
-from offline.staging import check_absent, staged
+from offline.run_folder import check_run, remove_run, run_folder
+from offline.staging import check_output, staged
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import write_atomic
@@ -108,8 +108,11 @@ def finetune(
     :raises PruneError: if ``model`` cannot be trained, the batch cannot be shared out, memory is
         too small (before anything is loaded), ``out`` exists, or training fails
     """
-    check_absent(out, force=force)
-    launch, base = Launch.of(where), _open(model, out)
+    inputs = (model, where.accelerate_config)
+    check_output(out, force=force, inputs=inputs)
+    if where.save_every is not None:
+        check_run(_states_of(out), inputs=inputs)
+    launch, base = Launch.of(where), _open(model)
     _check(base, examples, settings, where)
     states = _states(out, _identity(base, examples, settings, seed), where)
     with staged(out, force=force) as partial:
@@ -131,7 +134,7 @@ def finetune(
         result = _finetuned(trained, examples, settings)
         result.save(partial)
     if states is not None:
-        shutil.rmtree(states)
+        remove_run(states)
     return result
 
 
@@ -143,14 +146,12 @@ def _train(launch: Launch, job: Job, examples: Examples, reporter: Reporter | No
     return train(job, examples, reporter)
 
 
-def _open(model: Path, out: Path) -> Checkpoint:
+def _open(model: Path) -> Checkpoint:
     if (model / COMPACT_FOLDER).is_dir():
         raise PruneError(
             f"{model} is a compact checkpoint, which transformers cannot open",
             hint="train its base, or prune to the same count in every layer (plain form)",
         )
-    if model.resolve().is_relative_to(out.resolve()):
-        raise PruneError(f"{out} would replace the model", hint="choose another --out")
     return Checkpoint.open(model)
 
 
@@ -216,7 +217,12 @@ def _states(out: Path, identity: dict[str, Any], where: Where) -> Path | None:
     """Return the folder for states, if any are wanted; what another finetune left is removed."""
     if where.save_every is None:
         return None
-    return run_folder(out.with_name(out.name + ".finetune"), identity, force=True).resolve()
+    return run_folder(_states_of(out), identity, force=True).resolve()
+
+
+def _states_of(out: Path) -> Path:
+    """Return the name of the run that keeps the states."""
+    return out.with_name(out.name + ".finetune")
 
 
 def _verify(folder: Path, base: Checkpoint, dtype: StoredDtype) -> None:

@@ -21,10 +21,11 @@ from offline.lottery.lottery import Lottery, Played, delete, uniform_counts
 from offline.lottery.text import LotteryText, load_text
 from offline.methods.lottery import schedule
 from offline.outcome import result_of, size_of
+from offline.owned import MANIFEST
 from offline.quality import in_table_order, measure_as_it_is, measure_quality
 from offline.result import RESULT_FILE, Quality, RunResult
 from offline.run import Reporter, Run, timed
-from offline.run_folder import run_folder
+from offline.run_folder import check_outputs, run_folder
 from offline.scored import blend_of
 from offline.staging import staged
 from offline.subject import Subject
@@ -45,6 +46,7 @@ def compress_lottery(
 
     :raises PruneError: for what the recipe, the base or the text does not allow
     """
+    check_outputs(out, force=force, inputs=subject.recipe.inputs)
     one = _Compression.of(subject, out, make_engine, reporter, force=force)
     with one.timed("rounds"):
         played = one.lottery.run().made(one.provenance)
@@ -58,7 +60,8 @@ def compress_lottery(
     size = size_of(Checkpoint.open(stored))
     result = result_of(run, out, played.routing_map, seen.tokens, quality, size, record)
     with staged(out, force=force) as partial:
-        shutil.copytree(stored, partial, dirs_exist_ok=True, copy_function=_link)
+        own = shutil.ignore_patterns(MANIFEST)
+        shutil.copytree(stored, partial, ignore=own, dirs_exist_ok=True, copy_function=_link)
         for name, content in {RESULT_FILE: result.to_json(), **one.analysis(played)}.items():
             (partial / name).write_text(content)
     delete(played.checkpoint)

@@ -106,6 +106,11 @@ class RecoverRecipe(BaseModel):
             raise PruneError(f"settings: {one_line(error)}", hint=hint) from None
 
     @property
+    def inputs(self) -> tuple[object, ...]:
+        """Return all that may name what is read: paths and words."""
+        return tuple(getattr(self, name) for name in type(self).model_fields)
+
+    @property
     def trained(self) -> tuple[Task, ...]:
         """Return the tasks whose training items are trained on; none with instructions.
 

@@ -13,17 +13,19 @@ import shutil
 from pathlib import Path
 
 from offline.card import model_card
+from offline.owned import MANIFEST
 from offline.recover.recipe import RecoverRecipe, SftSettings
 from offline.recover.result import RECOVERY_FILE, Recovery
 from offline.recover.session import Session
 from offline.result import RESULT_FILE
 from offline.run import Reporter
-from offline.staging import check_absent, staged
+from offline.run_folder import check_outputs
+from offline.staging import staged
 from vllm_moe_prune.routing_map import SCHEMA_VERSION, RoutingMap
 from vllm_moe_prune.tuning import Tuning
 
 # What was found out about the checkpoint before it was trained: beside the one after, it would lie.
-_NOT_KEPT = (RESULT_FILE, RECOVERY_FILE, "analysis.json", "check.json", "serving.json")
+_NOT_KEPT = (RESULT_FILE, RECOVERY_FILE, "analysis.json", "check.json", "serving.json", MANIFEST)
 
 
 def recover(
@@ -39,7 +41,7 @@ def recover(
     :raises PruneError: for anything in the recipe or the checkpoints that cannot work, before any
         work; or if what is trained does not fit into memory
     """
-    check_absent(out, force=force)
+    check_outputs(out, force=force, inputs=recipe.inputs)
     session = Session.begin(recipe, training, out, reporter, force=force)
     for subject, folder in session.subjects.folders():
         session.treat(subject, folder)

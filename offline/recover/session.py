@@ -22,7 +22,6 @@ from offline.run import Reporter
 from offline.run_folder import run_folder
 from offline.tasks.catalog import Task
 from offline.tasks.splits import data_identity
-from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance, write_atomic
 from vllm_moe_prune.tuning import Tuning
 
@@ -56,9 +55,6 @@ class Session:
             update={"device": device, "dtype": pick_dtype(recipe.dtype, device)}
         )
         subjects = Subjects.open(recipe)
-        for folder in (folder for _, folder in subjects.folders()):
-            if folder.resolve().is_relative_to(out.resolve()):
-                raise PruneError(f"{out} would replace {folder}", hint="choose another --out")
         lessons = _lessons(recipe)
         training = _with_steps(training, recipe.steps, len(lessons.each))
         provenance = _provenance(recipe, training, lessons)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from offline.owned import check_page
 from offline.recover.result import Recovery
 from offline.report import recovery_tables, tables, words
 from offline.report.recovery_figures import recovery_bars
@@ -16,8 +17,9 @@ def write_page(folder: Path) -> Path:
     """Draw the page of a recovery from the file beside its checkpoint.
 
     :returns: the page, ``folder/report.html``
-    :raises PruneError: if the result is missing or damaged
+    :raises PruneError: if the result is missing or damaged, or another page is there
     """
+    check_page(folder / REPORT_FILE)
     write_atomic(folder / REPORT_FILE, render(Recovery.load(folder)))
     return folder / REPORT_FILE
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from offline.analysis.schema import ANALYSIS_FILE, Analysis
+from offline.owned import check_page
 from offline.report import (
     analysis_figures,
     analysis_tables,
@@ -38,7 +39,8 @@ def write_report(folder: Path) -> Path:
     """Draw the report of a run from the files beside its checkpoint.
 
     :returns: the page, ``folder/report.html``
-    :raises PruneError: if the result is missing, or a file beside it is damaged
+    :raises PruneError: if the result is missing, a file beside it is damaged, or another page is
+        there
     """
     result = RunResult.load(folder)
     page = render(
@@ -47,6 +49,7 @@ def write_report(folder: Path) -> Path:
         check=read_optional(folder / CHECK_FILE),
         analysis=read_optional(folder / ANALYSIS_FILE),
     )
+    check_page(folder / REPORT_FILE)
     write_atomic(folder / REPORT_FILE, page)
     return folder / REPORT_FILE
 

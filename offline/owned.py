@@ -1,0 +1,131 @@
+"""What of a folder this program wrote: nothing else is ever replaced or removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vllm_moe_prune import __version__
+from vllm_moe_prune.checkpoint import COMPACT_FOLDER
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.provenance import write_atomic
+
+MANIFEST = ".vmprune.json"
+WRITER = "vllm-moe-prune"
+FOREIGN_HINT = "choose another --out, or move it away"
+# Put beside the rest when a folder is finished: by `vmprune report` and `check`, by load tests.
+_ADDED = re.compile(
+    r"(report\.html|check\.json|serving\.json)|\.(report\.html|check\.json)\.\w+\.tmp"
+)
+# Folders of versions without a manifest: one of these says in its provenance that it is ours ...
+_SIGNATURES = (
+    "routing_map.json", "scores.json", "analysis.json", "recovery.json", "vmprune_result.json",
+)  # fmt: skip
+# ... and every file has one of these names.
+_NAMES = re.compile(
+    r"routing_map\.(json|safetensors)|scores\.(json|safetensors)|analysis\.(json|html)"
+    r"|recovery\.json|finetune\.json|vmprune_result\.json|check\.json|serving\.json|report\.html"
+    r"|README\.md|config\.json|generation_config\.json|model(-\d{5}-of-\d{5})?\.safetensors"
+    r"|model\.safetensors\.index\.json|tokenizer\.(json|model)|tokenizer_config\.json"
+    r"|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|spiece\.model"
+    r"|(hf_quant|quantize|quant)_config\.json|[\w.-]+\.tiktoken|chat_template\.(jinja|json)|(pre)?processor_config\.json"
+    r"|(configuration|modeling|tokenization)_\w+\.py|(LICENSE|LICENCE|NOTICE|USE_POLICY)[\w.]*"
+)
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+
+
+def stamp(**more: Any) -> str:
+    """Return the content of a file that marks something as this program's."""
+    return json.dumps({"written_by": WRITER, "version": __version__, **more}, indent=1) + "\n"
+
+
+def read_stamp(file: Path) -> dict[str, Any] | None:
+    """Return what `stamp` made; None for anything else."""
+    fields = read_json(file)
+    ours = isinstance(fields, dict) and fields.get("written_by") == WRITER
+    return fields if ours else None
+
+
+def read_json(file: Path) -> Any:
+    """Return a file's JSON; None if it is absent or something else."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def write_manifest(folder: Path) -> None:
+    """Say in a hidden file which files the folder has: the last to be written."""
+    files = [name for name in _files(folder) if name != MANIFEST]
+    write_atomic(folder / MANIFEST, stamp(files=files))
+
+
+def first_foreign(folder: Path) -> str | None:
+    """Return the first file, by name, that this program did not write; None if there is none.
+
+    :param folder: an output of ours, or anything else
+    """
+    files, told = _files(folder), read_stamp(folder / MANIFEST)
+    if told is not None:
+        known = {MANIFEST, *told.get("files", ())}
+        return next((n for n in files if n not in known and not _ADDED.fullmatch(n)), None)
+    if not any(_is_ours(folder / name) for name in _SIGNATURES if name in files):
+        return next(iter(files), None)
+    trained = {"recovery.json", "finetune.json"} & set(files)  # their shards name no writer
+    for name in files:
+        own = name.removeprefix(f"{COMPACT_FOLDER}/")
+        if not _NAMES.fullmatch(own):
+            return name
+        if _WEIGHTS.fullmatch(own) and not trained and not _has_our_header(folder / name):
+            return name
+    return None
+
+
+def check_page(file: Path) -> None:
+    """Refuse to draw a page over one that is not ours.
+
+    :raises PruneError: naming it
+    """
+    if file.exists():
+        with file.open("rb") as stream:
+            if f'name="generator" content="{WRITER}'.encode() not in stream.read(4096):
+                refuse_foreign(file)
+
+
+def refuse_foreign(path: Path) -> NoReturn:
+    """Refuse to replace what holds this file.
+
+    :raises PruneError: always
+    """
+    raise PruneError(f"{path} was not written by vmprune and is not replaced", hint=FOREIGN_HINT)
+
+
+def _is_ours(file: Path) -> bool:
+    fields = read_json(file)
+    made = fields.get("provenance") if isinstance(fields, dict) else None
+    return isinstance(made, dict) and str(made.get("tool", "")).startswith(WRITER)
+
+
+def _has_our_header(file: Path) -> bool:
+    """Whether our writer wrote these weights: a base beside which a map was put has another."""
+    with file.open("rb") as stream:
+        return f'"writer":"{WRITER}'.encode() in stream.read(256)
+
+
+def _files(folder: Path) -> list[str]:
+    """Return the paths of all files below a folder, sorted; a link is a file."""
+    return sorted(_walk(folder))
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    def fail(error: OSError) -> NoReturn:  # what cannot be seen may be the user's
+        raise error
+
+    for top, folders, files in os.walk(folder, onerror=fail):
+        links = [name for name in folders if Path(top, name).is_symlink()]
+        for name in (*files, *links):
+            yield Path(top, name).relative_to(folder).as_posix()
