@@ -30,8 +30,8 @@ from offline.calibration.calibrate import calibrate
 from offline.calibration.corpus import Domain, load_domains, parse_calibration
 from offline.calibration.scores import Scores
 from offline.calibration.walk import TextBatch, batches_of
-from offline.device import pick_device, pick_dtype
-from offline.engines.transformers import TransformersEngine
+from offline.engines.local.transformers import TransformersEngine
+from offline.runs.device import pick_device, pick_dtype
 from vllm_moe_prune.provenance import DataIdentity
 
 _SAY = Console(stderr=True, highlight=False, markup=False)
@@ -159,8 +159,8 @@ def _plan_share(
     engine: TransformersEngine, domains: tuple[Domain, ...], folder: Path
 ) -> float | None:
     """Return the seconds of reading scores and planning over those of making the scores."""
-    from offline.plan import plan
-    from offline.plan_recipe import PlanRecipe
+    from offline.plan.plan import plan
+    from offline.plan.recipe import PlanRecipe
 
     made: list[Scores] = []
     scoring = _seconds(lambda: made.append(calibrate(engine, domains)), engine)

@@ -27,14 +27,14 @@ from offline.calibration.calibrate import calibrate
 from offline.calibration.corpus import load_domains, parse_calibration
 from offline.calibration.scores import Scores
 from offline.criteria.registry import CRITERIA
-from offline.device import pick_device, pick_dtype
-from offline.engines.transformers import TransformersEngine
+from offline.engines.local.transformers import TransformersEngine
 from offline.lottery.measure import loss_of
+from offline.maps.map_space import Space
 from offline.methods.baselines import random_kept
 from offline.methods.merging import MergeKind, merged_map
-from offline.methods.space import Space
-from offline.plan import plan
-from offline.plan_recipe import PlanRecipe
+from offline.plan.plan import plan
+from offline.plan.recipe import PlanRecipe
+from offline.runs.device import pick_device, pick_dtype
 from offline.tasks.catalog import get_task
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.provenance import Provenance
@@ -135,7 +135,7 @@ def texts_of(bed: Bed) -> tuple[Texts, Texts]:
         corpora = load_corpora()
     else:
         from offline.calibration.corpus import DEFAULT
-        from offline.demo.domains import load_corpora as load_demo
+        from offline.data.domains import load_corpora as load_demo
 
         corpora = load_demo(names=[part.name for part in parse_calibration(DEFAULT)])
     train = {name: list(corpus.train) for name, corpus in corpora.items()}

@@ -24,11 +24,11 @@ from scipy.stats import spearmanr
 from benchmarks.criteria import Bed, Bench, scores_of, sequences_of, texts_of
 from offline.calibration.scores import Scores
 from offline.criteria.registry import CRITERIA, Rule
-from offline.device import pick_device, pick_dtype
-from offline.engines.transformers import TransformersEngine
-from offline.methods.space import Kept, Space
-from offline.plan import plan
-from offline.plan_recipe import PlanRecipe
+from offline.engines.local.transformers import TransformersEngine
+from offline.maps.map_space import Kept, Space
+from offline.plan.plan import plan
+from offline.plan.recipe import PlanRecipe
+from offline.runs.device import pick_device, pick_dtype
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.provenance import Provenance
 

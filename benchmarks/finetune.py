@@ -22,13 +22,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.calibration import resident
-from offline.device import pick_device
 from offline.finetune.examples import Examples
-from offline.finetune.finetune import Where, finetune
+from offline.finetune.finetune import finetune
 from offline.finetune.memory import memory_need
 from offline.finetune.parts import parts_of
 from offline.finetune.schedule import micro_batch
 from offline.finetune.settings import FinetuneSettings
+from offline.finetune.where import Where
+from offline.runs.device import pick_device
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.tuning import Trainable
 

@@ -22,7 +22,7 @@ import click
 from benchmarks.criteria import Bed
 from benchmarks.lottery_runs import WAYS, Bench, Way
 from offline.cli.console import bars
-from offline.lottery.record import Measured
+from offline.results.lottery import Measured
 
 Found = dict[tuple[str, Way, float], Measured]
 

@@ -14,18 +14,18 @@ from typing import Any, Literal, get_args
 from benchmarks.criteria import Bed, texts_of
 from offline.calibration.calibrate import calibrate
 from offline.calibration.corpus import parse_calibration
-from offline.device import pick_device, pick_dtype
 from offline.finetune.examples import packed
-from offline.finetune.finetune import Where
 from offline.finetune.finetune import finetune as train
+from offline.finetune.where import Where
 from offline.lottery.loaded import Loaded, compute_dtype
 from offline.lottery.lottery import Lottery, delete, uniform_counts
 from offline.lottery.measure import measure
-from offline.lottery.record import Measured, RoundRecord, read_measured, read_round
+from offline.lottery.schedule import RANDOM, LotterySettings, RoundPlan, schedule, settings_of
 from offline.lottery.text import LotteryText, load_text
-from offline.methods.lottery import RANDOM, LotterySettings, RoundPlan, schedule, settings_of
-from offline.run import Reporter
-from offline.staging import staged
+from offline.results.lottery import Measured, RoundRecord, read_measured, read_round
+from offline.runs.device import pick_device, pick_dtype
+from offline.runs.output import staged
+from offline.runs.progress import Reporter
 from vllm_moe_prune.checkpoint import Checkpoint
 
 Way = Literal["one-shot", "iterative", "one-shot-tuned", "lottery"]

@@ -19,11 +19,11 @@ from typing import Any
 import click
 
 from offline.cli.console import bars
-from offline.compress import compress
-from offline.device import pick_device, pick_dtype
-from offline.engines.transformers import TransformersEngine
-from offline.recipe import CompressRecipe
-from offline.result import Quality, RunResult
+from offline.compress.compress import compress
+from offline.compress.recipe import CompressRecipe
+from offline.engines.local.transformers import TransformersEngine
+from offline.results.compression import Quality, RunResult
+from offline.runs.device import pick_device, pick_dtype
 
 _NAMES = {
     "base": "base",

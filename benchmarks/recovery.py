@@ -19,16 +19,16 @@ from typing import Any, get_args
 import click
 
 from benchmarks.criteria import Bed, scores_of, texts_of
-from offline.build import build
+from offline.build.build import build
 from offline.cli.console import bars
-from offline.device import pick_device, pick_dtype
-from offline.engines.transformers import TransformersEngine
-from offline.plan import plan
-from offline.plan_recipe import PlanRecipe
+from offline.engines.local.transformers import TransformersEngine
+from offline.plan.plan import plan
+from offline.plan.recipe import PlanRecipe
 from offline.recover.recipe import RecoverRecipe, training_of
 from offline.recover.recover import recover
-from offline.recover.result import RECOVERY_FILE, Mode, Recovery
 from offline.report.recovery_tables import recovery_table
+from offline.results.recovery import RECOVERY_FILE, Mode, Recovery
+from offline.runs.device import pick_device, pick_dtype
 from vllm_moe_prune.checkpoint import Checkpoint
 
 

@@ -13,9 +13,9 @@ import torch
 import transformers
 from lm_eval.models.huggingface import HFLM
 
-from offline.engines.base import TaskResult
 from offline.tasks.catalog import Split, Task
 from offline.tasks.harness import run
+from offline.tasks.results import TaskResult
 from vllm_moe_prune.checkpoint import read_config
 from vllm_moe_prune.layouts import layout_of
 from vllm_moe_prune.routing import route

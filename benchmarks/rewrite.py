@@ -125,7 +125,7 @@ def _child(verb: str, *arguments: object) -> str:
 
 def build_once(base: Path, out: Path) -> None:
     """Build with every second expert kept and print bytes, seconds and peak memory as JSON."""
-    from offline.build import build
+    from offline.build.build import build
     from vllm_moe_prune.checkpoint import Checkpoint
     from vllm_moe_prune.layer_map import LayerMap, Selection
     from vllm_moe_prune.provenance import Provenance

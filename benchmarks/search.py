@@ -24,18 +24,18 @@ from rich.console import Console
 
 from benchmarks.released import Released
 from benchmarks.seeds import seeds
-from offline.device import pick_device, pick_dtype
+from offline.compress.search import Search
 from offline.engines.base import Engine
-from offline.engines.vllm import VllmEngine
-from offline.fitness.assess import Assessor
-from offline.fitness.assessment import Assessment
+from offline.engines.live.engine import VllmEngine
+from offline.fitness.assessor import Assessor
+from offline.fitness.candidate import Assessment
 from offline.fitness.log import EvaluationLog
 from offline.fitness.objective import Objective
 from offline.fitness.racing import RacingSettings
+from offline.maps.genome import Genome
+from offline.maps.map_space import Space
 from offline.methods import eep
-from offline.methods.genome import Genome
-from offline.methods.space import Space
-from offline.search import Search
+from offline.runs.device import pick_device, pick_dtype
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.routing_map import RoutingMap

@@ -6,11 +6,11 @@ import random
 
 from offline.engines.base import Engine
 from offline.fitness.objective import Objective
+from offline.maps.depth_groups import Groups
+from offline.maps.genome import Genome
+from offline.maps.map_entries import kept_genome
+from offline.maps.map_space import Space
 from offline.methods.baselines import ONE_SHOT, Evidence
-from offline.methods.genome import Genome
-from offline.methods.groups import Groups
-from offline.methods.mapping import kept_genome
-from offline.methods.space import Space
 
 
 def seeds(engine: Engine, space: Space, objective: Objective, groups: Groups) -> list[Genome]:

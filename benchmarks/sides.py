@@ -10,7 +10,7 @@ from typing import Any, Literal
 from benchmarks.dummy_model import Shape
 from benchmarks.random_model import write_random_model
 from benchmarks.watched_server import WatchedServer
-from offline.build import build
+from offline.build.build import build
 from serve.server import ServerSpec
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.layer_map import LayerMap, Selection

@@ -39,9 +39,9 @@ LIGHT = (
     "offline/calibration/scores.py",
     "offline/calibration/scores_file.py",
     "offline/calibration/blend.py",
-    "offline/plan.py",
-    "offline/plan_recipe.py",
-    "offline/protection.py",
+    "offline/plan/plan.py",
+    "offline/plan/recipe.py",
+    "offline/plan/protection.py",
     "offline/engines/base.py",
     "offline/finetune/settings.py",
     "offline/finetune/examples.py",
@@ -51,12 +51,12 @@ LIGHT = (
     "offline/finetune/job.py",
     "offline/finetune/launch.py",
     "offline/finetune/finetune.py",
-    "offline/export.py",
+    "offline/build/export.py",
     "offline/fitness/",
     "offline/lint/",
     "offline/methods/",
     "offline/recover/recipe.py",
-    "offline/recover/result.py",
+    "offline/results/recovery.py",
 )
 MAX_LINES = 300
 SOURCES = sorted(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))

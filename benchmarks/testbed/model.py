@@ -15,7 +15,7 @@ import click
 
 from benchmarks.testbed.network import Shape
 from benchmarks.testbed.taskfiles import write_tasks
-from offline.staging import staged
+from offline.runs.output import staged
 
 SHIPPED = Path(__file__).parent
 WEIGHTS, TOKENIZER = SHIPPED / "weights.safetensors", SHIPPED / "tokenizer.json"

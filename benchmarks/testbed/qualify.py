@@ -23,9 +23,9 @@ from torch import Tensor
 
 from benchmarks.testbed.taskfiles import GENERATED, TASKS
 from benchmarks.testbed.text import DOMAINS
-from offline.engines.transformers import TransformersEngine
+from offline.engines.local.transformers import TransformersEngine
+from offline.maps.map_space import Kept, Space
 from offline.methods.baselines import random_kept
-from offline.methods.space import Kept, Space
 from offline.tasks.catalog import get_task
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.provenance import Provenance

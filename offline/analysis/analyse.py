@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from offline.analysis.opinions import Dropped, changes, overlap, rules_of
-from offline.analysis.schema import Analysis, CoActivation, DomainUse, LayerFate
+from offline.analysis.co_activation import co_activation
+from offline.analysis.rankings import Dropped, changes, overlap, rules_of
 from offline.analysis.specialisation import domain_use
 from offline.analysis.subset import only
-from offline.analysis.together import co_activation
-from offline.analysis.use import shares, use_of
+from offline.analysis.use import use_of
 from offline.calibration.statistics import ExpertEvidence
+from offline.results.analysis import Analysis, CoActivation, DomainUse, LayerFate
+from offline.results.balance import shares
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import DataIdentity, Provenance
 from vllm_moe_prune.routing_map import RoutingMap

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from offline.analysis.schema import DomainUse
-from offline.analysis.use import entropy, plain, shares
+from offline.analysis.use import entropy, plain
 from offline.calibration.statistics import Floats, LayerStatistics
+from offline.results.analysis import DomainUse
+from offline.results.balance import shares
 
 
 def domain_use(layer: int, domains: Mapping[str, LayerStatistics]) -> DomainUse:

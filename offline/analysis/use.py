@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from offline.analysis.schema import LayerUse
-from offline.analysis.together import strongest_pair
+from offline.analysis.co_activation import strongest_pair
 from offline.calibration.statistics import ExpertEvidence, Floats
+from offline.results.analysis import LayerUse
+from offline.results.balance import coefficient_of_variation, shares
 
 
 def use_of(evidence: ExpertEvidence, experts: Sequence[int] | None = None) -> LayerUse:
@@ -38,21 +39,6 @@ def use_of(evidence: ExpertEvidence, experts: Sequence[int] | None = None) -> La
         coverage_of_all=float(seen.vocabulary.any(axis=0).mean()),
         strongest_pair=strongest_pair(seen, ids),
     )
-
-
-def shares(counts: Floats) -> Floats:
-    """Return each one's share of the whole [n]; zeros where there is nothing to share."""
-    total = counts.sum()
-    return counts / total if total > 0 else np.zeros_like(counts)
-
-
-def coefficient_of_variation(share: Floats) -> float:
-    """Return the population standard deviation / mean of shares [E]; 0 where all are 0.
-
-    Even use has 0; one expert that takes everything has sqrt(E - 1).
-    """
-    mean = float(share.mean())
-    return float(share.std()) / mean if mean > 0 else 0.0
 
 
 def entropy(share: Floats) -> float:

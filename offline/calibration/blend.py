@@ -105,3 +105,23 @@ def _gradient(parts: Sequence[tuple[float, LayerStatistics]]) -> GradientStatist
             before = joined.get(field.name, 0.0)
             joined[field.name] = before + share * getattr(part.gradient, field.name)
     return GradientStatistics(**joined)
+
+
+def parse_blend(text: str) -> dict[str, float]:
+    """Read `code:2,prose:1`; a name alone has weight 1.
+
+    :raises PruneError: naming the part that is wrong
+    """
+    found: dict[str, float] = {}
+    for part in (piece.strip() for piece in text.split(",")):
+        name, _, weight = (part if ":" in part else f"{part}:1").rpartition(":")
+        try:
+            value = float(weight)
+        except ValueError:
+            raise PruneError(f"--domains {text!r}: weight {weight!r} is not a number") from None
+        if not name or not math.isfinite(value) or value < 0:
+            raise PruneError(f"--domains {text!r}: {part!r} is not NAME:WEIGHT, WEIGHT 0 or more")
+        if name in found:
+            raise PruneError(f"--domains {text!r}: {name} is given twice")
+        found[name] = value
+    return found

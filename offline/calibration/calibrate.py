@@ -29,16 +29,16 @@ from offline.calibration.statistics import LayerStatistics, WeightStatistics
 from offline.calibration.walk import Walk, batches_of, by_domain
 from offline.calibration.watch import watching
 from offline.calibration.weights import gradient_statistics, weight_statistics
-from offline.engines.experts import LayerControl
-from offline.engines.offload import resident
-from offline.methods.router_groups import RouterGroups
+from offline.engines.local.experts import LayerControl
+from offline.engines.local.offload import resident
+from offline.maps.router_groups import RouterGroups
 from vllm_moe_prune.checkpoint import read_config
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance
 
 if TYPE_CHECKING:
-    from offline.engines.transformers import TransformersEngine
-    from offline.run import Reporter
+    from offline.engines.local.transformers import TransformersEngine
+    from offline.runs.progress import Reporter
 
 _LOG = logging.getLogger(__name__)
 

@@ -88,7 +88,7 @@ def load_domains(
 
 
 def _parts(text: str, sequences: int) -> Iterator[Part]:
-    from offline.demo.domains import DOMAINS
+    from offline.data.domains import DOMAINS
 
     found = _PART.fullmatch(text)
     if found is None:
@@ -125,7 +125,7 @@ def _task(source: str) -> Any:
 
 def _documents(source: str) -> tuple[list[str], str]:
     """Return the documents of a source, and which split of it they are."""
-    from offline.demo.domains import DOMAINS, load_corpora
+    from offline.data.domains import DOMAINS, load_corpora
 
     if source in DOMAINS:
         return load_corpora(names=[source])[source].train, "train"

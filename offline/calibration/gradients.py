@@ -15,7 +15,7 @@ import torch
 
 from offline.calibration.hidden import HiddenStates
 from offline.calibration.walk import TextBatch, Walk
-from offline.engines.experts import LayerControl, decoder_of
+from offline.engines.local.experts import LayerControl, decoder_of
 
 _CHUNK = 512  # positions whose logits over the vocabulary are in memory at the same time
 Matrices = tuple[torch.Tensor, ...]  # of one expert, with the hidden dimension last

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from offline.calibration.blend import blended, factors
-from offline.calibration.scores_file import ScoresRecord, read, record_of, write
+from offline.calibration.scores_file import SCORES_FILE, ScoresRecord, read, record_of, write
 from offline.calibration.statistics import ExpertEvidence, LayerStatistics, WeightStatistics
-from vllm_moe_prune.provenance import Provenance
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.provenance import DataIdentity, Provenance, sha256_text
 from vllm_moe_prune.routing_map import BaseFingerprint
 
 
@@ -116,4 +119,39 @@ class Scores:
             num_groups=record.num_groups,
             slices=record.slices,
             topk_group=record.topk_group,
+        )
+
+
+SOURCE = "scores"  # name of the scores in the data of what they decided
+
+
+Evidence = Mapping[int, ExpertEvidence]  # decoder layer -> what criteria look at
+
+
+def tokens_seen(
+    scores: Scores, blend: Mapping[str, float] | None = None
+) -> dict[int, tuple[int, ...]]:
+    """Return decoder layer -> tokens routed to each expert [E], of all domains with a weight."""
+    domains = [scores.domains[name] for name in scores.domains if blend is None or blend.get(name)]
+    return {
+        layer: tuple(int(n) for n in np.sum([domain[layer].counts for domain in domains], axis=0))
+        for layer in scores.top_k
+    }
+
+
+def identity_of(scores: Scores, folder: Path) -> DataIdentity:
+    """Say by content which scores a folder holds: its JSON has the digest of the tensors."""
+    text = (folder / SCORES_FILE).read_text()
+    return DataIdentity(name=SOURCE, count=len(scores.domains), sha256=sha256_text(text))
+
+
+def check_scores(scores: Scores, base: BaseFingerprint) -> None:
+    """Refuse scores of another model.
+
+    :raises PruneError: if the scores were not made of this base
+    """
+    if not scores.base.matches(base):
+        raise PruneError(
+            f"the scores are of another base ({scores.base.name or 'unnamed'})",
+            hint="score this model: vmprune score",
         )

@@ -18,7 +18,7 @@ import torch
 
 from offline.calibration.corpus import Domain
 from offline.calibration.hidden import HiddenStates
-from offline.engines.experts import decoder_of
+from offline.engines.local.experts import decoder_of
 
 Forward = Callable[..., torch.Tensor]
 

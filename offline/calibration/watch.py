@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from offline.calibration.walk import TextBatch, restore_forward
-from offline.engines.experts import LayerControl, logits_of
+from offline.engines.local.experts import LayerControl, logits_of
 from vllm_moe_prune.routing import scores
 
 

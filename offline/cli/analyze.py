@@ -10,7 +10,7 @@ import click
 from vllm_moe_prune.errors import PruneError
 
 if TYPE_CHECKING:
-    from offline.analysis.schema import Analysis
+    from offline.results.analysis import Analysis
 
 _EPILOG = """\b
 Example:
@@ -69,12 +69,12 @@ def analyze(
     Writes OUT/analysis.json (docs/analysis.md says what the numbers mean) and OUT/analysis.html,
     one page that needs no network.
     """
-    from offline.staging import check_output, staged
+    from offline.runs.output import check_output, staged
 
     check_output(out, force=force, inputs=(scores, after, map_path))
     from offline.analysis.analyse import analyse
+    from offline.calibration.blend import parse_blend
     from offline.calibration.scores import Scores
-    from offline.plan_recipe import parse_blend
     from vllm_moe_prune.provenance import Provenance, write_atomic
     from vllm_moe_prune.routing_map import RoutingMap
 

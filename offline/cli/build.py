@@ -7,7 +7,7 @@ from typing import get_args
 
 import click
 
-from offline.mtp import MTP_HELP, MtpChoice
+from offline.build.mtp import MTP_HELP, MtpChoice
 
 
 @click.command(epilog="Example: vmprune build --model base --map pruned.run --out pruned")
@@ -38,13 +38,14 @@ def build(
     max_shard_gib: float,
 ) -> None:
     """Write the pruned checkpoint that a routing map describes."""
-    from offline.staging import check_output
+    from offline.runs.output import check_output
 
     if not dry_run:
         check_output(out, force=force, inputs=(model, map_path))
-    from offline.build import build as run_build
-    from offline.build import plan_build
-    from offline.cli.console import bars, gib
+    from offline.build.build import build as run_build
+    from offline.build.build import plan_build
+    from offline.cli.console import bars
+    from offline.runs.units import gib
     from vllm_moe_prune.checkpoint import Checkpoint
     from vllm_moe_prune.routing_map import RoutingMap
 

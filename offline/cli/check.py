@@ -22,8 +22,8 @@ def check(out: Path, base: Path | None, dtype: str, as_json: bool) -> None:
     OUT is a pruned checkpoint or a routing map. With --base the reference is the base with the
     dropped experts' scores removed. Ends with status 1 if a check fails.
     """
-    from offline.check import check as run_check
-    from offline.check import check_free, save
+    from offline.check.check import check as run_check
+    from offline.check.check import check_free, save
     from offline.cli.console import stderr
 
     if not out.is_dir():

@@ -25,10 +25,10 @@ def import_eep(file: Path, model: Path | None, out: Path, force: bool, as_json: 
     FILE is a .pth with the matrices that their search found for Mixtral-8x7B. OUT can be built
     (`vmprune build`), served with the base, or searched on from.
     """
-    from offline.staging import check_output, staged
+    from offline.runs.output import check_output, staged
 
     check_output(out, force=force, inputs=(file, model))
-    from offline.methods.coefficients import (
+    from offline.methods.eep_released import (
         coefficients_map,
         mixtral_8x7b,
         read_coefficients,

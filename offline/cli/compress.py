@@ -10,14 +10,14 @@ import click
 
 from offline.cli.findings import findings, say
 from offline.cli.options import options_of
-from offline.recipe import CompressRecipe
-from offline.result import RunResult
+from offline.compress.recipe import CompressRecipe
+from offline.results.compression import RunResult
 from vllm_moe_prune.errors import PruneError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from offline.lottery.record import LotteryRecord
+    from offline.results.lottery import LotteryRecord
 
 
 @click.command(
@@ -58,7 +58,7 @@ def compress(
     and finetuning on plain text make it, whatever the task. A run that was killed continues when
     the same command is given again.
     """
-    from offline.run_folder import check_outputs
+    from offline.runs.resume import check_outputs
 
     check_outputs(out, force=force, inputs=(recipe, *flags.values()))
     if ratio is not None:
@@ -68,7 +68,7 @@ def compress(
     if friendly:
         settings = _friendly(settings)
     from offline.cli.console import bars
-    from offline.compress import compress as run_compress
+    from offline.compress.compress import compress as run_compress
 
     with bars() as reporter:
         result = run_compress(settings, out, reporter=reporter, force=force)
@@ -84,8 +84,8 @@ def compress(
 
 def _kept(recipe: Path | None, ratio: float, flags: dict[str, Any]) -> int:
     """Return the E' that a ratio leaves of the model's layers, as `vmprune plan` counts it."""
-    from offline.methods.router_groups import RouterGroups
-    from offline.plan_recipe import PlanRecipe
+    from offline.maps.router_groups import RouterGroups
+    from offline.plan.recipe import PlanRecipe
     from vllm_moe_prune.checkpoint import Checkpoint
 
     if flags["keep"] is not None or flags["budget"] is not None:
@@ -110,7 +110,7 @@ def _one_count(flag: str, counts: Mapping[int, int]) -> int:
 def _friendly(settings: CompressRecipe) -> CompressRecipe:
     """Round --keep, before anything is computed, and say so."""
     from offline.lint.friendly import friendly
-    from offline.methods.space import Space
+    from offline.maps.map_space import Space
     from vllm_moe_prune.checkpoint import Checkpoint
 
     if settings.keep is None:
@@ -146,7 +146,7 @@ def _trained(lottery: LotteryRecord) -> str:
     done = [one.trained for one in lottery.rounds if one.trained is not None]
     if not done:
         return f"{len(lottery.rounds)} rounds without a finetune"
-    from offline.cli.console import gib
+    from offline.runs.units import gib
 
     seconds = sum(one.seconds["finetune"] for one in lottery.rounds)
     tokens = sum(one.tuning.tokens for one in done)
@@ -178,7 +178,7 @@ def show(result: RunResult, out: Path, report: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from offline.cli.console import gib
+    from offline.runs.units import gib
 
     table = Table(title="held-out items")
     for heading in ("", "task", "experts", "on disk", "accuracy", "95 % interval", "items"):

@@ -17,7 +17,7 @@ def demo() -> None:
 @click.option("--force", is_flag=True, help="replace OUT if it exists")
 def model(out: Path, force: bool) -> None:
     """Make the demo model: 8 experts per layer, top-2, 690M parameters, in about a minute."""
-    from offline.staging import check_output
+    from offline.runs.output import check_output
 
     check_output(out, force=force)
     from offline.cli.console import bars

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from offline.recipe import DType
+from offline.runs.device import DType
 from vllm_moe_prune.errors import PruneError
 
 if TYPE_CHECKING:
-    from offline.engines.transformers import TransformersEngine
+    from offline.engines.local.transformers import TransformersEngine
 
 
 @click.command(name="eval", epilog="Example: vmprune eval --model pruned --task sciq --limit 200")
@@ -103,8 +103,8 @@ def _loaded(
     model: Path, map_path: Path | None, allow_other_base: bool, device: str, dtype: DType
 ) -> TransformersEngine:
     """Load a checkpoint into this process and apply a routing map to it."""
-    from offline.device import pick_device, pick_dtype
-    from offline.engines.transformers import TransformersEngine
+    from offline.engines.local.transformers import TransformersEngine
+    from offline.runs.device import pick_device, pick_dtype
     from vllm_moe_prune.routing_map import RoutingMap
 
     routing_map = RoutingMap.load(map_path) if map_path else None

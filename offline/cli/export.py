@@ -8,9 +8,9 @@ from typing import get_args
 
 import click
 
-from offline.export import ExportFormat, is_export, pruner_call
-from offline.export import export as exported
-from offline.staging import check_file, write_file
+from offline.build.export import ExportFormat, is_export, pruner_call
+from offline.build.export import export as exported
+from offline.runs.output import check_file, write_file
 from vllm_moe_prune.routing_map import RoutingMap
 
 

@@ -92,7 +92,7 @@ def _show(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from offline.cli.console import gib
+    from offline.runs.units import gib
 
     console = Console()
     console.print(f"{facts['path']}: {facts['kind']} of {facts['model_type']}", soft_wrap=True)

@@ -11,10 +11,10 @@ import click
 
 from offline.cli.findings import say
 from offline.cli.options import options_of
-from offline.plan_recipe import PlanRecipe
+from offline.plan.recipe import PlanRecipe
 
 if TYPE_CHECKING:
-    from offline.plan import Plan
+    from offline.plan.plan import Plan
 
 
 @click.command(
@@ -32,13 +32,12 @@ def plan(scores: Path, out: Path, force: bool, as_json: bool, **flags: Any) -> N
     be built (`vmprune build --map OUT`) or served with the base. What serving will meet is said on
     stderr: --friendly avoids most of it.
     """
-    from offline.staging import check_output, staged
+    from offline.runs.output import check_output, staged
 
     recipe = PlanRecipe.of(flags)
     check_output(out, force=force, inputs=(scores,))
-    from offline.calibration.scores import Scores
-    from offline.plan import identity_of
-    from offline.plan import plan as run_plan
+    from offline.calibration.scores import Scores, identity_of
+    from offline.plan.plan import plan as run_plan
 
     read = Scores.load(scores)
     found = run_plan(read, recipe, identity_of(read, scores))
@@ -82,7 +81,7 @@ def _show(found: Plan, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from offline.protection import named
+    from offline.plan.protection import named
 
     table = Table("layer", "experts", "top-k", "kept", "share of tokens")
     for layer in found.routing_map.layers:

@@ -11,7 +11,7 @@ from offline.cli.options import options_of
 from offline.recover.recipe import RecoverRecipe, SftSettings, training_of
 
 if TYPE_CHECKING:
-    from offline.recover.result import Recovery
+    from offline.results.recovery import Recovery
 
 _EPILOG = """\b
 Example:
@@ -34,7 +34,7 @@ def recover(out: Path, force: bool, as_json: bool, **flags: Any) -> None:
     OUT is the trained checkpoint with its routing map, recovery.json and report.html. A run that
     was killed continues when the same command is given again.
     """
-    from offline.run_folder import check_outputs
+    from offline.runs.resume import check_outputs
 
     training = {name: flags.pop(name) for name in SftSettings.model_fields}
     recipe = RecoverRecipe.of(flags)

@@ -22,9 +22,9 @@ def report(out: Path) -> None:
     The page of `compress` also shows OUT/serving.json (the compare.json of a load test) and
     OUT/check.json (what `vmprune check` found) where these files are there.
     """
-    from offline.recover.result import RECOVERY_FILE
     from offline.report.recovery_page import write_page
     from offline.report.render import write_report
+    from offline.results.recovery import RECOVERY_FILE
 
     page = write_page(out) if (out / RECOVERY_FILE).is_file() else write_report(out)
     click.echo(f"{page} ({page.stat().st_size / 2**20:.1f} MiB, opens without a network)")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from offline.calibration.corpus import DEFAULT, DEFAULT_LENGTH, DEFAULT_SEQUENCES
-from offline.recipe import DType
+from offline.runs.device import DType
 from vllm_moe_prune.errors import PruneError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def score(model: Path, out: Path, force: bool, as_json: bool, **settings: Any) -
     `vmprune plan` then makes routing maps from the scores in seconds: any criterion, any number of
     experts, any blend of the domains.
     """
-    from offline.staging import check_output, staged
+    from offline.runs.output import check_output, staged
 
     check_output(out, force=force, inputs=(model, *settings.values()))
     from offline.calibration.corpus import parse_calibration
@@ -103,7 +103,7 @@ def _score(
     from offline.calibration.corpus import load_domains
     from offline.calibration.memory import estimate
     from offline.cli.console import bars
-    from offline.device import batch_tokens, pick_device, pick_dtype
+    from offline.runs.device import batch_tokens, pick_device, pick_dtype
     from vllm_moe_prune.checkpoint import Checkpoint
     from vllm_moe_prune.provenance import Provenance
 
@@ -123,7 +123,7 @@ def _score(
     from transformers import AutoTokenizer
 
     from offline.calibration.calibrate import calibrate
-    from offline.engines.transformers import TransformersEngine
+    from offline.engines.local.transformers import TransformersEngine
 
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
     length, seed = settings["length"], settings["seed"]
@@ -163,7 +163,8 @@ def _inside(folder: Path | None) -> Iterator[Path | None]:
 
 
 def _warn(expected: MemoryEstimate) -> None:
-    from offline.cli.console import gib, stderr
+    from offline.cli.console import stderr
+    from offline.runs.units import gib
 
     for title, total, parts in (
         ("memory", expected.peak, expected.memory),

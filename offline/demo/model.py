@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offline.demo.card import CARD
-from offline.staging import staged
+from offline.runs.output import staged
 from vllm_moe_prune.provenance import let_others_read
 
 if TYPE_CHECKING:  # torch is slow to import, and `vmprune --help` must not
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # torch is slow to import, and `vmprune --help` must not
 
     from offline.demo.deltas import Deltas
     from offline.demo.network import Dense
-    from offline.run import Reporter
+    from offline.runs.progress import Reporter
 
 _LAYERS_PER_SHARD = 8
 
@@ -157,7 +157,7 @@ def _write_configs(folder: Path, deltas: Deltas) -> None:
 
 def _write_tokenizer(folder: Path) -> None:
     """The base's tokenizer and chat template, under a class that every transformers has."""
-    from offline.demo.corpus_tokens import load_tokenizer
+    from benchmarks.demo_model.corpus_tokens import load_tokenizer
 
     load_tokenizer().save_pretrained(folder)
     path = folder / "tokenizer_config.json"

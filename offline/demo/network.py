@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from offline.demo.packages import package_dir
+from offline.data.packages import package_dir
 from vllm_moe_prune.errors import PruneError
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

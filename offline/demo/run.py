@@ -10,12 +10,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from offline.compress import compress
+from offline.compress.compress import compress
+from offline.compress.recipe import CompressRecipe
 from offline.demo.model import make_demo_model
-from offline.recipe import CompressRecipe
 from offline.report.render import write_report
-from offline.result import RunResult
-from offline.run import Reporter
+from offline.results.compression import RunResult
+from offline.runs.progress import Reporter
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import write_atomic
 
@@ -71,7 +71,7 @@ def _show(result: RunResult, serving: dict[str, Any], users: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from offline.cli.console import gib
+    from offline.runs.units import gib
 
     table = Table("", "base", "pruned", title="demo: base against pruned")
     for column in table.columns[1:]:

@@ -2,77 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from offline.tasks.results import TaskResult
 
 if TYPE_CHECKING:
     from offline.tasks.catalog import Split, Task
     from vllm_moe_prune.layout import MoeLayout
     from vllm_moe_prune.routing_map import RoutingMap
-
-_Z_95 = 1.959963984540054  # two-sided 95 % of a normal distribution
-
-
-@dataclass(frozen=True, slots=True)
-class ItemResult:
-    """What the model made of one item of a task.
-
-    ``correct`` is 0 or 1 (between them for tasks with partial credit); of an agreement it is the
-    mean acceptance over the item's tokens. ``margin`` is the score of the right choice minus that
-    of the best wrong one, in the unit of the task's metric: nats for ``acc``, nats per character
-    for ``acc_norm``; None where a task has no choices. ``prediction`` is the index of the choice
-    taken, or the text generated; empty for an agreement.
-    """
-
-    item: str
-    correct: float
-    margin: float | None
-    prediction: int | str
-
-
-@dataclass(frozen=True, slots=True)
-class TaskResult:
-    """The items of one evaluation; ``tokens`` went through the model in ``seconds``."""
-
-    task: str
-    split: str
-    items: tuple[ItemResult, ...]
-    tokens: int
-    seconds: float
-
-    @property
-    def accuracy(self) -> float:
-        """Mean of ``correct``, in 0..1."""
-        return sum(item.correct for item in self.items) / len(self.items)
-
-    @property
-    def margin(self) -> float:
-        """Mean margin: a finer fitness than accuracy where many candidates tie."""
-        margins = [item.margin for item in self.items if item.margin is not None]
-        return sum(margins) / len(margins) if margins else math.nan
-
-    def confidence_interval(self) -> tuple[float, float]:
-        """Return the 95 % Wilson interval of the accuracy: right at 0 and 1 and for few items."""
-        count, mean = len(self.items), self.accuracy
-        spread = _Z_95**2 / count
-        centre = (mean + spread / 2) / (1 + spread)
-        half = _Z_95 * math.sqrt(mean * (1 - mean) / count + spread / (4 * count)) / (1 + spread)
-        return max(0.0, centre - half), min(1.0, centre + half)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for ``json.dumps``."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> TaskResult:
-        """Rebuild what ``to_json`` gave."""
-        items = tuple(ItemResult(**item) for item in fields["items"])
-        return cls(**{**fields, "items": items})
 
 
 @dataclass(frozen=True, slots=True)

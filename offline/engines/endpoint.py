@@ -15,7 +15,7 @@ import transformers
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 
 from offline.engines.encoding import Encoder, TokenPair
-from offline.engines.packing import group
+from offline.engines.local.packing import group
 from vllm_moe_prune.checkpoint import Checkpoint, read_config
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import MAP_FILE, BaseFingerprint, RoutingMap

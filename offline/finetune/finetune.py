@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offline.build import copy_companions
+from offline.build.build import copy_companions
+from offline.build.quantised import check_unquantised
 from offline.finetune.examples import Examples
 from offline.finetune.job import Job, StoredDtype, Trained
 from offline.finetune.launch import Launch
@@ -17,34 +18,18 @@ from offline.finetune.memory import check_memory, memory_need
 from offline.finetune.parts import FLOAT32
 from offline.finetune.schedule import micro_batch
 from offline.finetune.settings import FinetuneSettings
-from offline.quantised import check_unquantised
-from offline.run_folder import check_run, remove_run, run_folder
-from offline.staging import check_output, staged
+from offline.finetune.where import Where
+from offline.runs.output import check_output, staged
+from offline.runs.resume import check_run, remove_run, run_folder
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import write_atomic
 from vllm_moe_prune.tuning import Tuning
 
 if TYPE_CHECKING:
-    from offline.run import Reporter
+    from offline.runs.progress import Reporter
 
 FINETUNE_FILE = "finetune.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Where:
-    """Where and how a finetune runs; plays no part in the result.
-
-    :param processes: more than one start through ``accelerate launch``
-    :param accelerate_config: a file of ``accelerate config``, for example with FSDP
-    :param save_every: optimizer steps between two states from which a killed finetune goes on;
-        without it, it begins again
-    """
-
-    device: str = "cpu"
-    processes: int = 1
-    accelerate_config: Path | None = None
-    save_every: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from offline.finetune.worker import EXAMPLES, JOB, PROGRESS, TRAINED
 from vllm_moe_prune.errors import PruneError
 
 if TYPE_CHECKING:
-    from offline.finetune.finetune import Where
-    from offline.run import Reporter
+    from offline.finetune.where import Where
+    from offline.runs.progress import Reporter
 
 _MODULE = "offline.finetune.worker"
 _SECONDS_TO_END = 10

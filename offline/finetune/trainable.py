@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from offline.engines.experts import find_layers
+from offline.engines.local.experts import find_layers
 from offline.finetune.settings import FinetuneSettings
 from vllm_moe_prune.layout import MoeLayout
 

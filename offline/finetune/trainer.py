@@ -22,7 +22,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin
 from numpy.typing import NDArray
 
-from offline.engines.opening import from_pretrained
+from offline.engines.local.pretrained import from_pretrained
 from offline.finetune import trainable
 from offline.finetune.examples import NO_LOSS, Examples
 from offline.finetune.heap import give_blocks_back
@@ -36,7 +36,7 @@ from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 
 if TYPE_CHECKING:
-    from offline.run import Reporter
+    from offline.runs.progress import Reporter
 
 
 def train(job: Job, examples: Examples, reporter: Reporter | None = None) -> Trained:

@@ -3,7 +3,7 @@
 A JSONL file with two kinds of lines. ``candidate``: one map of a search with its fitness, whether
 it was evaluated whole or dropped, its values on every item, seconds and tokens. ``evaluation``:
 the results of the base (``map`` null), of a baseline or of a finalist on some split. The map on a
-line is whole (offline/fitness/compact.py), so a line alone gives the candidate back.
+line is whole (offline/fitness/log_lines.py), so a line alone gives the candidate back.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from offline.engines.base import TaskResult
-from offline.fitness.assessment import Assessment
-from offline.fitness.compact import map_to_json, result_from_json, result_to_json
+from offline.fitness.candidate import Assessment
+from offline.fitness.log_lines import map_to_json, result_from_json, result_to_json
+from offline.tasks.results import TaskResult
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import RoutingMap
 

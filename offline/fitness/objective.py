@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Literal, get_args
 
-from offline.engines.base import TaskResult
 from offline.tasks.catalog import Split, Task, get_task
+from offline.tasks.results import TaskResult
 from vllm_moe_prune.errors import PruneError
 
 Measure = Literal["accuracy", "margin", "agreement"]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from offline.lint.counts import nearest_friendly, spans
-from offline.methods.space import Space
+from offline.maps.map_space import Space
 from vllm_moe_prune.errors import PruneError
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from offline.lint.counts import FUSED_TOPK, TUNED, spans
-from offline.methods.router_groups import RouterGroups
+from offline.maps.router_groups import RouterGroups
 from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.routing_map import RoutingMap

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from vllm_moe_prune.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    from offline.engines.transformers import TransformersEngine
-    from offline.recipe import DType
+    from offline.engines.local.transformers import TransformersEngine
+    from offline.runs.device import DType
 
 ComputeDtype = Literal["bfloat16", "float32"]
 
@@ -26,7 +26,7 @@ class Loaded:
 
     def open(self, folder: Path) -> TransformersEngine:
         """Return an engine on a checkpoint, with no map applied."""
-        from offline.engines.transformers import TransformersEngine
+        from offline.engines.local.transformers import TransformersEngine
 
         if self._engine is None or self._engine.folder != folder:
             self.release()

@@ -18,14 +18,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from offline.finetune.finetune import Where
+from offline.finetune.where import Where
 from offline.lottery.loaded import Loaded
 from offline.lottery.measure import measure
-from offline.lottery.record import LotteryRecord, Measured, RoundRecord, read_measured, read_round
 from offline.lottery.round import Round
+from offline.lottery.schedule import LotterySettings, RoundPlan
 from offline.lottery.text import LotteryText
-from offline.methods.lottery import LotterySettings, RoundPlan
-from offline.run import Reporter
+from offline.results.lottery import LotteryRecord, Measured, RoundRecord, read_measured, read_round
+from offline.runs.progress import Reporter
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance

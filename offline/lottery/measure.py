@@ -10,10 +10,10 @@ import torch
 
 from offline.calibration.corpus import Domain
 from offline.engines.base import ExpertUse
-from offline.lottery.record import LayerLoad, Measured
+from offline.results.lottery import LayerLoad, Measured
 
 if TYPE_CHECKING:
-    from offline.engines.transformers import TransformersEngine
+    from offline.engines.local.transformers import TransformersEngine
 
 _LOGIT_TOKENS = 2048  # whose logits over the vocabulary exist at the same time
 

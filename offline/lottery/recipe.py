@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from offline.finetune.settings import FinetuneSettings
-from offline.methods.lottery import LotteryPreset, LotterySettings, settings_of
+from offline.lottery.schedule import LotteryPreset, LotterySettings, settings_of
 from vllm_moe_prune.tuning import Trainable
 
 

@@ -11,27 +11,27 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
-from offline.build import build, plan_build
+from offline.build.build import build, plan_build
 from offline.calibration.calibrate import calibrate
-from offline.calibration.scores import Scores
+from offline.calibration.scores import Scores, check_scores, tokens_seen
 from offline.finetune.examples import packed
 from offline.finetune.finetune import Finetuned, finetune
 from offline.finetune.parts import parts_of
 from offline.lottery.measure import measure
-from offline.lottery.record import (
+from offline.lottery.schedule import RANDOM, RoundPlan, rng_of
+from offline.maps.genome import Kept
+from offline.maps.map_space import Space
+from offline.methods.baselines import random_kept
+from offline.methods.keep_last import chosen
+from offline.results.lottery import (
     Measured,
     RoundRecord,
     Trained,
     kept_ids,
     read_measured,
 )
-from offline.methods.baselines import random_kept
-from offline.methods.genome import Kept
-from offline.methods.lottery import RANDOM, RoundPlan, rng_of
-from offline.methods.space import Space
-from offline.plan import check_scores, chosen, tokens_seen
-from offline.run import timed
-from offline.staging import staged
+from offline.runs.output import staged
+from offline.runs.progress import timed
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.provenance import DataIdentity, Provenance, write_atomic
 from vllm_moe_prune.routing_map import RoutingMap

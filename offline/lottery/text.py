@@ -95,7 +95,7 @@ def _deal(
 
 def _held_out(part: Part) -> list[str]:
     """Return the documents that a source itself keeps apart; none where it has no such split."""
-    from offline.demo.domains import DOMAINS, load_corpora
+    from offline.data.domains import DOMAINS, load_corpora
 
     if part.source not in DOMAINS:
         return []

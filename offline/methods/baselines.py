@@ -16,9 +16,9 @@ import numpy as np
 
 from offline.criteria.order import order_of
 from offline.engines.base import ExpertUse
-from offline.methods.groups import Groups, by_layer, even_rows
-from offline.methods.oneshot import last_dropped
-from offline.methods.space import Kept, Space
+from offline.maps.depth_groups import Groups, by_layer, even_rows
+from offline.maps.map_space import Kept, Space
+from offline.methods.keep_last import last_dropped
 from vllm_moe_prune.errors import PruneError
 
 # decoder layer -> subset that is kept -> how far the layer's output is from the whole layer's

@@ -18,11 +18,11 @@ from typing import Literal
 
 import numpy as np
 
-from offline.methods import variation
-from offline.methods.genome import Genome
-from offline.methods.groups import Groups, depth_groups
-from offline.methods.presets import PRESETS, EepSettings, settings_of
-from offline.methods.space import Space
+from offline.maps.depth_groups import Groups, depth_groups
+from offline.maps.genome import Genome
+from offline.maps.map_space import Space
+from offline.methods import eep_operators as variation
+from offline.methods.eep_settings import PRESETS, EepSettings, settings_of
 from vllm_moe_prune.errors import PruneError
 
 __all__ = [

@@ -22,8 +22,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from offline.calibration.statistics import ExpertEvidence, Floats, LayerStatistics
-from offline.methods.genome import Coefficients, Genome
-from offline.methods.space import Space
+from offline.maps.genome import Coefficients, Genome
+from offline.maps.map_space import Space
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.routing_map import RoutingMap

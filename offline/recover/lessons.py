@@ -15,7 +15,8 @@ from typing import Any
 
 from offline.recover.instructions import read_instructions
 from offline.tasks.catalog import Task
-from offline.tasks.splits import Item, load_items, training_items
+from offline.tasks.items import Item
+from offline.tasks.splits import load_items, training_items
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import DataIdentity, sha256_text
 

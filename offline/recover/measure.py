@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offline.engines.base import Engine, TaskResult
+from offline.engines.base import Engine
 from offline.recover.form import Form
-from offline.recover.result import Cell, Mode, Subject
+from offline.results.recovery import Cell, Mode, Subject
 from offline.tasks.catalog import Task, get_task
+from offline.tasks.results import TaskResult
 from offline.tasks.splits import load_items
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import write_atomic

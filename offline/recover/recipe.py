@@ -12,7 +12,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from offline.finetune.settings import FinetuneSettings
-from offline.recipe import DType
+from offline.runs.device import DType
 from offline.tasks.catalog import Task, get_task
 from vllm_moe_prune.errors import PruneError, one_line
 

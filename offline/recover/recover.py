@@ -12,15 +12,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from offline.card import model_card
-from offline.owned import MANIFEST
+from offline.build.card import model_card
 from offline.recover.recipe import RecoverRecipe, SftSettings
-from offline.recover.result import RECOVERY_FILE, Recovery
 from offline.recover.session import Session
-from offline.result import RESULT_FILE
-from offline.run import Reporter
-from offline.run_folder import check_outputs
-from offline.staging import staged
+from offline.results.compression import RESULT_FILE
+from offline.results.recovery import RECOVERY_FILE, Recovery
+from offline.runs.output import staged
+from offline.runs.owned import MANIFEST
+from offline.runs.progress import Reporter
+from offline.runs.resume import check_outputs
 from vllm_moe_prune.routing_map import SCHEMA_VERSION, RoutingMap
 from vllm_moe_prune.tuning import Tuning
 

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offline.device import pick_device, pick_dtype
-from offline.engines.transformers import TransformersEngine
+from offline.engines.local.transformers import TransformersEngine
 from offline.finetune.examples import supervised
-from offline.finetune.finetune import Finetuned, Where, finetune
+from offline.finetune.finetune import Finetuned, finetune
+from offline.finetune.where import Where
+from offline.recover.checkpoints import Subjects
 from offline.recover.lessons import Lessons, choose, file_lessons, task_lessons
 from offline.recover.measure import Cells, measure, wanted
 from offline.recover.recipe import RecoverRecipe, SftSettings
-from offline.recover.result import Mode, Recovery, Subject, Trained
-from offline.recover.subject import Subjects
-from offline.run import Reporter
-from offline.run_folder import run_folder
+from offline.results.recovery import Mode, Recovery, Subject, Trained
+from offline.runs.device import pick_device, pick_dtype
+from offline.runs.progress import Reporter
+from offline.runs.resume import run_folder
 from offline.tasks.catalog import Task
 from offline.tasks.splits import data_identity
 from vllm_moe_prune.provenance import Provenance, write_atomic

@@ -7,9 +7,9 @@ from statistics import fmean
 
 import plotly.graph_objects as go
 
-from offline.analysis.schema import Analysis, CoActivation, LayerUse, Numbers
 from offline.report.drawing import COLOURS, Figure, axis, layout_of, marked_line
 from offline.report.heatmap import COLOUR_BAR, DEEP, PALE, crossed, grid_layout
+from offline.results.analysis import Analysis, CoActivation, LayerUse, Numbers
 
 Column = Mapping[int, float]  # expert -> value
 _BASE, _AFTER = COLOURS["base"], COLOURS["eep"]

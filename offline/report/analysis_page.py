@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from offline.analysis.schema import Analysis
 from offline.report import analysis_tables, tables, words
 from offline.report.analysis_figures import figures_of
 from offline.report.template import fill
+from offline.results.analysis import Analysis
 
 ANALYSIS_PAGE = "analysis.html"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from offline.analysis.schema import Analysis, LayerUse
 from offline.report import words
 from offline.report.tables import Table
+from offline.results.analysis import Analysis, LayerUse
 
 USE_HEAD = ("layer", "tokens", "CV", "max / mean", "entropy", "of highest", "unseen experts")
 

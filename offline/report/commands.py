@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
-from offline.result import RunResult
+from offline.results.compression import RunResult
 
 
 def serve_command(result: RunResult) -> str:

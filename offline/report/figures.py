@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from offline.report import words
 from offline.report.drawing import COLOURS, Figure, axis, layout_of
 from offline.report.inputs import Ratio, Serving
-from offline.result import Quality, RunResult, SearchPoint
+from offline.results.compression import Quality, RunResult, SearchPoint
 
 _PATTERNS = {
     "base": "",

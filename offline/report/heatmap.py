@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from offline.report.drawing import Figure, axis, layout_of
-from offline.result import LayerOutcome, RunResult
+from offline.results.compression import LayerOutcome, RunResult
 
 PALE, DEEP = "#eef3f9", "#0b3a75"
 COLOUR_BAR = {

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from offline.lottery.record import LayerLoad, LotteryRecord, Measured
 from offline.report.drawing import COLOURS, Figure, axis, layout_of, marked_line
 from offline.report.tables import Table
+from offline.results.lottery import LayerLoad, LotteryRecord, Measured
 
 _BASE, _TUNED, _DROPPED = COLOURS["base"], COLOURS["lottery"], COLOURS["random"]
 Side = tuple[str, tuple[LayerLoad, ...], str, str, str]  # name, load, colour, symbol, pattern

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from offline.recover.result import SUBJECTS, Cell, Mode, Recovery, Subject
 from offline.report import words
 from offline.report.drawing import COLOURS, Figure, axis, layout_of
 from offline.report.recovery_tables import mode_name, name_of
+from offline.results.recovery import SUBJECTS, Cell, Mode, Recovery, Subject
 
 _COLOURS: dict[Subject, str] = {"base": COLOURS["base"], "model": COLOURS["eep"]}
 _PATTERNS: dict[Subject, str] = {"base": "", "model": "x"}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from offline.owned import check_page
-from offline.recover.result import Recovery
 from offline.report import recovery_tables, tables, words
 from offline.report.recovery_figures import recovery_bars
 from offline.report.render import REPORT_FILE
 from offline.report.template import fill
+from offline.results.recovery import Recovery
+from offline.runs.owned import check_page
 from vllm_moe_prune.provenance import write_atomic
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from offline.recover.result import Cell, Recovery, Subject
 from offline.report import words
 from offline.report.tables import Table
+from offline.results.recovery import Cell, Recovery, Subject
 
 
 def recovery_table(recovery: Recovery) -> Table:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from offline.analysis.schema import ANALYSIS_FILE, Analysis
-from offline.owned import check_page
 from offline.report import (
     analysis_figures,
     analysis_tables,
@@ -29,7 +27,9 @@ from offline.report.inputs import (
     read_optional,
 )
 from offline.report.template import fill
-from offline.result import RunResult
+from offline.results.analysis import ANALYSIS_FILE, Analysis
+from offline.results.compression import RunResult
+from offline.runs.owned import check_page
 from vllm_moe_prune.provenance import write_atomic
 
 REPORT_FILE = "report.html"

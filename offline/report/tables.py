@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from offline.report import words
 from offline.report.inputs import Check, CheckItem, Ratio, Serving
-from offline.result import LayerOutcome, Quality, RunResult
+from offline.results.compression import LayerOutcome, Quality, RunResult
 
 
 @dataclass(frozen=True, slots=True)

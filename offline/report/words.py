@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from offline.result import Quality
+from offline.results.compression import Quality
 
 VARIANTS = {
     "base": "base",

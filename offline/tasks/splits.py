@@ -9,15 +9,14 @@ import functools
 import gzip
 import hashlib
 import json
-import re
-import unicodedata
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from offline.demo.packages import PACKAGES, cache_root, package_dir
+from offline.data.packages import PACKAGES, cache_root, package_dir
 from offline.tasks.catalog import SPLITS, Source, Split, Task
+from offline.tasks.items import Item
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import DataIdentity, sha256_text, write_atomic
 
@@ -25,32 +24,6 @@ _VERSION = 2  # raise it when the rules below change, so that old files are not 
 _SEARCH_ITEMS = 2000
 _SELECTION_ITEMS = 1000
 _DUPLICATE_PREFIX = 1_000_000  # document ids from here on repeat the items without the question
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One item; ``query`` is the whole prompt, or the passage of a ``text`` task.
-
-    ``gold`` is the number of the right one among ``choices``, -1 where there are none;
-    ``answers`` are the right texts of a ``generate`` task.
-    """
-
-    id: str
-    query: str
-    choices: tuple[str, ...] = ()
-    gold: int = -1
-    answers: tuple[str, ...] = ()
-
-    @property
-    def answer(self) -> str:
-        """Return a right answer."""
-        return self.choices[self.gold] if self.choices else self.answers[0]
-
-    @property
-    def key(self) -> str:
-        """The question without case, spacing and the punctuation of prose; operators stay."""
-        text = unicodedata.normalize("NFKC", self.query).casefold()
-        return " ".join(re.sub(r"[.,;:!?'\"`]", " ", text).split())
 
 
 def load_items(task: Task, split: Split) -> list[Item]:

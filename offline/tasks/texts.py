@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from offline.tasks.catalog import Task
-from offline.tasks.splits import Item
+from offline.tasks.items import Item
 from vllm_moe_prune.errors import PruneError
 
 PASSAGE = 1200  # characters, about 300 tokens of English
@@ -102,7 +102,7 @@ def _records(path: Path, content: str) -> Iterator[tuple[str, str]]:
 
 
 def _demo_passages() -> Iterator[Item]:
-    from offline.demo.domains import load_corpora
+    from offline.data.domains import load_corpora
 
     for name, corpus in load_corpora(names=_DEMO_DOMAINS).items():
         for number, document in enumerate(corpus.heldout):

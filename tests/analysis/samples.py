@@ -16,7 +16,7 @@ from offline.calibration.statistics import (
     LayerStatistics,
     WeightStatistics,
 )
-from offline.methods.space import Space
+from offline.maps.map_space import Space
 from tests.vllm_moe_prune.bare import BASE
 from vllm_moe_prune.provenance import DataIdentity, Provenance, sha256_text
 from vllm_moe_prune.routing_map import BaseFingerprint, RoutingMap

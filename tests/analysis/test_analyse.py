@@ -12,14 +12,14 @@ import pytest
 from pydantic import ValidationError
 
 from offline.analysis.analyse import THE_MAP, analyse
-from offline.analysis.opinions import jaccard
-from offline.analysis.schema import ANALYSIS_FILE, Analysis
+from offline.analysis.rankings import jaccard
 from offline.analysis.subset import only
 from offline.analysis.use import use_of
 from offline.calibration.scores import Scores
 from offline.criteria.registry import CRITERIA, Rule
+from offline.maps.map_space import Space
 from offline.methods.merging import merged_map
-from offline.methods.space import Space
+from offline.results.analysis import ANALYSIS_FILE, Analysis
 from tests.analysis.samples import Routed, map_keeping, masked, scores_of, sliced, two_domains
 from tests.vllm_moe_prune.bare import BASE
 from vllm_moe_prune.errors import PruneError

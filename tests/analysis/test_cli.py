@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from offline.analysis.analyse import analyse
-from offline.analysis.schema import Analysis
 from offline.cli.analyze import analyze
 from offline.report.analysis_page import render
+from offline.results.analysis import Analysis
 from tests.analysis.samples import map_keeping, masked, scores_of, two_domains
 from tests.report.page import Page
 from vllm_moe_prune.errors import PruneError

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from offline.analysis.opinions import (
+from offline.analysis.rankings import (
     by_chance,
     changes,
     dropped,

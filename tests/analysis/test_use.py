@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from offline.analysis.co_activation import co_activation, lift
 from offline.analysis.specialisation import divergence, domain_use
-from offline.analysis.together import co_activation, lift
-from offline.analysis.use import coefficient_of_variation, entropy, entropy_share, shares, use_of
+from offline.analysis.use import entropy, entropy_share, use_of
 from offline.calibration.statistics import ExpertEvidence
+from offline.results.balance import coefficient_of_variation, shares
 from tests.analysis.samples import Routed, histogram, routed, weight_statistics
 
 SEEDS = st.integers(0, 10_000)

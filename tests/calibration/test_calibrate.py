@@ -13,7 +13,7 @@ import torch
 
 from offline.calibration.calibrate import calibrate
 from offline.calibration.scores import Scores
-from offline.engines.transformers import TransformersEngine
+from offline.engines.local.transformers import TransformersEngine
 from tests.calibration import naive
 from tests.calibration.test_walk import domain, outputs_of, plain_inputs
 from tests.maps import uniform_map

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from offline.calibration.corpus import Domain, load_domains, parse_calibration
-from offline.demo import domains as demo
+from offline.data import domains as demo
 from offline.tasks.catalog import get_task
 from offline.tasks.splits import load_items
 from tests.offline.conftest import write_task

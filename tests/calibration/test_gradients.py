@@ -11,7 +11,7 @@ import torch
 
 from offline.calibration.gradients import enter_backwards, expert_matrices, step_back
 from offline.calibration.walk import Walk, batches_of, by_domain
-from offline.engines.experts import LayerControl, find_layers
+from offline.engines.local.experts import LayerControl, find_layers
 from tests.calibration.families import FAMILIES, make
 from tests.calibration.test_walk import DOMAINS, LENGTH
 

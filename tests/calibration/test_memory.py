@@ -76,7 +76,7 @@ import sys
 from pathlib import Path
 from benchmarks.calibration import random_domain, resident
 from offline.calibration.calibrate import calibrate
-from offline.engines.transformers import TransformersEngine
+from offline.engines.local.transformers import TransformersEngine
 import transformers.models.mixtral.modeling_mixtral
 
 before = resident("VmRSS")

@@ -14,7 +14,7 @@ from offline.calibration.corpus import Domain
 from offline.calibration.hidden import HiddenStates
 from offline.calibration.walk import Walk, batches_of, by_domain
 from offline.calibration.watch import watching
-from offline.engines.experts import LayerControl, decoder_of, find_layers
+from offline.engines.local.experts import LayerControl, decoder_of, find_layers
 from tests.calibration.families import FAMILIES, make
 from vllm_moe_prune.provenance import DataIdentity
 

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.demo_model.experts import FACTORS, Observed, Slices, moe_feed_forward
+from offline.data.packages import unpacked_path
 from offline.demo import network
-from offline.demo.experts import FACTORS, Observed, Slices, moe_feed_forward
 from offline.demo.model import make_demo_model
-from offline.demo.packages import unpacked_path
-from offline.owned import write_manifest
+from offline.runs.owned import write_manifest
 from vllm_moe_prune.errors import PruneError
 
 
@@ -72,7 +72,7 @@ def test_training_block_equals_a_naive_mixture() -> None:
 def test_dense_base_predicts_english() -> None:
     if not unpacked_path("smollm2").is_dir():
         pytest.skip("the dense base is not downloaded; `vmprune demo model` does it")
-    from offline.demo.corpus_tokens import load_tokenizer
+    from benchmarks.demo_model.corpus_tokens import load_tokenizer
 
     dense = network.load_dense()
     tokens = torch.tensor([load_tokenizer()("The capital of France is")["input_ids"]])

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from offline.demo import packages
-from offline.demo.packages import PACKAGES, Package, package_dir, unpacked_path
+from offline.data import packages
+from offline.data.packages import PACKAGES, Package, package_dir, unpacked_path
 from vllm_moe_prune.errors import PruneError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from offline.engines.transformers import TransformersEngine
+from offline.engines.local.transformers import TransformersEngine
 from tests.tiny import make_tiny_mixtral
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offline.engines.transformers import TransformersEngine
+from offline.engines.local.transformers import TransformersEngine
 from offline.tasks.catalog import Task, get_task
 from offline.tasks.harness import texts_of
 from tests.tiny import random_map

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from offline.engines.generation import Prompt, generate
-from offline.engines.opening import from_pretrained
-from offline.engines.reach import reach_of
-from offline.engines.scoring import PackedLM
+from offline.engines.local.attention_reach import reach_of
+from offline.engines.local.generation import Prompt, generate
+from offline.engines.local.pretrained import from_pretrained
+from offline.engines.local.scoring import PackedLM
 from tests.families.models import make_family
 from vllm_moe_prune.layouts import LAYOUTS
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from offline.calibration.calibrate import calibrate
-from offline.engines.dense import open_up
-from offline.engines.experts import find_layers
-from offline.engines.packing import Question, build, pack
-from offline.engines.reconstruction import Discrepancy
-from offline.engines.scoring import target_log_probs
-from offline.engines.transformers import TransformersEngine
+from offline.engines.local.dense import open_up
+from offline.engines.local.experts import find_layers
+from offline.engines.local.packing import Question, build, pack
+from offline.engines.local.reconstruction import Discrepancy
+from offline.engines.local.scoring import target_log_probs
+from offline.engines.local.transformers import TransformersEngine
 from offline.finetune.settings import FinetuneSettings
 from offline.finetune.trainable import merged, with_adapters
 from tests.calibration.families import make

@@ -16,8 +16,8 @@ import pytest
 
 from offline.engines.encoding import Encoder
 from offline.engines.endpoint import Endpoint, EndpointLM
-from offline.engines.packing import group
-from offline.engines.transformers import TransformersEngine
+from offline.engines.local.packing import group
+from offline.engines.local.transformers import TransformersEngine
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.errors import PruneError
 

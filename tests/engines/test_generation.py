@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from offline.engines.generation import Prompt, generate
-from offline.engines.transformers import TransformersEngine
+from offline.engines.local.generation import Prompt, generate
+from offline.engines.local.transformers import TransformersEngine
 from tests.tiny import random_map
 
 WORDS = ("the", "cat", "sees", "red", "fish", "runs", "to", "house", "in", "sun", "moon", "sea")

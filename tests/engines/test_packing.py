@@ -4,7 +4,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from offline.engines.packing import ROW_TOKENS, build, group, pack
+from offline.engines.local.packing import ROW_TOKENS, build, group, pack
 
 tokens = st.lists(st.integers(1, 50), min_size=1, max_size=12)
 pairs = st.lists(st.tuples(tokens, tokens), min_size=1, max_size=30)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from offline.engines import reconstruction
-from offline.engines.reconstruction import subsets_of
-from offline.engines.transformers import TransformersEngine
+from offline.engines.local import reconstruction
+from offline.engines.local.reconstruction import subsets_of
+from offline.engines.local.transformers import TransformersEngine
 from offline.tasks.catalog import Task, get_task
 from offline.tasks.harness import texts_of
 from tests.engines.test_transformers_engine import naive_block

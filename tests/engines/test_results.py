@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from offline.engines.base import ItemResult, TaskResult
+from offline.tasks.results import ItemResult, TaskResult
 
 
 def result(right: int, count: int) -> TaskResult:

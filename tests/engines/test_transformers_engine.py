@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from offline.engines.base import ExpertUse
-from offline.engines.transformers import TransformersEngine
+from offline.engines.local.transformers import TransformersEngine
 from tests.tiny import KINDS, make_tiny_mixtral, random_map
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance

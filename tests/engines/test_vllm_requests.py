@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline.engines.vllm_requests import CachedBlocks, ScoringPlan, scoring_plan, watch_plan
+from offline.engines.live.requests import CachedBlocks, ScoringPlan, scoring_plan, watch_plan
 
 Pairs = list[tuple[list[int], list[int]]]
 _TOKENS = st.integers(0, 2)  # few, so that beginnings are shared in every way

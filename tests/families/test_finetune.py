@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from offline.calibration.corpus import Domain, domain_of
-from offline.finetune.finetune import Where
+from offline.finetune.where import Where
 from offline.lottery.loaded import Loaded
 from offline.lottery.lottery import Lottery
+from offline.lottery.schedule import schedule, settings_of
 from offline.lottery.text import LotteryText
-from offline.methods.lottery import schedule, settings_of
 from tests.families.models import EXPERTS, make_family
 from tests.families.test_build import loaded
 from tests.finetune.samples import text, tune

@@ -9,12 +9,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from offline.build import build, plan_build
+from offline.build.build import build, plan_build
+from offline.build.mtp import MtpChoice
+from offline.build.trained import finish
 from offline.cli.main import cli
-from offline.lottery.finish import finish
-from offline.mtp import MtpChoice
-from offline.recipe import CompressRecipe
-from offline.subject import Subject
+from offline.compress.prepared import Subject
+from offline.compress.recipe import CompressRecipe
 from tests.families.models import EXPERTS, make_family
 from tests.families.mtp import MTP, WITH_EXPERTS, add_mtp
 from tests.families.test_build import IDS, KEPT, loaded, sliced_map

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from offline.build import build
+from offline.build.build import build
 from tests.families.mtp import make_with_mtp
 from tests.families.test_build import sliced_map
 from tests.vllm_probe import probe

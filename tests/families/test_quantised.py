@@ -12,12 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline.build import build, plan_build
-from offline.engines.opening import from_pretrained
-from offline.finetune.finetune import Where, check_fits
+from offline.build.build import build, plan_build
+from offline.compress.prepared import Subject
+from offline.compress.recipe import CompressRecipe
+from offline.engines.local.pretrained import from_pretrained
+from offline.finetune.finetune import check_fits
 from offline.finetune.settings import FinetuneSettings
-from offline.recipe import CompressRecipe
-from offline.subject import Subject
+from offline.finetune.where import Where
 from tests.families.models import make_family
 from tests.families.quantised import FORMATS, quantise, tensors_of, write
 from tests.families.test_build import KEPT, sliced_map

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offline.build import build, plan_build
+from offline.build.build import build, plan_build
 from tests.maps import map_of, uniform_map
 from tests.vllm_moe_prune.bare import write_bare
 from vllm_moe_prune.checkpoint import Checkpoint

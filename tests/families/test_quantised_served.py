@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from offline.build import build
+from offline.build.build import build
 from tests.families.quantised import FORMATS, SERVED, config_of, dequantise, quantise
 from tests.maps import map_of, uniform_map
 from tests.reference import reference_model

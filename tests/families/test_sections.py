@@ -9,10 +9,10 @@ from typing import get_args
 import pytest
 import torch
 
-from offline.build import build
+from offline.build.build import build
 from offline.calibration.corpus import Part
 from offline.calibration.memory import estimate
-from offline.engines.opening import from_pretrained
+from offline.engines.local.pretrained import from_pretrained
 from offline.finetune.memory import memory_need
 from offline.finetune.settings import FinetuneSettings
 from tests.families.models import EXPERTS, make_family

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from offline.build import build
-from offline.engines.experts import find_layers
+from offline.build.build import build
+from offline.engines.local.experts import find_layers
 from tests.families.masking import without
 from tests.families.matrix import Matrix
 from tests.families.models import EXPERTS, make_family

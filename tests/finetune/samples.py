@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from offline.finetune.examples import NO_LOSS, Examples
-from offline.finetune.finetune import Finetuned, Where, finetune
+from offline.finetune.finetune import Finetuned, finetune
 from offline.finetune.settings import FinetuneSettings
+from offline.finetune.where import Where
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.provenance import DataIdentity

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from offline.finetune import launch
-from offline.finetune.finetune import Where
+from offline.finetune.where import Where
 from tests.finetune.samples import assert_alike, ragged, tiny, tune
 from tests.finetune.test_resume import Stop
 from vllm_moe_prune.errors import PruneError

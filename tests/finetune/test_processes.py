@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from offline.finetune.finetune import Where
 from offline.finetune.job import Job, Trained
 from offline.finetune.launch import Launch, _failure
+from offline.finetune.where import Where
 from offline.finetune.worker import EXAMPLES, JOB, PROGRESS, TRAINED, main
 from tests.finetune.samples import SETTINGS, assert_alike, ragged, text, tiny, tune, weights_of
 from vllm_moe_prune.errors import PruneError

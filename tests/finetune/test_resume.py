@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from offline.finetune.finetune import Where
+from offline.finetune.where import Where
 from tests.finetune.samples import bytes_of, tiny, tune
 from vllm_moe_prune.tuning import Trainable
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from offline.engines.base import ItemResult, TaskResult
 from offline.tasks.catalog import Task
+from offline.tasks.results import ItemResult, TaskResult
 from tests.vllm_moe_prune.bare import layer_fields, map_of
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import LAYOUTS

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from offline.fitness.assess import Assessor
-from offline.fitness.assessment import Assessment
+from offline.fitness.assessor import Assessor
+from offline.fitness.candidate import Assessment
 from offline.fitness.log import EvaluationLog
 from offline.fitness.objective import Objective, WeightedTask
 from offline.fitness.racing import RacingSettings

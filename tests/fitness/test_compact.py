@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline.engines.base import ItemResult, TaskResult
-from offline.fitness.compact import map_from_json, map_to_json, result_from_json, result_to_json
+from offline.fitness.log_lines import map_from_json, map_to_json, result_from_json, result_to_json
+from offline.tasks.results import ItemResult, TaskResult
 from tests.vllm_moe_prune.bare import BASE, MERGED, layer_fields, map_of
 from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.routing_map import RoutingMap

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline.engines.base import ItemResult, TaskResult
 from offline.fitness.objective import Measure, Objective, WeightedTask, item_values
 from offline.tasks.catalog import Task
+from offline.tasks.results import ItemResult, TaskResult
 from vllm_moe_prune.errors import PruneError
 
 ONE, TWO = Task("one", "acc"), Task("two", "acc")

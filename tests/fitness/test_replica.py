@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import ray
 
-from offline.engines import replica as replica_module
-from offline.engines.replica import RayReplica, Share
-from offline.engines.replicas import _places, start_replicas
-from offline.fitness.assess import Assessor
+from offline.engines.ray import replica as replica_module
+from offline.engines.ray.replica import RayReplica, Share
+from offline.engines.ray.replicas import _places, start_replicas
+from offline.fitness.assessor import Assessor
 from offline.fitness.log import EvaluationLog
 from tests.fitness.fake import ONE, FakeEngine, die_at_once, make_engine, map_keeping
 from tests.fitness.fake import refuse_to_load as refuse

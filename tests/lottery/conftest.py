@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from offline.compress import compress
-from offline.recipe import CompressRecipe
-from offline.result import RunResult
+from offline.compress.compress import compress
+from offline.compress.recipe import CompressRecipe
+from offline.results.compression import RunResult
 from tests.offline.conftest import write_task
 from tests.offline.test_cli_plan import write_text
 from tests.offline.test_compress import Listener

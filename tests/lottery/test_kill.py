@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from offline.lottery import compress as compress_module
+from offline.compress import lottery as compress_module
 from offline.lottery import lottery as lottery_module
 from offline.lottery import round as round_module
 from tests.lottery.conftest import Ground
@@ -101,8 +101,8 @@ def test_what_is_missing_is_made_again(
 def test_a_finished_run_that_is_forced_begins_anew(
     ground: Ground, won: Path, tmp_path: Path
 ) -> None:
-    from offline.compress import compress
-    from offline.recipe import CompressRecipe
+    from offline.compress.compress import compress
+    from offline.compress.recipe import CompressRecipe
     from tests.offline.test_compress import Listener
 
     shutil.copytree(won, tmp_path / "out")

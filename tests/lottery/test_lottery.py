@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from offline.build import build
-from offline.engines.transformers import TransformersEngine
-from offline.lottery.record import read_round
-from offline.result import RunResult
+from offline.build.build import build
+from offline.engines.local.transformers import TransformersEngine
+from offline.results.compression import RunResult
+from offline.results.lottery import read_round
 from tests.lottery.conftest import Ground
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from offline.cli.main import cli
-from offline.recipe import CompressRecipe
+from offline.compress.recipe import CompressRecipe
 from tests.lottery.conftest import Ground
 from vllm_moe_prune.errors import PruneError
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline.methods.lottery import PRESETS, LotterySettings, rng_of, schedule, settings_of
+from offline.lottery.schedule import PRESETS, LotterySettings, rng_of, schedule, settings_of
 from vllm_moe_prune.errors import PruneError
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from offline.build import build
+from offline.build.build import build
 from tests.maps import uniform_map
 from tests.reference import greedy
 from tests.tiny import make_tiny_mixtral
@@ -30,10 +30,11 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Heads are of the size that vLLM attends with, unlike those of the other tests here.
     """
+    from offline.build.trained import finish
     from offline.finetune.examples import Examples
-    from offline.finetune.finetune import Where, finetune
+    from offline.finetune.finetune import finetune
     from offline.finetune.settings import FinetuneSettings
-    from offline.lottery.finish import finish
+    from offline.finetune.where import Where
 
     folder = tmp_path_factory.mktemp("served")
     base = make_tiny_mixtral(folder / "base")

@@ -69,7 +69,7 @@ def test_no_token_is_dealt_twice(documents: list[list[int]], needs: list[int], l
 def test_a_domain_with_a_split_of_its_own_is_measured_on_that(
     monkeypatch: pytest.MonkeyPatch, ground: Ground, tokenizer: Any
 ) -> None:
-    from offline.demo import domains
+    from offline.data import domains
     from offline.lottery import text as module
 
     words = "the cat sees a dog . " * 12

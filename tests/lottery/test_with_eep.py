@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from offline.engines.transformers import TransformersEngine
+from offline.engines.local.transformers import TransformersEngine
 from tests.lottery.conftest import Ground
 from vllm_moe_prune.routing_map import RoutingMap
 

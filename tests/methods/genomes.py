@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
-from offline.methods.genome import Coefficients, Genome
-from offline.methods.groups import Groups
-from offline.methods.space import Space
-from offline.methods.variation import random_genome
+from offline.maps.depth_groups import Groups
+from offline.maps.genome import Coefficients, Genome
+from offline.maps.map_space import Space
+from offline.methods.eep_operators import random_genome
 from tests.methods.landscape import space_of
 
 

@@ -13,10 +13,10 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from offline.maps.depth_groups import Groups
+from offline.maps.genome import Genome
+from offline.maps.map_space import Space
 from offline.methods.eep import Assessed
-from offline.methods.genome import Genome
-from offline.methods.groups import Groups
-from offline.methods.space import Space
 from tests.vllm_moe_prune.bare import BASE
 
 Array = NDArray[np.float64]

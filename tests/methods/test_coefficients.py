@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from offline.cli.main import cli
-from offline.methods.coefficients import coefficients_map, mixtral_8x7b, read_coefficients
+from offline.methods.eep_released import coefficients_map, mixtral_8x7b, read_coefficients
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError

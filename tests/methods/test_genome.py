@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from offline.methods.genome import Coefficients, Genome, selected
+from offline.maps.genome import Coefficients, Genome, selected
 
 A, B = (0, 2, 5), (1, 3, 4)
 

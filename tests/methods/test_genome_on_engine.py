@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from offline.engines.transformers import TransformersEngine
-from offline.methods.genome import Coefficients, Genome
-from offline.methods.space import Space
+from offline.engines.local.transformers import TransformersEngine
+from offline.maps.genome import Coefficients, Genome
+from offline.maps.map_space import Space
 from tests.maps import map_of
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from offline.calibration.statistics import ExpertEvidence, LayerStatistics
-from offline.engines.transformers import TransformersEngine
+from offline.engines.local.transformers import TransformersEngine
+from offline.maps.map_space import Space
 from offline.methods.merging import (
     CLUSTERINGS,
     MergeKind,
@@ -27,7 +28,6 @@ from offline.methods.merging import (
     output_clusters,
     router_clusters,
 )
-from offline.methods.space import Space
 from tests.analysis.samples import evidence, routed
 from tests.tiny import make_tiny_mixtral
 from tests.vllm_moe_prune.bare import BASE

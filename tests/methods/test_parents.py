@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from offline.maps.genome import Genome
 from offline.methods import eep
 from offline.methods.eep import Assessed, EepSettings, Individual
-from offline.methods.genome import Genome
 from tests.methods.landscape import space_of
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from offline.methods.presets import PRESETS, settings_of
+from offline.methods.eep_settings import PRESETS, settings_of
 from vllm_moe_prune.errors import PruneError
 
 

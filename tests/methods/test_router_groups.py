@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline.criteria.order import order_of
-from offline.methods import variation
+from offline.maps.depth_groups import Groups, total_kept
+from offline.maps.map_entries import kept_genome
+from offline.maps.map_space import Kept, Space
+from offline.maps.router_groups import RouterGroups
+from offline.methods import eep_operators as variation
 from offline.methods.baselines import most_used, naee, random_kept
 from offline.methods.eep import check_phases, settings_of
-from offline.methods.groups import Groups, total_kept
-from offline.methods.mapping import kept_genome
-from offline.methods.oneshot import last_dropped
-from offline.methods.router_groups import RouterGroups
-from offline.methods.space import Kept, Space
+from offline.methods.keep_last import last_dropped
 from tests.methods.landscape import space_of
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import LAYOUTS

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from offline.methods.genome import Coefficients, Genome
-from offline.methods.groups import depth_groups, even_rows, total_kept
-from offline.methods.mapping import genome_of
-from offline.methods.space import Space
-from offline.methods.top_k import parse_top_k, per_layer
+from offline.maps.depth_groups import depth_groups, even_rows, total_kept
+from offline.maps.genome import Coefficients, Genome
+from offline.maps.map_entries import genome_of
+from offline.maps.map_space import Space
+from offline.maps.per_layer import parse_top_k, per_layer
 from tests.methods.genomes import Case, cases
 from tests.methods.landscape import space_of
 from tests.vllm_moe_prune.bare import BASE

@@ -6,10 +6,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline.methods import variation
-from offline.methods.genome import Coefficients, Genome, selected
-from offline.methods.groups import fits, total_kept
-from offline.methods.variation import Active
+from offline.maps.depth_groups import fits, total_kept
+from offline.maps.genome import Coefficients, Genome, selected
+from offline.methods import eep_operators as variation
+from offline.methods.eep_operators import Active
 from tests.methods.genomes import Case, cases
 from tests.methods.landscape import space_of
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from offline.engines.base import ExpertUse
+from offline.maps.depth_groups import total_kept
+from offline.maps.genome import Genome
 from offline.methods.baselines import (
     ONE_SHOT,
     Evidence,
@@ -18,8 +20,6 @@ from offline.methods.baselines import (
     random_kept,
     soft_activation,
 )
-from offline.methods.genome import Genome
-from offline.methods.groups import total_kept
 from tests.methods.landscape import space_of
 from vllm_moe_prune.errors import PruneError
 

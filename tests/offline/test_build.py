@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from offline.build import build, plan_build
-from offline.owned import MANIFEST
+from offline.build.build import build, plan_build
+from offline.runs.owned import MANIFEST
 from tests.maps import mixed_map, uniform_map
 from tests.reference import reference_model
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, INDEX_FILE, Checkpoint
@@ -170,7 +170,7 @@ def test_further_files_lie_beside_the_weights(base: Path, tmp_path: Path) -> Non
 def test_a_result_that_is_not_as_planned_is_not_kept(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("offline.build.write_shards", _write_nothing)
+    monkeypatch.setattr("offline.build.build.write_shards", _write_nothing)
     with pytest.raises(PruneError, match="has no safetensors weights"):
         build(Checkpoint.open(base), uniform_map(base, UNIFORM), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

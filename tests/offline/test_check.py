@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from offline.build import build
-from offline.check import check, save
-from offline.probes import repetition
+from offline.build.build import build
+from offline.check.check import check, save
+from offline.check.probes import repetition
 from tests.maps import mixed_map
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint

@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from offline.build import build
+from offline.build.build import build
 from offline.cli.main import cli
 from tests.maps import mixed_map, uniform_map
 from vllm_moe_prune.checkpoint import Checkpoint

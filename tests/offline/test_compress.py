@@ -16,14 +16,15 @@ import pytest
 from click.testing import CliRunner
 
 from offline.cli.main import cli
-from offline.compress import compress
-from offline.engines.base import Engine, TaskResult
-from offline.engines.transformers import TransformersEngine
+from offline.compress.compress import compress
+from offline.compress.recipe import CompressRecipe
+from offline.engines.base import Engine
+from offline.engines.local.transformers import TransformersEngine
+from offline.maps.map_space import Space
 from offline.methods.baselines import most_used
-from offline.methods.space import Space
-from offline.recipe import CompressRecipe
-from offline.result import RESULT_FILE, RunResult
+from offline.results.compression import RESULT_FILE, RunResult
 from offline.tasks.catalog import get_task
+from offline.tasks.results import TaskResult
 from offline.tasks.splits import load_items
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError

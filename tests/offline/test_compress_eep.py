@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from offline.compress import compress
-from offline.engines.transformers import TransformersEngine
-from offline.recipe import CompressRecipe
-from offline.result import RunResult
+from offline.compress.compress import compress
+from offline.compress.recipe import CompressRecipe
+from offline.engines.local.transformers import TransformersEngine
+from offline.results.compression import RunResult
 from offline.tasks.catalog import get_task
 from tests.offline.test_compress import Listener, log_of
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER

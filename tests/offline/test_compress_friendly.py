@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from offline.cli.compress import _friendly, _kept
-from offline.recipe import CompressRecipe
+from offline.compress.recipe import CompressRecipe
 from tests.offline.test_cli_errors import one_error, run
 
 

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from offline.analysis.analyse import THE_MAP
-from offline.analysis.schema import Analysis
 from offline.calibration.scores import Scores
-from offline.compress import compress
-from offline.engines.transformers import TransformersEngine
-from offline.plan import plan
-from offline.plan_recipe import PlanRecipe
-from offline.recipe import CompressRecipe
+from offline.compress.compress import compress
+from offline.compress.recipe import CompressRecipe
+from offline.engines.local.transformers import TransformersEngine
+from offline.plan.plan import plan
+from offline.plan.recipe import PlanRecipe
 from offline.report.render import write_report
-from offline.result import RunResult
+from offline.results.analysis import Analysis
+from offline.results.compression import RunResult
 from tests.criteria.scores import scores_of
 from tests.offline.test_cli_errors import one_error, run
 from tests.offline.test_cli_plan import write_text

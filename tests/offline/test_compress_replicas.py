@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from offline.compress import compress
-from offline.recipe import CompressRecipe
+from offline.compress.compress import compress
+from offline.compress.recipe import CompressRecipe
 from tests.offline.test_compress import Listener, log_of
 from tests.offline.test_compress_eep import SETTINGS
 from tests.tiny import make_tiny_mixtral

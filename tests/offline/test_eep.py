@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offline.maps.genome import Coefficients
+from offline.maps.map_space import Space
 from offline.methods import eep
 from offline.methods.eep import Assess, Assessed, Genome, Population
-from offline.methods.genome import Coefficients
-from offline.methods.presets import PRESETS, settings_of
-from offline.methods.space import Space
+from offline.methods.eep_settings import PRESETS, settings_of
 from tests.methods.landscape import Landscape, space_of
 from vllm_moe_prune.errors import PruneError
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from offline.export import EXPORTS, export, pruner_call
+from offline.build.export import EXPORTS, export, pruner_call
 from tests.offline.test_cli import invoke
 from tests.offline.test_cli_errors import one_error, run
 from tests.vllm_moe_prune.bare import BASE

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from loadtest.make_workload import workload_command
 from loadtest.results import check_place
-from offline.check import check_free
+from offline.check.check import check_free
 from offline.cli.main import cli
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.errors import PruneError

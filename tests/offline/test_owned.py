@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from offline.build import build
-from offline.export import EXPORTS, is_export
-from offline.inputs import input_within
-from offline.owned import MANIFEST, check_page, first_foreign, write_manifest
+from offline.build.build import build
+from offline.build.export import EXPORTS, is_export
+from offline.runs.inputs import input_within
+from offline.runs.owned import MANIFEST, check_page, first_foreign, write_manifest
 from tests.maps import uniform_map
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError

@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from offline.calibration.blend import parse_blend
+from offline.calibration.scores import tokens_seen
 from offline.criteria.registry import CRITERIA
 from offline.methods.baselines import most_used, soft_activation
-from offline.plan import Plan, chosen, plan, tokens_seen
-from offline.plan_recipe import PlanRecipe, parse_blend
-from offline.protection import named, parse_protected, super_experts
+from offline.methods.keep_last import chosen
+from offline.plan.plan import Plan, plan
+from offline.plan.protection import named, parse_protected, super_experts
+from offline.plan.recipe import PlanRecipe
 from tests.criteria.samples import evidence_of, sample
 from tests.criteria.scores import scores_of
 from tests.methods.landscape import space_of

@@ -10,12 +10,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from offline.build import build
+from offline.build.build import build
+from offline.calibration.scores import tokens_seen
 from offline.cli.plan import plan as plan_command
-from offline.engines.transformers import TransformersEngine
+from offline.engines.local.transformers import TransformersEngine
 from offline.methods.merging import CLUSTERINGS, merged_map
-from offline.plan import plan, space_of, tokens_seen
-from offline.plan_recipe import PlanRecipe
+from offline.plan.plan import plan, space_of
+from offline.plan.recipe import PlanRecipe
 from tests.analysis.samples import routed, scores_of, two_domains
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from offline.recipe import CompressRecipe
+from offline.compress.recipe import CompressRecipe
 from vllm_moe_prune.errors import PruneError
 
 

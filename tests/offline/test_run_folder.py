@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from offline.run_folder import RUN_MARKER, check_outputs, remove_run, run_folder
+from offline.runs.resume import RUN_MARKER, check_outputs, remove_run, run_folder
 from vllm_moe_prune.errors import PruneError
 
 IDENTITY = {"recipe": {"keep": 4}, "base": {"config": "c"}}

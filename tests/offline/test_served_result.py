@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 from offline.cli.main import cli
-from offline.compress import compress
-from offline.engines.base import ItemResult, TaskResult
-from offline.engines.transformers import TransformersEngine
+from offline.compress.compress import compress
+from offline.compress.recipe import CompressRecipe
+from offline.engines.local.transformers import TransformersEngine
 from offline.fitness.log import EvaluationLog
-from offline.recipe import CompressRecipe
-from offline.result import RunResult
+from offline.results.compression import RunResult
 from offline.tasks.catalog import get_task
+from offline.tasks.results import ItemResult, TaskResult
 from serve.server import Server, ServerSpec
 from tests.offline.conftest import write_task
 from tests.offline.test_compress import Listener

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from offline.build import build
-from offline.owned import MANIFEST
-from offline.staging import WORK_MARKER, check_output, staged
+from offline.build.build import build
+from offline.runs.output import WORK_MARKER, check_output, staged
+from offline.runs.owned import MANIFEST
 from tests.maps import uniform_map
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
@@ -102,7 +102,7 @@ def test_what_a_killed_run_left_is_cleaned_and_what_works_is_not(tmp_path: Path)
 _KILLED_BETWEEN = """
 import os, signal, sys
 from pathlib import Path
-from offline import staging
+from offline.runs import output as staging
 
 def killed(new, out, work):
     out.rename(work / "old")
@@ -201,7 +201,7 @@ def test_without_a_mount_a_full_disk_is_the_same_line(
 _SLOW_BUILD = """
 import sys, time
 from pathlib import Path
-from offline.build import build
+from offline.build.build import build
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.routing_map import RoutingMap
 

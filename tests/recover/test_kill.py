@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from offline.cli.main import cli
-from offline.recover.result import Recovery
+from offline.results.recovery import Recovery
 
 _HALF = ".model-tuned.*.partial/new"
 

@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 from offline.finetune.examples import NO_LOSS, supervised
 from offline.recover.lessons import Lesson, choose, file_lessons, task_lessons
 from offline.tasks.catalog import get_task
-from offline.tasks.splits import Item, load_items, training_items
+from offline.tasks.items import Item
+from offline.tasks.splits import load_items, training_items
 from tests.recover.conftest import documents
 from vllm_moe_prune.errors import PruneError
 

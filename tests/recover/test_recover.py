@@ -16,7 +16,7 @@ from offline.cli.main import cli
 from offline.recover import session
 from offline.recover.recipe import RecoverRecipe, training_of
 from offline.recover.recover import recover
-from offline.recover.result import RECOVERY_FILE, Recovery
+from offline.results.recovery import RECOVERY_FILE, Recovery
 from tests.offline.test_compress import Listener
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError

@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from offline.cli.main import cli
-from offline.recover.result import Cell, Mode, Recovery, Subject, Trained
 from offline.report.recovery_page import render
 from offline.report.recovery_tables import recovery_table
+from offline.results.recovery import Cell, Mode, Recovery, Subject, Trained
 from tests.report.page import Page
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import DataIdentity, Provenance

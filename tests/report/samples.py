@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from offline.result import LayerOutcome, Quality, RunResult, SearchPoint, Size
+from offline.results.compression import LayerOutcome, Quality, RunResult, SearchPoint, Size
 from vllm_moe_prune.provenance import DataIdentity, Provenance
 
 GIB = 2**30

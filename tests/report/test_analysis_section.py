@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from offline.analysis.analyse import analyse
-from offline.analysis.schema import ANALYSIS_FILE
 from offline.report.render import write_report
+from offline.results.analysis import ANALYSIS_FILE
 from tests.analysis.samples import map_keeping, scores_of, two_domains
 from tests.report.page import Page
 from tests.report.samples import run_result

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from offline.lottery.record import LayerLoad, LotteryRecord, Measured, RoundRecord, Trained
 from offline.report import lottery as section
 from offline.report.render import render
+from offline.results.lottery import LayerLoad, LotteryRecord, Measured, RoundRecord, Trained
 from tests.report.samples import run_result
 from vllm_moe_prune.tuning import Tuning
 

@@ -9,7 +9,7 @@ from plotly.offline import get_plotlyjs
 from offline.report import tables, words
 from offline.report.inputs import Ratio
 from offline.report.render import render, write_report
-from offline.result import LayerOutcome, RunResult
+from offline.results.compression import LayerOutcome, RunResult
 from tests.report.page import Page
 from tests.report.samples import (
     check_json,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from offline.demo.packages import package_dir
-from offline.engines.transformers import TransformersEngine
+from offline.data.packages import package_dir
+from offline.engines.local.transformers import TransformersEngine
 from offline.tasks.catalog import Task, get_task
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.errors import PruneError

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from lm_eval.models.huggingface import HFLM
 
-from offline.engines.base import TaskResult
-from offline.engines.transformers import TransformersEngine
+from offline.engines.local.transformers import TransformersEngine
 from offline.tasks.catalog import Task, get_task
 from offline.tasks.harness import local_task, run, texts_of
+from offline.tasks.results import TaskResult
 from offline.tasks.splits import examples, load_items
 from tests.tiny import random_map
 from vllm_moe_prune.errors import PruneError

@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 
 from offline.tasks.catalog import SPLITS, TASKS, Task, get_task
-from offline.tasks.splits import (
-    Item,
-    data_identity,
-    examples,
-    load_items,
-    make_splits,
-    split_file,
-)
+from offline.tasks.items import Item
+from offline.tasks.splits import data_identity, examples, load_items, make_splits, split_file
 from vllm_moe_prune.errors import PruneError
 
 

@@ -12,8 +12,8 @@ from benchmarks.testbed.model import WEIGHTS, make_testbed
 from benchmarks.testbed.puzzles import distinct
 from benchmarks.testbed.taskfiles import GENERATED, TASKS
 from benchmarks.testbed.text import downloaded
-from offline.engines.transformers import TransformersEngine
-from offline.methods.space import Space
+from offline.engines.local.transformers import TransformersEngine
+from offline.maps.map_space import Space
 from offline.tasks.catalog import get_task
 from offline.tasks.splits import load_items
 from vllm_moe_prune.checkpoint import Checkpoint

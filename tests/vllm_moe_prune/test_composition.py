@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline.build import build
-from offline.engines.transformers import TransformersEngine
+from offline.build.build import build
+from offline.engines.local.transformers import TransformersEngine
 from tests.maps import map_of as map_for
 from tests.maps import uniform_map
 from tests.tiny import make_tiny_mixtral, random_map

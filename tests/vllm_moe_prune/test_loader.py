@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from offline.build import build
+from offline.build.build import build
 from tests.maps import mixed_map, uniform_map
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from offline.build import build
+from offline.build.build import build
 from tests.maps import mixed_map, uniform_map
 from tests.reference import greedy, reference_model
 from tests.tiny import make_tiny_mixtral

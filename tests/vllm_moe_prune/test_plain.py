@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from offline.build import build
+from offline.build.build import build
 from tests.maps import map_of
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from offline.engines.base import TaskResult
-from offline.engines.vllm import VllmEngine
+from offline.engines.live.engine import VllmEngine
 from offline.tasks.catalog import Task
 from offline.tasks.harness import local_task
+from offline.tasks.results import TaskResult
 from tests.maps import mixed_map, uniform_map
 from tests.tiny import random_map
 from vllm_moe_prune.routing_map import RoutingMap

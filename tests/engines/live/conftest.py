@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from offline.engines.transformers import TransformersEngine
+from offline.engines.local.transformers import TransformersEngine
 from offline.tasks.catalog import Task, get_task
 from tests.tiny import make_tiny_mixtral
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offline.engines.transformers import TransformersEngine
-from offline.engines.vllm import VllmEngine
+from offline.engines.live.engine import VllmEngine
+from offline.engines.local.transformers import TransformersEngine
 from offline.tasks.catalog import Task
 from tests.engines.live.comparing import (
     KINDS,

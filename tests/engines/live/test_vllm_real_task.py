@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from offline.data.packages import package_dir
 from offline.demo.model import make_demo_model
-from offline.demo.packages import package_dir
-from offline.engines.transformers import TransformersEngine
-from offline.engines.vllm import VllmEngine
+from offline.engines.live.engine import VllmEngine
+from offline.engines.local.transformers import TransformersEngine
 from offline.tasks.catalog import get_task
 from tests.maps import uniform_map
 from vllm_moe_prune.checkpoint import Checkpoint

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from offline.engines.transformers import TransformersEngine
-from offline.engines.vllm import VllmEngine
+from offline.engines.live.engine import VllmEngine
+from offline.engines.local.transformers import TransformersEngine
 from offline.tasks.catalog import Task
 from tests.engines.live.comparing import assert_same, the_map
 from vllm_moe_prune.errors import PruneError

@@ -1,0 +1,207 @@
+"""From a base checkpoint and a routing map to a pruned checkpoint, in one streaming pass."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from offline.build.card import model_card
+from offline.build.mtp import NUM_LAYERS_KEY, MtpChoice, decoder_tensors, plan_mtp
+from offline.runs.owned import MANIFEST
+from offline.build.quantised import follow
+from offline.runs.output import check_output, staged
+from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.rewrite import Combine, Drop, Mix, Operation, rewrite
+from vllm_moe_prune.routing_map import MAP_FILE, Form, RoutingMap
+from vllm_moe_prune.writer import DEFAULT_SHARD_BYTES, Progress, write_shards
+
+# Everything else in the base folder (tokenizer, chat template, generation settings, licence) is
+# part of the model and is copied.
+_NOT_COPIED_SUFFIXES = (
+    ".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".gguf", ".h5", ".msgpack",
+    ".safetensors.index.json", ".bin.index.json",
+)  # fmt: skip
+_NOT_COPIED_NAMES = (
+    "config.json", "README.md", "report.html", "finetune.json", "vmprune_result.json",
+    "analysis.json", "check.json", "serving.json", ".gitattributes",
+    MANIFEST,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """What a build will do, computed from names and shapes alone.
+
+    ``routing_map`` is the given one; where there are MTP layers its provenance says what became of
+    them.
+    """
+
+    form: Form
+    routing_map: RoutingMap
+    operations: tuple[Operation, ...]
+    num_bytes: int
+    base_bytes: int
+    expert_bytes: int
+    dropped: int
+    merged: int
+
+
+def plan_build(
+    base: Checkpoint,
+    routing_map: RoutingMap,
+    *,
+    allow_other: bool = False,
+    mtp: MtpChoice | None = None,
+) -> BuildPlan:
+    """Check that the map fits the base and list the operations; reads no expert weight.
+
+    :param mtp: what becomes of MTP layers; needed if the base has any
+    :raises PruneError: if the map does not fit, the base is itself compact, or its MTP layers or
+        quantisation settings cannot follow
+    """
+    if (base.folder / COMPACT_FOLDER).is_dir():
+        raise PruneError(
+            f"{base.folder} is a compact pruned checkpoint", hint="build from its base model"
+        )
+    routing_map.check_base(base.fingerprint(), base.expert_counts(), allow_other=allow_other)
+    drafts = plan_mtp(base, routing_map, mtp)
+    decoder = rewrite(decoder_tensors(base), routing_map, base.layout)
+    operations = (*decoder, *drafts.operations)
+    follow(base, operations)  # refuses what it cannot
+    kept = [op for op in operations if not isinstance(op, Drop)]
+    return BuildPlan(
+        form=routing_map.form,
+        routing_map=_recorded(routing_map, drafts.settings),
+        operations=operations,
+        num_bytes=sum(op.target.num_bytes for op in kept),
+        base_bytes=base.num_bytes,
+        expert_bytes=sum(op.target.num_bytes for op in kept if _is_expert(base, op.target.name)),
+        dropped=len(operations) - len(kept),
+        merged=sum(isinstance(op, Combine | Mix) for op in kept),
+    )
+
+
+def _recorded(routing_map: RoutingMap, settings: Mapping[str, JsonValue] | None) -> RoutingMap:
+    """Return the map with further settings in its provenance."""
+    if settings is None:
+        return routing_map
+    before = routing_map.provenance
+    provenance = before.model_copy(update={"settings": {**before.settings, **settings}})
+    return routing_map.model_copy(update={"provenance": provenance})
+
+
+def _is_expert(base: Checkpoint, name: str) -> bool:
+    role = base.layout.classify(name)
+    return role is not None and role.kind != "router"
+
+
+def build(
+    base: Checkpoint,
+    routing_map: RoutingMap,
+    out: Path,
+    *,
+    force: bool = False,
+    allow_other: bool = False,
+    mtp: MtpChoice | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    progress: Progress | None = None,
+    beside: Mapping[str, str] | None = None,
+) -> BuildPlan:
+    """Write the pruned checkpoint: weights, config, map, tokenizer and model card.
+
+    The result is verified (every tensor present with its shape) before it gets its name.
+
+    :param mtp: as `plan_build`
+    :param beside: further text files to put into ``out``, name -> content
+    :raises PruneError: if the map does not fit, ``out`` exists, or the disk is full
+    """
+    check_output(out, force=force, inputs=(base.folder,))
+    plan = plan_build(base, routing_map, allow_other=allow_other, mtp=mtp)
+    write_checkpoint(
+        base,
+        plan.operations,
+        base,
+        plan.routing_map,
+        out,
+        force=force,
+        max_shard_bytes=max_shard_bytes,
+        progress=progress,
+        beside=beside,
+    )
+    return plan
+
+
+def write_checkpoint(
+    source: Checkpoint,
+    operations: Sequence[Operation],
+    base: Checkpoint,
+    routing_map: RoutingMap,
+    out: Path,
+    *,
+    force: bool = False,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    progress: Progress | None = None,
+    beside: Mapping[str, str] | None = None,
+) -> None:
+    """Write what the operations make of ``source``, with all else that the base's folder has.
+
+    :param base: the model that ``routing_map`` is for; ``source`` itself unless that was trained
+    :param beside: as `build`
+    :raises PruneError: if ``out`` exists, the disk is full or the result is not as planned
+    """
+    check_output(out, force=force, inputs=(source.folder, base.folder))
+    config, quantiser_files = follow(base, operations)
+    with staged(out, force=force) as partial:
+        weights = partial / COMPACT_FOLDER if routing_map.form == "compact" else partial
+        weights.mkdir(exist_ok=True)
+        write_shards(
+            source, operations, weights, max_shard_bytes=max_shard_bytes, progress=progress
+        )
+        copy_companions(base.folder, partial)
+        (partial / "config.json").write_text(_config(config, base, routing_map, operations))
+        card = model_card(base.folder.name, routing_map, routing_map.form)
+        (partial / "README.md").write_text(card)
+        routing_map.save(partial)
+        for name, content in {**quantiser_files, **(beside or {})}.items():
+            (partial / name).write_text(content)
+        _verify(partial, operations)
+
+
+def _config(
+    config: Mapping[str, Any],
+    base: Checkpoint,
+    routing_map: RoutingMap,
+    operations: Sequence[Operation],
+) -> str:
+    """Return config.json with the largest counts; per-layer counts live in the map alone."""
+    config = base.layout.counted(config, routing_map.max_kept, routing_map.max_top_k)
+    names = {op.target.name for op in operations if not isinstance(op, Drop)}
+    if any(map(base.layout.is_mtp, base.tensors)) and not any(map(base.layout.is_mtp, names)):
+        config = {**config, NUM_LAYERS_KEY: 0}
+    return json.dumps(config, indent=2) + "\n"
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what else belongs to a model: tokenizer, chat template, generation settings, licence."""
+    for file in sorted(source.iterdir()):
+        if file.is_dir() or file.name in _NOT_COPIED_NAMES or file.name.startswith(MAP_FILE[:11]):
+            continue
+        if not file.name.endswith(_NOT_COPIED_SUFFIXES):
+            shutil.copyfile(file, target / file.name)
+
+
+def _verify(folder: Path, operations: Sequence[Operation]) -> None:
+    written = Checkpoint.open(folder).tensors
+    expected = {op.target.name: op.target for op in operations if not isinstance(op, Drop)}
+    if written != expected:
+        wrong = min(
+            n for n in expected.keys() | written.keys() if expected.get(n) != written.get(n)
+        )
+        raise PruneError(f"verification failed: tensor {wrong} is not as planned", hint="report it")

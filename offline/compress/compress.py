@@ -1,0 +1,76 @@
+"""`vmprune compress`: from a base checkpoint and a task to a pruned checkpoint with its evidence.
+
+base -> engine -> method (search split) -> finalists (selection split) -> routing map, saved
+     -> held-out split for base, random, frequency and the chosen map -> build -> result
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from offline.build.build import build, plan_build
+from offline.compress.choose import choose
+from offline.compress.engines import EngineFactory, load_engine, open_engines
+from offline.compress.held_out import measure_quality
+from offline.compress.observations import Observations
+from offline.compress.prepared import Subject
+from offline.compress.recipe import CompressRecipe
+from offline.compress.scores import analysis_beside
+from offline.compress.summary import planned_size, result_of
+from offline.results.compression import RESULT_FILE, RunResult
+from offline.runs.device import pick_device, pick_dtype
+from offline.runs.progress import Reporter
+from offline.runs.resume import check_outputs, run_folder
+
+
+def compress(
+    recipe: CompressRecipe,
+    out: Path,
+    *,
+    make_engine: EngineFactory = load_engine,
+    reporter: Reporter,
+    force: bool = False,
+) -> RunResult:
+    """Choose experts, measure the choice on held-out items and build the pruned checkpoint.
+
+    A run that was killed continues when the same call is made again; it keeps its log in
+    ``OUT.run`` beside ``out``.
+
+    :raises PruneError: for anything in the recipe or the base that cannot work, before any work
+    """
+    check_outputs(out, force=force, inputs=recipe.inputs)
+    device = pick_device(recipe.device)
+    recipe = recipe.model_copy(
+        update={"device": device, "dtype": pick_dtype(recipe.dtype, device)}
+    )  # what is written down is what was computed in
+    subject = Subject.of(recipe)
+    if recipe.method == "lottery":
+        from offline.compress.lottery import compress_lottery
+
+        return compress_lottery(subject, out, make_engine, reporter, force=force)
+    folder = run_folder(out, subject.identity(), force=force)
+    reporter.stage("loading the model", 1)
+    with open_engines(recipe, make_engine) as engines:
+        reporter.step()
+        run = subject.begin(engines, folder, reporter)
+        with run.timed("search"):
+            seen = Observations.of(run)
+            found = choose(run, seen)
+            chosen = list(found.values())[-1]
+            chosen.save(folder)
+        with run.timed("held-out"):
+            quality = measure_quality(run, found, seen)
+    plan = plan_build(run.base, chosen, mtp=recipe.mtp)
+    result = result_of(run, out, chosen, seen.tokens, quality, planned_size(chosen, plan))
+    reporter.stage("writing the checkpoint", plan.num_bytes)
+    beside = {RESULT_FILE: result.to_json(), **analysis_beside(run, chosen)}
+    build(
+        run.base,
+        chosen,
+        out,
+        force=force,
+        mtp=recipe.mtp,
+        progress=reporter.step,
+        beside=beside,
+    )
+    return result

@@ -1,0 +1,220 @@
+"""`vmprune compress --method lottery`: all rounds, then the result measured as it is stored."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from offline.analysis.analyse import analyse
+from offline.build.trained import cast_operations, finish
+from offline.calibration.corpus import parse_calibration
+from offline.calibration.scores import Scores
+from offline.compress.engines import EngineFactory, open_engines
+from offline.compress.held_out import in_table_order, measure_as_it_is, measure_quality
+from offline.compress.observations import Observations
+from offline.compress.prepared import Subject
+from offline.compress.run import Run
+from offline.compress.scores import blend_of
+from offline.compress.summary import result_of, size_of
+from offline.finetune.finetune import check_fits
+from offline.finetune.where import Where
+from offline.lottery.loaded import Loaded, compute_dtype
+from offline.lottery.lottery import Lottery, Played, delete, uniform_counts
+from offline.lottery.schedule import schedule
+from offline.lottery.text import LotteryText, load_text
+from offline.results.analysis import ANALYSIS_FILE
+from offline.results.compression import RESULT_FILE, Quality, RunResult
+from offline.runs.output import staged
+from offline.runs.owned import MANIFEST
+from offline.runs.progress import Reporter, timed
+from offline.runs.resume import check_outputs, run_folder
+from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.provenance import Provenance
+
+
+def compress_lottery(
+    subject: Subject,
+    out: Path,
+    make_engine: EngineFactory,
+    reporter: Reporter,
+    *,
+    force: bool = False,
+) -> RunResult:
+    """Play the rounds in ``OUT.run``, measure base and result, and write ``out``.
+
+    :raises PruneError: for what the recipe, the base or the text does not allow
+    """
+    check_outputs(out, force=force, inputs=subject.recipe.inputs)
+    one = _Compression.of(subject, out, make_engine, reporter, force=force)
+    with one.timed("rounds"):
+        played = one.lottery.run().made(one.provenance)
+    stored = one.stored(played)
+    with one.timed("held-out"):
+        record = played.record(one.lottery.measured_result(stored, played))
+        one.lottery.loaded.release()
+        run, seen, quality = one.base_quality()
+        quality = in_table_order((*quality, *one.result_quality(stored)))
+    run.seconds |= one.seconds
+    size = size_of(Checkpoint.open(stored))
+    result = result_of(run, out, played.routing_map, seen.tokens, quality, size, record)
+    with staged(out, force=force) as partial:
+        own = shutil.ignore_patterns(MANIFEST)
+        shutil.copytree(stored, partial, ignore=own, dirs_exist_ok=True, copy_function=_link)
+        for name, content in {RESULT_FILE: result.to_json(), **one.analysis(played)}.items():
+            (partial / name).write_text(content)
+    delete(played.checkpoint)
+    delete(stored)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Compression:
+    """A lottery with what surrounds it: the task, the folders, the engines."""
+
+    subject: Subject
+    lottery: Lottery
+    make_engine: EngineFactory
+    provenance: Provenance
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        subject: Subject,
+        out: Path,
+        make_engine: EngineFactory,
+        reporter: Reporter,
+        *,
+        force: bool,
+    ) -> _Compression:
+        recipe, base, settings = subject.recipe, subject.base, subject.recipe.lottery
+        assert recipe.keep is not None  # the recipe allows no budget
+        step = subject.space.num_groups
+        plans = schedule(settings, uniform_counts(base), recipe.keep, step)
+        _check_length(base, settings.length)
+        where = Where(
+            device=recipe.device,
+            processes=recipe.processes,
+            accelerate_config=recipe.accelerate_config,
+            save_every=recipe.save_every,
+        )
+        if settings.finetune:
+            first = _left(base, plans[0].keep)
+            check_fits(first, settings.tuning, length=settings.length, where=where)
+        reporter.stage("reading text", 1)
+        text = _text(subject, sum(plan.tokens for plan in plans))
+        reporter.step()
+        named = [d.identity.model_dump() for d in (*text.score, *text.tune, *text.held_out)]
+        folder = run_folder(out, subject.identity() | {"text": named}, force=force)
+        lottery = Lottery(
+            base=base,
+            settings=settings,
+            plans=plans,
+            text=text,
+            folder=folder,
+            seed=recipe.seed,
+            loaded=Loaded(recipe.device, compute_dtype(recipe.dtype, base)),
+            where=where,
+            reporter=reporter,
+            blend=blend_of(recipe),
+            scores=recipe.scores,
+        )
+        return cls(subject, lottery, make_engine, _provenance(subject, text))
+
+    def stored(self, played: Played) -> Path:
+        """Return the result in the base's dtypes, written now or before."""
+        folder = self.lottery.folder / "result"
+        if not folder.exists():
+            last, base = Checkpoint.open(played.checkpoint), self.lottery.base
+            reporter = self.lottery.reporter
+            made = cast_operations(last, base)
+            num_bytes = sum(op.target.num_bytes for op in made)
+            reporter.stage("writing the checkpoint", num_bytes)
+            finish(last, base, played.routing_map, folder, progress=reporter.step)
+        return folder
+
+    def base_quality(self) -> tuple[Run, Observations, tuple[Quality, ...]]:
+        """Measure the base and the baselines on the task's held-out items."""
+        with open_engines(self.subject.recipe, self.make_engine) as engines:
+            run = self.subject.begin(engines, self.lottery.folder, self.lottery.reporter)
+            seen = Observations.of(run)
+            return run, seen, measure_quality(run, {}, seen)
+
+    def result_quality(self, stored: Path) -> tuple[Quality, ...]:
+        """Measure the result on the task's held-out items."""
+        recipe = self.subject.recipe.model_copy(update={"model": stored})
+        folder = self.lottery.folder / "on-result"
+        folder.mkdir(exist_ok=True)
+        with open_engines(recipe, self.make_engine) as engines:
+            run = self.subject.begin(engines, folder, self.lottery.reporter)
+            return measure_as_it_is(run, "lottery")
+
+    def analysis(self, played: Played) -> dict[str, str]:
+        """Return what the report shows of the base's experts; nothing where none was scored."""
+        words, first = self.subject.recipe.lottery_words, self.lottery.plans[0].name
+        if not words:
+            return {}
+        scores = Scores.load(self.lottery.scores or self.lottery.folder / first / "scores")
+        found = analyse(
+            scores, domains=self.lottery.blend, routing_map=played.dropping, criteria=words
+        )
+        return {ANALYSIS_FILE: found.to_json()}
+
+    def timed(self, stage: str) -> AbstractContextManager[None]:
+        """Add a block's time to ``seconds``."""
+        return timed(self.seconds, stage)
+
+
+def _text(subject: Subject, tune_tokens: int) -> LotteryText:
+    from transformers import AutoTokenizer
+
+    recipe = subject.recipe
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model)
+    return load_text(
+        parse_calibration(recipe.calibration),
+        tokenizer,
+        length=recipe.lottery.length,
+        held_out=recipe.held_out,
+        tune_tokens=tune_tokens,
+        seed=recipe.seed,
+    )
+
+
+def _provenance(subject: Subject, text: LotteryText) -> Provenance:
+    """Say what decided: the text, of which `tuned` names its own part, and not the task."""
+    made = subject.provenance
+    settings = made.settings | {"lottery": subject.recipe.lottery.model_dump(mode="json")}
+    scored = tuple(domain.identity for domain in text.score) if subject.recipe.lottery_words else ()
+    given = tuple(one for one in made.data if one.name == "scores")
+    return made.model_copy(update={"settings": settings, "data": given or scored})
+
+
+def _left(base: Checkpoint, keep: int) -> Checkpoint:
+    """Return the header of what a round leaves: which experts stay plays no part in its size."""
+    left = {
+        name: stored
+        for name, stored in base.stored.items()
+        if (role := base.layout.classify(name)) is None or role.expert is None or role.expert < keep
+    }
+    return replace(base, stored=left)
+
+
+def _check_length(base: Checkpoint, length: int) -> None:
+    most = int(base.text_config.get("max_position_embeddings", length))
+    if length > most:
+        raise PruneError(
+            f"--length {length}: the model takes at most {most} tokens",
+            hint=f"--length {most} or less",
+        )
+
+
+def _link(source: str, target: str) -> None:
+    """Put a file into another folder without copying it, where the file system can."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,95 @@
+"""The scores that a compression's criteria go by: given, or made once and kept in its folder."""
+
+from __future__ import annotations
+
+from offline.analysis.analyse import analyse
+from offline.calibration.blend import parse_blend
+from offline.calibration.scores import Scores, check_scores, identity_of
+from offline.compress.recipe import CompressRecipe
+from offline.compress.run import Run
+from offline.criteria.registry import Rule
+from offline.results.analysis import ANALYSIS_FILE
+from offline.runs.output import staged
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.provenance import DataIdentity
+from vllm_moe_prune.routing_map import BaseFingerprint, RoutingMap
+
+_FOLDER = "scores"
+
+
+def check_scored(recipe: CompressRecipe, base: BaseFingerprint) -> DataIdentity | None:
+    """Refuse scores, text or domains that cannot work, before any work.
+
+    :returns: which scores the recipe gives; None if they are still to be made, or not needed
+    :raises PruneError: naming what is wrong
+    """
+    words = (*recipe.criteria, *recipe.lottery_words)
+    if not words:
+        return None
+    if recipe.scores is None:
+        from offline.calibration.corpus import parse_calibration
+
+        names = {part.name for part in parse_calibration(recipe.calibration)}
+        if unknown := sorted(set(blend_of(recipe) or ()) - names):
+            raise PruneError(
+                f"--domains: {unknown[0]} is not in --calibration",
+                hint=f"it has {', '.join(sorted(names))}",
+            )
+        return None
+    scores = Scores.load(recipe.scores)
+    check_scores(scores, base)
+    first = next(iter(scores.evidence(blend_of(recipe)).values()))
+    for word in words:
+        Rule.parse(word).order(first)
+    return identity_of(scores, recipe.scores)
+
+
+def blend_of(recipe: CompressRecipe) -> dict[str, float] | None:
+    """Return domain -> weight.
+
+    :raises PruneError: naming the weight that is wrong
+    """
+    return None if recipe.domains is None else parse_blend(recipe.domains)
+
+
+def scores_of(run: Run) -> Scores:
+    """Return the scores that the recipe gives, or those of the run: made now if it has none.
+
+    :raises PruneError: if they are of another base, or text cannot be had
+    """
+    folder = run.recipe.scores or run.folder / _FOLDER
+    if not folder.exists():
+        made = _made(run)
+        with staged(folder) as partial:
+            made.save(partial)
+    scores = Scores.load(folder)
+    check_scores(scores, run.space.base)
+    return scores
+
+
+def analysis_beside(run: Run, chosen: RoutingMap) -> dict[str, str]:
+    """Return the analysis that the report shows, as a file's name and content; none unscored.
+
+    :param chosen: the map that is built
+    """
+    if not run.recipe.criteria:
+        return {}
+    words, domains = run.recipe.criteria, blend_of(run.recipe)
+    found = analyse(scores_of(run), domains=domains, routing_map=chosen, criteria=words)
+    return {ANALYSIS_FILE: found.to_json()}
+
+
+def _made(run: Run) -> Scores:
+    from offline.calibration.calibrate import calibrate
+    from offline.calibration.corpus import load_domains, parse_calibration
+    from offline.engines.local.transformers import TransformersEngine
+
+    engine, recipe = run.engines[0], run.recipe
+    assert isinstance(engine, TransformersEngine)  # the recipe allows no other
+    engine.apply(None)
+    gradients = any(Rule.parse(word).criterion.needs_gradients for word in recipe.criteria)
+    parts = parse_calibration(recipe.calibration)
+    run.reporter.stage("reading calibration text", 1)
+    domains = load_domains(parts, engine.tokenizer, seed=recipe.seed)
+    run.reporter.step()
+    return calibrate(engine, domains, gradients=gradients, reporter=run.reporter)

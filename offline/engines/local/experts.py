@@ -1,0 +1,244 @@
+"""Makes a live transformers model route and compute as a routing map says, without new weights.
+
+transformers fuses the experts of a layer into ``gate_up_proj`` [E, 2I, D] and ``down_proj``
+[E, D, I] and has a router beside them that returns (logits [T, E], weights [T, k], ids [T, k]).
+Dropped experts stay in memory: the router just cannot choose them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from offline.engines.base import ExpertUse
+from offline.engines.local.correction import Correction, check_routable
+from offline.engines.local.dense import Routed, open_up
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.layer_map import LayerMap
+from vllm_moe_prune.layout import MoeLayout
+from vllm_moe_prune.routing import route, scores
+from vllm_moe_prune.routing_map import RoutingMap
+
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+_FUSED = ("gate_up_proj", "down_proj")
+_COLUMNS = 1 << 20  # numbers of each expert that are in float32 at the same time
+
+
+@dataclass(slots=True)
+class LayerControl:
+    """The experts of one decoder layer, switchable between the base and a map.
+
+    While there is a ``use``, what the router does is added to it, restricted to those tokens [T]
+    that are ``real``, which padding is not. ``block`` is the module that holds both.
+    """
+
+    layer: int
+    block: torch.nn.Module
+    router: torch.nn.Module
+    experts: Any
+    layout: MoeLayout
+    use: ExpertUse | None = None
+    real: torch.Tensor | None = None
+    _pristine: dict[str, torch.Tensor] = field(default_factory=dict)
+    _combined: bool = False
+    _rule: _Rule | None = None
+    _correction: Correction | None = None
+
+    @property
+    def num_experts(self) -> int:
+        """E of the base."""
+        return int(self.experts.gate_up_proj.shape[0])
+
+    def __post_init__(self) -> None:
+        self.router.register_forward_hook(self._after_router)
+
+    def _after_router(self, _: Any, __: Any, output: Routed) -> Routed | None:
+        """Replace the router's choice by the map's; note what is chosen."""
+        logits = logits_of(output)
+        first = output[0] is logits
+        weights, ids = output[1], output[2] if first else output[0]
+        if self._rule is not None:
+            scale = float(getattr(self.router, "routed_scaling_factor", 1.0))
+            _, mapped, ids = self._rule(logits)
+            weights = (mapped * scale).to(weights.dtype)
+        if self.use is not None:
+            self._note(self.use, logits, ids)
+        if self._rule is None:
+            return None
+        return (logits, weights, ids) if first else (ids, weights, logits)
+
+    def _note(self, use: ExpertUse, logits: torch.Tensor, ids: torch.Tensor) -> None:
+        if self.real is not None:
+            logits, ids = logits[self.real], ids[self.real]
+        counts = np.bincount(ids.flatten().cpu().numpy(), minlength=self.num_experts)
+        np.add(use.tokens, counts, out=use.tokens)
+        sums = scores(logits, self.layout.score).double().sum(dim=0)
+        np.add(use.scores, sums.cpu().numpy(), out=use.scores)
+
+    def apply(self, routing_map: RoutingMap | None) -> None:
+        """Behave as the map's entry for this layer says, or as the base.
+
+        A copy of the base's experts is made for the first map with a continuous W_EM and kept
+        until the base is asked for, so that a search pays for it once.
+        """
+        if routing_map is not None:
+            check_routable(self.layout, routing_map.num_groups)
+        entry = routing_map.by_layer()[self.layer] if routing_map else None
+        if self.layout.is_corrected:
+            self._correction = self._correction or Correction.of(self.block, self.router)
+            self._correction.set(entry)
+            return
+        if routing_map is None or entry is None:
+            self._restore()
+            self._pristine.clear()
+            self._rule = None
+            return
+        if entry.experts.kept is None:
+            self._combine(torch.from_numpy(routing_map.expert_matrix(entry)))
+        else:
+            self._restore()
+        self._rule = _Rule.of(entry, routing_map, self.layout, self.experts.gate_up_proj.device)
+
+    def _restore(self) -> None:
+        if self._combined:
+            with torch.no_grad():
+                for name, weight in self._pristine.items():
+                    getattr(self.experts, name).copy_(weight)
+        self._combined = False
+
+    def _combine(self, w_em: torch.Tensor) -> None:
+        """Put new expert j = sum_i W_EM[j, i] * expert i into slot j; W_EM is [E', E].
+
+        Slots from E' on keep what they have: the router cannot choose them.
+        """
+        self._combined = True
+        for name, weight in self._stacked():
+            if name not in self._pristine:
+                self._pristine[name] = weight.detach().clone()
+            old = self._pristine[name].flatten(1)  # [E, A]
+            new = weight.detach().view(len(old), -1)
+            matrix = w_em.to(weight.device)
+            for at in range(0, old.shape[1], _COLUMNS):
+                part = slice(at, at + _COLUMNS)
+                new[: len(matrix), part] = matrix @ old[:, part].float()
+
+    def _stacked(self) -> list[tuple[str, torch.Tensor]]:
+        """Return all that the experts consist of, biases too: each [E, ...]."""
+        named = list(self.experts.named_parameters(recurse=False))
+        assert all(len(weight) == self.num_experts for _, weight in named)
+        return named
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the experts are [E, D, 2I] and [E, I, D]."""
+        return bool(getattr(self.experts, "is_transposed", False))
+
+    @property
+    def is_interleaved(self) -> bool:
+        """Whether gate and up take turns along 2I; otherwise up follows gate."""
+        return not getattr(self.experts, "is_concatenated", True)
+
+    def scores_of(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the base router's scores [T, E] in float32 for the block's input [T, D]."""
+        rule, self._rule = self._rule, None
+        logits = logits_of(self.router(hidden))
+        self._rule = rule
+        return scores(logits, self.layout.score)
+
+    def output_of(
+        self, expert: int, hidden: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the output [T, D] of one expert alone for the block's input [T, D].
+
+        :param weights: [T], with which it is weighted; 1 if not given
+        """
+        ids = torch.full((len(hidden), 1), expert, device=hidden.device)
+        given = hidden.new_ones(len(hidden)) if weights is None else weights.to(hidden.dtype)
+        output: torch.Tensor = self.experts(hidden, ids, given[:, None])
+        return output
+
+
+def logits_of(output: Any) -> torch.Tensor:
+    """Return the logits [T, E] of what a router returns.
+
+    That is they alone, or (logits, weights, ids), or in some families (ids, weights, logits).
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    logits: torch.Tensor = output[0] if output[0].is_floating_point() else output[2]
+    return logits
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """How the router of one layer chooses under a map: plain tensors, ready to use."""
+
+    rows: torch.Tensor | None  # [E'] gate rows that remain, None if all E do
+    w_rm: torch.Tensor  # [E', gate rows] float32
+    slots: torch.Tensor | None  # [E'] old id of new expert j, None if they are the same
+    top_k: int
+    layout: MoeLayout
+
+    @classmethod
+    def of(
+        cls, entry: LayerMap, routing_map: RoutingMap, layout: MoeLayout, device: torch.device
+    ) -> _Rule:
+        rows = None
+        if entry.router == "sliced":
+            rows = torch.tensor(entry.router_selection.kept, device=device)
+            w_rm = torch.eye(entry.num_kept)
+        else:
+            w_rm = torch.from_numpy(routing_map.router_matrix(entry))
+        kept = entry.experts.kept
+        slots = None if kept is None else torch.tensor(kept, device=device)
+        return cls(rows, w_rm.to(device), slots, entry.top_k, layout)
+
+    def __call__(self, logits: torch.Tensor) -> Routed:
+        """Choose experts from the logits [T, E]."""
+        weights, ids = route(
+            logits if self.rows is None else logits[:, self.rows],
+            self.w_rm,
+            self.top_k,
+            score=self.layout.score,
+            renormalise=self.layout.renormalise,
+        )
+        return logits, weights, ids if self.slots is None else self.slots[ids]
+
+
+def find_layers(model: torch.nn.Module, layout: MoeLayout) -> dict[int, LayerControl]:
+    """Find the router and the fused experts of every layer that has them.
+
+    Blocks that compute all experts densely are changed (see dense.py).
+
+    :returns: decoder layer -> its control
+    :raises PruneError: if the model holds its experts in another way
+    """
+    found: dict[int, LayerControl] = {}
+    for name, module in model.named_modules():
+        experts = getattr(module, "experts", None)
+        layer = _LAYER.search(name + ".")
+        if layer is None or not all(hasattr(experts, fused) for fused in _FUSED):
+            continue
+        router = getattr(module, "gate", None) or getattr(module, "router", None)
+        if not isinstance(router, torch.nn.Module):
+            raise PruneError(f"{name} has experts but no router that this program knows")
+        open_up(module)
+        number = int(layer[1])
+        found[number] = LayerControl(number, module, router, experts, layout)
+    if not found:
+        raise PruneError(
+            f"found no fused experts in this {layout.model_type} model",
+            hint="use the transformers version that this package asks for",
+        )
+    return found
+
+
+def decoder_of(model: Any) -> Any:
+    """Return the part of a causal language model with its embedding, layers and last norm."""
+    decoder = model.get_decoder()
+    # Llama-4's says that it is its own decoder.
+    return decoder if hasattr(decoder, "layers") else decoder.model

@@ -1,0 +1,62 @@
+"""Opening a checkpoint with transformers; apart from the engine, which needs far more to import."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import transformers
+
+from offline.build.quantised import check_unquantised
+from vllm_moe_prune.checkpoint import read_config
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.layouts import layout_of
+
+Dtype = Literal["auto", "bfloat16", "float32"]
+
+
+def from_pretrained(folder: Path, dtype: Dtype, **placed: Any) -> Any:
+    """Open a checkpoint's language model with transformers, without its progress bars.
+
+    :param placed: further arguments of transformers' function of this name
+    :raises PruneError: if transformers cannot open it, or it is quantised
+    """
+    check_unquantised(folder)
+    bars = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()  # type: ignore[no-untyped-call]  # the caller owns the progress
+    try:
+        with _without_report(folder):
+            return transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, **placed
+            )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise PruneError(f"transformers cannot open {folder}: {error}") from error
+    finally:
+        if shown:
+            bars.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _without_report(folder: Path) -> Iterator[None]:
+    """Keep transformers from listing what a checkpoint has beside its language model.
+
+    A report in which something is missing is shown.
+    """
+    if not layout_of(read_config(folder)).prefix:
+        yield
+        return
+
+    def is_news(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return "UNEXPECTED" not in text or "MISSING" in text or "MISMATCH" in text
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_news)

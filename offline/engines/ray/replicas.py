@@ -1,0 +1,153 @@
+"""Several engines in a Ray cluster, which is started on this machine on demand."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from offline.engines.ray.replica import EngineMaker, RayReplica, Share
+from vllm_moe_prune.errors import PruneError
+
+_ATTEMPTS = 3
+_CONNECT_SECONDS = 10.0
+_LOCAL_STORE_BYTES = 256 * 1024**2  # maps and results are small
+
+
+@contextmanager
+def start_replicas(
+    factory: EngineMaker,
+    count: int,
+    *,
+    address: str | None = None,
+    cpus: int | None = None,
+    gpus: float | None = None,
+) -> Iterator[Sequence[RayReplica]]:
+    """Give ``count`` copies of an engine for the length of a block; they start all at once.
+
+    After the block they are ended, and Ray with them if it was started for them.
+
+    :param address: a running Ray cluster (``auto``, ``HOST:PORT``, ``ray://HOST:PORT``); None or
+        ``local`` starts Ray on this machine, without dashboard and usage statistics
+    :param cpus: cores and threads of each; the machines' divided among them if not given
+    :param gpus: GPUs of each; divided likewise (a part of one where there are fewer than replicas)
+    :raises PruneError: if Ray is not installed or not there, if the machines are too few, or what
+        the factory raises
+    """
+    if count < 1:
+        raise PruneError(f"--replicas {count} is not a number from 1 on")
+    cores = len(os.sched_getaffinity(0))
+    owns_ray = _connect(address, num_cpus=max(cores, (cpus or 1) * count))
+    replicas: Sequence[RayReplica] = ()
+    try:
+        replicas = _start_all(factory, count, _share(count, cpus, gpus))
+        yield replicas
+    finally:
+        for replica in replicas:
+            replica.close()
+        if owns_ray:
+            import ray
+
+            ray.shutdown()
+
+
+def _start_all(factory: EngineMaker, count: int, share: Share) -> list[RayReplica]:
+    """Make all replicas at once; if one fails, the others are ended and its error raised."""
+    with ThreadPoolExecutor(count) as pool:
+        started = [pool.submit(RayReplica, factory, share) for _ in range(count)]
+    failure = next((error for f in started if (error := f.exception()) is not None), None)
+    if failure is None:
+        return [future.result() for future in started]
+    for future in started:
+        if future.exception() is None:
+            future.result().close()
+    raise failure
+
+
+def _connect(address: str | None, num_cpus: int) -> bool:
+    """Connect to Ray or start it; returns whether it has to be ended."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError:
+        raise PruneError(
+            "replicas need ray, which is not installed",
+            hint="pip install 'vllm-moe-prune[offline]'",
+        ) from None
+    if ray.is_initialized():
+        return False
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None or address == "local":
+        options |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
+        options["object_store_memory"] = _LOCAL_STORE_BYTES
+    else:
+        _check_port(address)
+        options["address"] = address
+    for attempt in range(1, _ATTEMPTS + 1):  # Ray waits 30 s for itself, too little under load
+        try:
+            ray.init(**options)
+            break
+        except Exception as error:  # plain ones too
+            ray.shutdown()
+            if attempt == _ATTEMPTS:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise _unreachable(address or "local", reason) from None
+    return True
+
+
+def _check_port(address: str) -> None:
+    """Refuse an address where nothing listens; Ray itself would try for minutes, then exit."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, str(error)) from None
+
+
+def _unreachable(address: str, reason: str) -> PruneError:
+    return PruneError(
+        f"no Ray cluster can be used at {address}: {reason}",
+        hint="start one with `ray start --head`, or leave the address out",
+    )
+
+
+def _share(count: int, cpus: int | None, gpus: float | None) -> Share:
+    """Divide the machines among the replicas and see that each has a place on one."""
+    import ray
+
+    nodes = [
+        (int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0)))
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
+    num_gpus = sum(gpu for _, gpu in nodes)
+    if gpus is None:
+        gpus = float(num_gpus // count) if num_gpus >= count else 0.0
+        if 0 < num_gpus < count:
+            gpus = 1 / math.ceil(count / num_gpus)
+    sizes = [cpus] if cpus else range(max(1, *(cpu for cpu, _ in nodes)), 0, -1)
+    for size in sizes:
+        if sum(_places(cpu, gpu, Share(size, gpus)) for cpu, gpu in nodes) >= count:
+            return Share(size, gpus)
+    raise PruneError(
+        f"{count} replicas of {cpus or 1} CPUs and {gpus:g} GPUs do not fit on Ray's machines: "
+        + "; ".join(f"{cpu} CPUs and {gpu} GPUs" for cpu, gpu in nodes),
+        hint="ask for fewer --replicas or less for each",
+    )
+
+
+def _places(cpus: int, gpus: int, share: Share) -> int:
+    """Return how many replicas a machine can hold; a part of a GPU is of one GPU."""
+    places = cpus // share.cpus
+    if share.gpus >= 1:
+        return min(places, int(gpus // share.gpus))
+    if share.gpus > 0:
+        return min(places, gpus * int(1 / share.gpus + 1e-6))
+    return places

@@ -1,0 +1,90 @@
+"""Genomes into the layers of a routing map, and a routing map back into a genome."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from offline.maps.depth_groups import Groups
+from offline.maps.genome import Coefficients, Genome, Kept, Matrix, selected
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.layer_map import Selection
+from vllm_moe_prune.routing_map import RoutingMap
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """How a group's coefficients are written in a routing map; its layers share ``matrices``."""
+
+    experts: Selection
+    router: Literal["sliced", "mapped"]
+    router_rows: Selection | None
+    matrices: dict[str, Matrix]
+
+
+def entry_of(coefficients: Coefficients, name: str, *, slices: bool) -> Entry:
+    """Write coefficients in the simplest form that computes the same.
+
+    A selection of distinct experts is a list of ids, everything else a matrix. The router is
+    sliced where W_RM selects distinct experts and the model allows it: it renormalises the top-k
+    weights, so that the removed scores cancel out. Kept ids that both matrices share are sorted.
+
+    :param name: begins the names of the matrices: ``NAME.experts``, ``NAME.router``
+    :param slices: whether the model allows it (`MoeLayout.slices`)
+    """
+    kept = _distinct(coefficients.experts)
+    rows = _distinct(coefficients.router)
+    router: Literal["sliced", "mapped"] = "sliced" if rows and slices else "mapped"
+    if kept is not None and kept == rows:
+        return Entry(Selection(kept=tuple(sorted(kept))), router, None, {})
+    matrices: dict[str, Matrix] = {}
+
+    def selection(ids: Kept | None, matrix: Matrix, part: str) -> Selection:
+        if ids is not None:
+            return Selection(kept=ids)
+        matrices[f"{name}.{part}"] = matrix.copy()  # a genome's own are read-only
+        return Selection(matrix=f"{name}.{part}")
+
+    experts = selection(kept, coefficients.experts, "experts")
+    router_rows = selection(rows, coefficients.router, "router")
+    return Entry(experts, router, router_rows, matrices)
+
+
+def kept_genome(kept: Mapping[int, Kept], groups: Groups) -> Genome:
+    """Return the one-hot genome of kept experts that are the same within each group.
+
+    :param kept: decoder layer -> expert ids
+    """
+    rows = [kept[group.layers[0]] for group in groups]
+    return Genome.of_kept(rows, [group.num_experts for group in groups])
+
+
+def genome_of(routing_map: RoutingMap, groups: Groups) -> Genome:
+    """Read a routing map back as a genome, to search on from it.
+
+    :raises PruneError: if the map has other layers or its layers differ within a group
+    """
+    layers = routing_map.by_layer()
+    if sorted(layers) != sorted(layer for group in groups for layer in group.layers):
+        raise PruneError("the routing map to begin with has other layers than the model")
+    found = []
+    for group in groups:
+        each = [
+            Coefficients(routing_map.expert_matrix(entry), routing_map.router_matrix(entry))
+            for entry in (layers[layer] for layer in group.layers)
+        ]
+        for layer, coefficients in zip(group.layers, each, strict=True):
+            if Genome((coefficients,)) != Genome((each[0],)):
+                raise PruneError(
+                    f"layers {group.layers[0]} and {layer} of one depth group differ in the "
+                    "routing map to begin with",
+                    hint="--groups layer, or the number of groups that the map was made with",
+                )
+        found.append(each[0])
+    return Genome(tuple(found))
+
+
+def _distinct(matrix: Matrix) -> Kept | None:
+    kept = selected(matrix)
+    return kept if kept is not None and len(set(kept)) == len(kept) else None

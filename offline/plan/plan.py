@@ -1,0 +1,132 @@
+"""From saved scores to a routing map, in seconds and without the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from offline.calibration.scores import Evidence, Scores, tokens_seen
+from offline.lint.friendly import friendly
+from offline.lint.lint import Finding, ModelFacts, Target, lint
+from offline.maps.map_space import Space
+from offline.maps.per_layer import parse_numbers
+from offline.maps.router_groups import RouterGroups
+from offline.methods.keep_last import last_dropped
+from offline.methods.merging import merged_map
+from offline.plan.protection import Protected, joined, parse_protected, super_experts
+from offline.plan.recipe import PlanRecipe
+from vllm_moe_prune.layouts import LAYOUTS
+from vllm_moe_prune.provenance import DataIdentity, Provenance
+from vllm_moe_prune.routing_map import RoutingMap
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A routing map with what a reader of it should know."""
+
+    routing_map: RoutingMap
+    evidence: Evidence
+    protected: Protected  # both that were named and the outliers
+    outliers: Protected
+    rounded: tuple[str, ...] = ()  # how the counts differ from what was asked for, and why
+    findings: tuple[Finding, ...] = ()  # about serving it
+
+    @property
+    def unseen(self) -> Protected:
+        """Decoder layer -> experts that saw no token of the blend."""
+        found = {layer: (one.seen.counts == 0).nonzero()[0] for layer, one in self.evidence.items()}
+        return {layer: tuple(ids.tolist()) for layer, ids in found.items() if len(ids)}
+
+
+def plan(scores: Scores, recipe: PlanRecipe, source: DataIdentity | None = None) -> Plan:
+    """Choose experts by a criterion and make their routing map.
+
+    :param source: which scores these are, for the map's provenance
+    :raises PruneError: if the scores do not hold what the recipe needs, or it cannot be kept to
+    """
+    rule, evidence = recipe.rule, scores.evidence(recipe.blend)
+    space = space_of(scores, evidence, recipe)
+    outliers = (
+        super_experts(evidence, recipe.outlier_percentile, recipe.outlier_share)
+        if recipe.protect_outliers
+        else {}
+    )
+    named = parse_protected(recipe.protect, space.num_experts) if recipe.protect else {}
+    protected = joined(named, outliers)
+    orders = {n: rule.order(one, protected.get(n, ())) for n, one in evidence.items()}
+    kept = last_dropped(space, orders, protected=protected)
+    rounded = _rounded(space, recipe)
+    if recipe.friendly:
+        counts = {layer: len(ids) for layer, ids in kept.items()}
+        space, changes = friendly(
+            space, counts, protected=protected, expert_parallel=recipe.serve_ep
+        )
+        kept = last_dropped(space, orders, protected=protected)
+        rounded += changes
+    provenance = _provenance(scores, recipe, protected, source)
+    seen = tokens_seen(scores, recipe.blend)
+    if recipe.merge is None:
+        routing_map = space.routing_map(kept, provenance, seen)
+    else:
+        counts = {layer: len(ids) for layer, ids in kept.items()}
+        kind, router = recipe.merge, recipe.merge_router
+        routing_map = merged_map(space, evidence, counts, kind, router, provenance, seen)
+    return Plan(
+        routing_map, evidence, protected, outliers, rounded, _findings(scores, recipe, routing_map)
+    )
+
+
+def space_of(scores: Scores, evidence: Evidence, recipe: PlanRecipe) -> Space:
+    """Describe the scored model and what the recipe keeps of it.
+
+    :raises PruneError: if the model cannot keep or activate so many
+    """
+    num_experts = {layer: one.seen.num_experts for layer, one in sorted(evidence.items())}
+    own = {layer: scores.top_k[layer] for layer in num_experts}
+    return Space(
+        model_type=scores.model_type,
+        base=scores.base,
+        num_experts=num_experts,
+        num_groups=scores.num_groups,
+        topk_group=scores.topk_group,
+        top_k=parse_numbers("--top-k", "activates", recipe.top_k, own) if recipe.top_k else own,
+        keep=recipe.counts(num_experts, RouterGroups(scores.num_groups, scores.topk_group)),
+        budget=recipe.budget,
+        floor=recipe.floor,
+        slices=scores.slices,
+        mappable=LAYOUTS[scores.model_type].mappable,
+    )
+
+
+def _rounded(space: Space, recipe: PlanRecipe) -> tuple[str, ...]:
+    """Say where the groups that a router chooses among take less, or keep more, than asked for."""
+    count = space.num_groups
+    if recipe.budget is not None and (rest := recipe.budget % count):
+        text = f"--budget {recipe.budget}: {recipe.budget - rest} experts at most"
+    elif recipe.ratio is not None and space.keep != recipe.counts(space.num_experts):
+        kept = "/".join(map(str, sorted(set(space.even_counts().values()))))
+        text = f"--ratio {recipe.ratio}: {kept} experts per layer"
+    else:
+        return ()
+    return (f"{text}, so that the router's {count} groups keep equally many",)
+
+
+def _findings(scores: Scores, recipe: PlanRecipe, routing_map: RoutingMap) -> tuple[Finding, ...]:
+    layers = next(iter(scores.domains.values()))
+    hidden = next(iter(layers.values())).mean.shape[1]
+    facts = ModelFacts(hidden=hidden, topk_group=scores.topk_group)
+    return tuple(lint(routing_map, facts, Target(recipe.serve_tp, recipe.serve_ep)))
+
+
+def _provenance(
+    scores: Scores, recipe: PlanRecipe, protected: Protected, source: DataIdentity | None
+) -> Provenance:
+    return Provenance.now(
+        "oneshot" if recipe.merge is None else "merge",
+        settings={
+            **recipe.model_dump(mode="json", exclude_none=True),
+            "criterion": recipe.rule.word,
+            "protected": {str(layer): list(ids) for layer, ids in protected.items()},
+            "scores": {"made": scores.provenance.created, **scores.provenance.settings},
+        },
+        data=(*scores.provenance.data, *([source] if source else ())),
+    )

@@ -1,0 +1,150 @@
+"""`PlanRecipe`: the settings of a plan, behind `vmprune plan`'s flags and in its provenance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from offline.calibration.blend import parse_blend
+from offline.criteria.registry import Rule
+from offline.maps.per_layer import parse_numbers
+from offline.maps.router_groups import RouterGroups
+from offline.methods.merging import MergeKind, MergeRouter
+from offline.plan.protection import PERCENTILE, SHARE
+from vllm_moe_prune.errors import PruneError, one_line
+
+_SIZES = ("keep", "ratio", "keep_per_layer", "budget")
+_ONE = RouterGroups()
+
+
+class PlanRecipe(BaseModel):
+    """What is kept, by which criterion; field descriptions are the help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    criterion: str = Field(
+        default="min-ean",
+        description="what decides: min-NAME drops the lowest first, max-NAME the highest, a bare "
+        "NAME the better end; all names are in docs/criteria.md",
+    )
+    keep: int | None = Field(default=None, ge=1, description="experts to keep in every layer (E')")
+    ratio: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="share of its experts that every layer drops, rounded down to whole experts",
+    )
+    keep_per_layer: str | None = Field(
+        default=None, description="experts to keep by layer (0-14:4,15-29:2); the others keep all"
+    )
+    budget: int | None = Field(
+        default=None,
+        ge=1,
+        description="experts to keep in all layers together, spread by the layers' importance",
+    )
+    floor: int = Field(default=1, ge=1, description="with --budget: no layer keeps fewer")
+    top_k: str | None = Field(
+        default=None,
+        description="active experts per token, for all layers (1) or by layer (0-14:2,15-29:1); "
+        "the model's own if not given",
+    )
+    domains: str | None = Field(
+        default=None,
+        description="weights of the scored domains (code:2,prose:1); all their tokens count the "
+        "same if not given",
+    )
+    protect: str | None = Field(
+        default=None, description="experts that stay, as LAYER:EXPERT (3:5,7:0-2)"
+    )
+    protect_outliers: bool = Field(
+        default=False, description="super experts stay: those with extreme outputs"
+    )
+    outlier_percentile: float = Field(
+        default=PERCENTILE,
+        ge=0,
+        le=100,
+        description="a super expert's peak is above this percentile of all experts' peaks",
+    )
+    outlier_share: float = Field(
+        default=SHARE, ge=0, le=1, description="and above this share of the largest peak"
+    )
+
+    friendly: bool = Field(
+        default=False,
+        description="round what each layer keeps to the nearest number that vLLM's GPU kernels "
+        "are made for (docs/serving.md), down where there is a budget",
+    )
+    serve_ep: int | None = Field(
+        default=None, ge=1, description="expert-parallel ranks to lint and round for"
+    )
+    serve_tp: int | None = Field(
+        default=None, ge=1, description="tensor-parallel ranks to lint for"
+    )
+    merge: MergeKind | None = Field(
+        default=None,
+        description="merge experts instead of dropping them: by how alike their mean outputs are "
+        "(HC-SMoE-like), or by how alike the router sees them (M-SMoE-like); the criterion then "
+        "only spreads --budget over the layers",
+    )
+    merge_router: MergeRouter = Field(
+        default="sum",
+        description="score of merged experts: the sum of their scores, or that of the dominant "
+        "(most used) one, which needs no router map",
+    )
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        if sum(getattr(self, name) is not None for name in _SIZES) != 1:
+            raise ValueError("give one of --keep, --ratio, --keep-per-layer and --budget")
+        if self.merge is not None and (self.protect is not None or self.protect_outliers):
+            raise ValueError("--merge leaves no expert as it is; drop --protect and its like")
+        return self
+
+    @classmethod
+    def of(cls, flags: Mapping[str, Any]) -> PlanRecipe:
+        """Take the flags that were given (not None).
+
+        :raises PruneError: naming the flag that is wrong
+        """
+        try:
+            return cls.model_validate({k: v for k, v in flags.items() if v is not None})
+        except ValidationError as error:
+            raise PruneError(f"settings: {one_line(error)}") from None
+
+    @property
+    def rule(self) -> Rule:
+        """The criterion with its direction.
+
+        :raises PruneError: if there is none of this name
+        """
+        return Rule.parse(self.criterion)
+
+    @property
+    def blend(self) -> dict[str, float] | None:
+        """Domain -> weight.
+
+        :raises PruneError: naming the weight that is no number
+        """
+        return None if self.domains is None else parse_blend(self.domains)
+
+    def counts(
+        self, num_experts: Mapping[int, int], router: RouterGroups = _ONE
+    ) -> int | dict[int, int] | None:
+        """Return how many experts are kept: in every layer, by layer, or None with a budget.
+
+        :param num_experts: decoder layer -> E
+        :param router: a ratio is rounded to what its groups can share, as to whole experts
+        :raises PruneError: if --keep-per-layer is not understood
+        """
+        if self.ratio is not None:
+            # 0.3 x 10 is 2.9999999999999996 in floating point and means 3.
+            share = self.ratio + 1e-9
+            exact = {n: count - math.floor(share * count) for n, count in num_experts.items()}
+            return {n: router.rounded_up(count) for n, count in exact.items()}
+        if self.keep_per_layer is not None:
+            text = self.keep_per_layer
+            return parse_numbers("--keep-per-layer", "keeps", text, num_experts)
+        return self.keep

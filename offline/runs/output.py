@@ -1,0 +1,205 @@
+"""An output that appears whole or not at all, and replaces nothing that is not ours."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from offline.runs.inputs import input_within
+from offline.runs.owned import first_foreign, read_stamp, refuse_foreign, stamp, write_manifest
+from vllm_moe_prune.errors import PruneError
+
+WORK_MARKER = ".vmprune-work.json"
+_NEW, _OLD, _SUFFIX = "new", "old", ".partial"
+NAME_BYTES = 255  # of a file name, on nearly every file system
+_SHORT = 200  # of these for a name within another
+
+
+def check_output(out: Path, *, force: bool, inputs: Iterable[object] = ()) -> None:
+    """Refuse an output folder that cannot be written; called before any work.
+
+    ``force`` lets it replace what this program wrote, but nothing that the same command reads.
+
+    :param inputs: what the command reads, as `input_within` takes it
+    :raises PruneError: if something is there that must stay, or the parent is absent
+    """
+    _check_place(out, force=force, inputs=inputs)
+    if os.path.lexists(out):
+        if not out.is_dir():
+            refuse_foreign(out)
+        foreign = first_foreign(out)
+        if foreign is not None:
+            refuse_foreign(out / foreign)
+
+
+def check_file(
+    out: Path, *, force: bool, ours: Callable[[Path], bool], inputs: Iterable[object] = ()
+) -> None:
+    """Refuse an output file that cannot be written; as `check_output`.
+
+    :param ours: whether a file's content is this program's
+    """
+    _check_place(out, force=force, inputs=inputs)
+    if os.path.lexists(out):
+        if out.is_dir():
+            raise PruneError(f"{out} is a folder", hint="give --out the name of a file")
+        if not ours(out):
+            refuse_foreign(out)
+
+
+def _check_place(out: Path, *, force: bool, inputs: Iterable[object]) -> None:
+    if len(os.fsencode(out.name)) > NAME_BYTES:
+        raise PruneError(f"the name {out.name} is too long", hint="choose a shorter --out")
+    parent = out.resolve().parent
+    if out.name in ("", ".."):
+        raise PruneError(f"{out} is no name for an output", hint="give --out a name of its own")
+    if out.is_symlink():
+        raise PruneError(f"{out} is a symbolic link", hint="give --out the place that it leads to")
+    if not parent.is_dir():
+        raise PruneError(f"{parent} is not a folder", hint="create it first")
+    clear_stale(out)
+    if not os.path.lexists(out):
+        return
+    read = input_within(out, inputs)
+    if not force:
+        more = "" if read else " or add --force"
+        raise PruneError(f"{out} already exists", hint=f"choose another --out{more}")
+    if read is not None:
+        raise PruneError(f"{out} would replace {read}", hint="choose another --out")
+
+
+@contextmanager
+def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """Give a folder to fill; it becomes ``out`` when the block ends well.
+
+    With ``force`` an output of ours at ``out`` is replaced only after the new one is complete.
+
+    :raises PruneError: as `check_output`, and when the disk is full
+    """
+    check_output(out, force=force)
+    with _full_disk_is_one_line(out), working(out) as work:
+        new = work / _NEW
+        new.mkdir()  # with the mode of any new folder, which the working folder has not
+        yield new
+        write_manifest(new)
+        check_output(out, force=force)  # all this took time
+        put(new, out, work)
+
+
+def write_file(out: Path, content: str, *, force: bool, ours: Callable[[Path], bool]) -> None:
+    """Write one file, whole or not at all.
+
+    :raises PruneError: as `check_file`, and when the disk is full
+    """
+    check_file(out, force=force, ours=ours)
+    with _full_disk_is_one_line(out), working(out) as work:
+        new = work / _NEW
+        new.write_text(content, encoding="utf-8")
+        new.replace(out)
+
+
+@contextmanager
+def working(out: Path) -> Iterator[Path]:
+    """Give a folder beside ``out`` with a name that nobody knew before; it is removed afterwards.
+
+    It is marked, and locked for as long as this process lives: what a killed one left is told
+    from what is in use, and from what is not ours.
+    """
+    clear_stale(out)
+    prefix = f".{shortened(out.name)}."
+    work = Path(tempfile.mkdtemp(prefix=prefix, suffix=_SUFFIX, dir=out.parent))
+    lock: IO[str] | None = None
+    try:
+        lock = _mark(work, out)
+        yield work
+    finally:
+        _clear(work, out)
+        if lock is not None:
+            lock.close()
+
+
+def put(new: Path, out: Path, work: Path) -> None:
+    """Give ``new`` its name; what is there goes into the working folder, and back if that fails."""
+    if os.path.lexists(out):
+        out.rename(work / _OLD)
+    new.rename(out)
+
+
+def clear_stale(out: Path) -> None:
+    """Remove the working folders of killed runs for this output.
+
+    One that was killed between taking the old output away and giving the new one its name has
+    the old one still: that is put back.
+    """
+    with suppress(OSError):  # a parent that may not be listed has nothing to clear
+        for entry in sorted(os.scandir(out.parent), key=lambda entry: entry.name):
+            ours = entry.name.startswith(f".{shortened(out.name)}.")
+            if ours and entry.name.endswith(_SUFFIX) and entry.is_dir(follow_symlinks=False):
+                _clear_if_left(Path(entry.path), out)
+
+
+def shortened(name: str) -> str:
+    """Return a name to be part of another, so that the other is not too long."""
+    return os.fsencode(name)[:_SHORT].decode(errors="ignore")
+
+
+def _mark(work: Path, out: Path) -> IO[str]:
+    """Write the marker and lock it; it has its name only when it is locked."""
+    unnamed = work / f"{WORK_MARKER}.tmp"
+    lock = unnamed.open("w")
+    with suppress(OSError):  # not every file system has locks; then nothing is ever cleared
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock.write(stamp(work_for=out.name))
+    lock.flush()
+    unnamed.rename(work / WORK_MARKER)
+    return lock
+
+
+def _clear_if_left(work: Path, out: Path) -> None:
+    told = read_stamp(work / WORK_MARKER)
+    if told is None or told.get("work_for") != out.name:
+        return
+    with suppress(OSError), (work / WORK_MARKER).open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an error: somebody works there
+        _clear(work, out)
+
+
+def _clear(work: Path, out: Path) -> None:
+    """Remove a working folder, its marker last; an old output with no new one is put back."""
+    old = work / _OLD
+    if os.path.lexists(old) and not os.path.lexists(out):
+        old.rename(out)
+    for name in (_NEW, _OLD):
+        _remove(work / name)
+    with suppress(OSError):  # what cannot be removed stays marked
+        (work / f"{WORK_MARKER}.tmp").unlink(missing_ok=True)
+        if [entry.name for entry in os.scandir(work)] in ([], [WORK_MARKER]):
+            (work / WORK_MARKER).unlink(missing_ok=True)
+            work.rmdir()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _full_disk_is_one_line(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PruneError(
+                f"no space left on the disk of {out.resolve().parent}; nothing was written",
+                hint="free some space or choose another --out",
+            ) from None
+        raise

@@ -1,0 +1,156 @@
+"""`OUT.run`: the folder in which a run keeps what lets it continue after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from offline.runs.inputs import input_within
+from offline.runs.output import NAME_BYTES, check_output, clear_stale, put, working
+from offline.runs.owned import (
+    FOREIGN_HINT,
+    MANIFEST,
+    first_foreign,
+    read_json,
+    read_stamp,
+    stamp,
+)
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.provenance import write_atomic
+
+RUN_MARKER = ".vmprune-run.json"
+_SETTINGS = "settings.json"
+# What runs of all kinds keep at the top of their folder, whole or as a killed one leaves it.
+_NAMES = re.compile(
+    r"(settings\.json|evaluations\.jsonl|routing_map\.(json|safetensors)|scores|base\.json"
+    r"|result(\.json)?|on-result|round-\d+|cells\.json|(model|base)-(tuned|trained\.json)"
+    r"|(model|base)-tuned\.finetune\.run|step-\d+)(\.(partial|replaced|deleted))?"
+    r"|\.[\w.-]+\.(tmp|partial)|\.vmprune-run\.json"
+)
+_OUTPUTS = ("scores", "result")  # that are checked as outputs are
+
+
+def run_path(out: Path) -> Path:
+    """Return ``OUT.run``."""
+    return out.with_name(out.name + ".run")
+
+
+def check_outputs(out: Path, *, force: bool, inputs: Iterable[object] = ()) -> None:
+    """Refuse what cannot be written of a command that has a run: ``OUT`` as well as ``OUT.run``.
+
+    :param inputs: as `check_output`
+    :raises PruneError: as `check_output` does, or if ``OUT.run`` is not a run's, or holds an input
+    """
+    inputs = tuple(inputs)
+    check_output(out, force=force, inputs=inputs)
+    check_run(out, inputs=inputs)
+
+
+def check_run(out: Path, *, inputs: Iterable[object] = ()) -> None:
+    """Refuse an ``OUT.run`` that cannot be written, before any work.
+
+    :raises PruneError: if it is not a run's, or holds an input
+    """
+    folder = run_path(out)
+    read = input_within(folder, inputs)
+    if read is not None:
+        raise PruneError(
+            f"{read} lies in {folder}, which this run writes", hint="choose another --out"
+        )
+    _check_run(folder)
+
+
+def run_folder(out: Path, identity: dict[str, Any], *, force: bool) -> Path:
+    """Return ``OUT.run``, made if it is not there.
+
+    :param identity: the settings and the base that results depend on
+    :raises PruneError: if the folder is not a run's, or holds another run and ``force`` is not
+        given, or holds something that no run wrote where ``force`` would remove it
+    """
+    folder = run_path(out)
+    _check_run(folder)
+    text = json.dumps(identity, indent=2, sort_keys=True) + "\n"
+    if _read(folder / _SETTINGS) == text:
+        if not _is_marked(folder):  # an earlier version began it
+            write_atomic(folder / RUN_MARKER, stamp(run_of=out.name))
+        return folder
+    if folder.exists() and any(folder.iterdir()):
+        if not force:
+            raise PruneError(
+                f"{folder} holds a run with other settings or another base",
+                hint="choose another --out, or add --force to start anew",
+            )
+        _refuse(folder, _foreign(folder))
+    _begin(folder, text, out)
+    return folder
+
+
+def remove_run(folder: Path) -> None:
+    """Remove the folder of a run that is over; one with something of the user's in it stays."""
+    if _is_marked(folder) and _foreign(folder) is None:
+        with working(folder) as work:
+            folder.rename(work / "new")  # gone at once, and removed with the working folder
+
+
+def _begin(folder: Path, settings: str, out: Path) -> None:
+    """Put a new run in place of what is there, as a whole: no old log beside new settings."""
+    with working(folder) as work:
+        new = work / "new"
+        new.mkdir()
+        write_atomic(new / RUN_MARKER, stamp(run_of=out.name))
+        write_atomic(new / _SETTINGS, settings)
+        put(new, folder, work)
+
+
+def _check_run(folder: Path) -> None:
+    """Refuse a place where no run may be: what is there is the user's."""
+    if len(os.fsencode(folder.name)) > NAME_BYTES:
+        raise PruneError(f"the name {folder.name} is too long", hint="choose a shorter --out")
+    if folder.is_symlink():
+        raise PruneError(f"{folder} is a symbolic link", hint="choose another --out")
+    clear_stale(folder)
+    if folder.is_dir():
+        if not _is_marked(folder) and not _is_runs(folder / _SETTINGS):
+            _refuse(folder, _foreign(folder))
+    elif folder.exists():
+        raise PruneError(f"{folder} is not a folder", hint=FOREIGN_HINT)
+
+
+def _is_marked(folder: Path) -> bool:
+    return read_stamp(folder / RUN_MARKER) is not None
+
+
+def _foreign(folder: Path) -> str | None:
+    """Return the first file, by name, that no run wrote."""
+    for name in sorted(entry.name for entry in folder.iterdir()):
+        if not _NAMES.fullmatch(name) or (name == _SETTINGS and not _is_runs(folder / name)):
+            return name
+        if name in _OUTPUTS or (folder / name / MANIFEST).is_file():
+            inner = first_foreign(folder / name)
+            if inner is not None:
+                return f"{name}/{inner}"
+    return None
+
+
+def _is_runs(settings: Path) -> bool:
+    """Whether these are a run's settings: many a program has a file of that name."""
+    fields = read_json(settings)
+    return isinstance(fields, dict) and ("recipe" in fields or "examples" in fields)
+
+
+def _refuse(folder: Path, foreign: str | None) -> None:
+    if foreign is not None:
+        raise PruneError(
+            f"{folder} is where a run is kept, and {foreign} in it is not one's", hint=FOREIGN_HINT
+        )
+
+
+def _read(file: Path) -> str | None:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
