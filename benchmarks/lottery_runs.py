@@ -18,8 +18,9 @@ from offline.finetune.examples import packed
 from offline.finetune.finetune import finetune as train
 from offline.finetune.where import Where
 from offline.lottery.loaded import Loaded, compute_dtype
-from offline.lottery.lottery import Lottery, delete, uniform_counts
+from offline.lottery.lottery import Lottery
 from offline.lottery.measure import measure
+from offline.lottery.play import delete, play, uniform_counts
 from offline.lottery.schedule import RANDOM, LotterySettings, RoundPlan, schedule, settings_of
 from offline.lottery.text import LotteryText, load_text
 from offline.results.lottery import Measured, RoundRecord, read_measured, read_round
@@ -130,7 +131,7 @@ class Bench:
             reporter=self.reporter,
             scores=self.more["out"] / "scores",
         )
-        played = lottery.run()
+        played = play(lottery)
         if not self.more["keep_weights"]:
             delete(played.checkpoint)
         return played.rounds

@@ -203,17 +203,6 @@ class RoutingMap(BaseModel):
                 hint="serve or load the checkpoint that the map lies beside",
             )
 
-    def then(self, following: RoutingMap) -> RoutingMap:
-        """Return one map of this one's base that does what both do, one after the other.
-
-        :param following: a map made for the model that this one makes
-        :raises PruneError: if it does not fit that model, or a sliced router under a mapped one
-            has no exact form (see composition.py)
-        """
-        from vllm_moe_prune.composition import compose
-
-        return compose(self, following)
-
     def save(self, folder: Path) -> None:
         """Write the map into ``folder``; the JSON last, so that a map is whole or absent."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Checking: a built checkpoint is served, compared and probed."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""`vmprune compress`: recipe -> prepared -> observations -> choose -> held out -> summary."""

@@ -22,7 +22,8 @@ from offline.compress.summary import result_of, size_of
 from offline.finetune.finetune import check_fits
 from offline.finetune.where import Where
 from offline.lottery.loaded import Loaded, compute_dtype
-from offline.lottery.lottery import Lottery, Played, delete, uniform_counts
+from offline.lottery.lottery import Lottery
+from offline.lottery.play import Played, delete, measured_result, play, uniform_counts
 from offline.lottery.schedule import schedule
 from offline.lottery.text import LotteryText, load_text
 from offline.results.analysis import ANALYSIS_FILE
@@ -51,10 +52,10 @@ def compress_lottery(
     check_outputs(out, force=force, inputs=subject.recipe.inputs)
     one = _Compression.of(subject, out, make_engine, reporter, force=force)
     with one.timed("rounds"):
-        played = one.lottery.run().made(one.provenance)
+        played = play(one.lottery).made(one.provenance)
     stored = one.stored(played)
     with one.timed("held-out"):
-        record = played.record(one.lottery.measured_result(stored, played))
+        record = played.record(measured_result(one.lottery, stored, played))
         one.lottery.loaded.release()
         run, seen, quality = one.base_quality()
         quality = in_table_order((*quality, *one.result_quality(stored)))

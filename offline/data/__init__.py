@@ -1,1 +1,1 @@
-"""TODO."""
+"""Data that is read: packages with models, questions and texts."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Where a finetune runs: the processes and devices that share it."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
@@ -17,6 +16,7 @@ from offline.calibration.scores import Scores, check_scores, tokens_seen
 from offline.finetune.examples import packed
 from offline.finetune.finetune import Finetuned, finetune
 from offline.finetune.parts import parts_of
+from offline.lottery.lottery import Lottery
 from offline.lottery.measure import measure
 from offline.lottery.schedule import RANDOM, RoundPlan, rng_of
 from offline.maps.genome import Kept
@@ -33,11 +33,9 @@ from offline.results.lottery import (
 from offline.runs.output import staged
 from offline.runs.progress import timed
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.composition import compose
 from vllm_moe_prune.provenance import DataIdentity, Provenance, write_atomic
 from vllm_moe_prune.routing_map import RoutingMap
-
-if TYPE_CHECKING:
-    from offline.lottery.lottery import Lottery
 
 _SECONDS_FILE = "seconds.json"
 
@@ -105,7 +103,7 @@ class Round:
     def composed(self) -> RoutingMap:
         """Return what this round and those before it do to the base, as one map."""
         own = RoutingMap.load(self.folder / "map")
-        return own if self.before is None else self.before.then(own)
+        return own if self.before is None else compose(self.before, own)
 
     def _map(self) -> RoutingMap:
         """Return what the round drops of the model that it began with, decided now or before."""

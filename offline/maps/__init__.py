@@ -1,1 +1,1 @@
-"""TODO."""
+"""Which maps a base allows, and how a search writes them down: spaces, genomes, groups."""

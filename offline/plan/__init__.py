@@ -1,1 +1,1 @@
-"""TODO."""
+"""`vmprune plan`: from saved scores to a routing map."""

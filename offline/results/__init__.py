@@ -1,1 +1,1 @@
-"""TODO."""
+"""What commands leave behind: the schema of every result file."""

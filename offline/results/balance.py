@@ -1,10 +1,11 @@
-"""TODO."""
+"""How evenly something is shared out: shares of a whole and how much they differ."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from offline.calibration.statistics import Floats
+Floats = NDArray[np.float64]
 
 
 def shares(counts: Floats) -> Floats:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Runs of a command: output that appears whole, resuming, progress, device, units."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Where progress goes, and how long stages took."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Numbers as people read them."""
 
 from __future__ import annotations
 

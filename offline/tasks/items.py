@@ -1,4 +1,4 @@
-"""TODO."""
+"""One question of a task, as every engine is asked it."""
 
 from __future__ import annotations
 

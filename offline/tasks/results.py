@@ -1,4 +1,4 @@
-"""TODO."""
+"""What an evaluation of a task gives back, item by item."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from offline.compress import lottery as compress_module
-from offline.lottery import lottery as lottery_module
+from offline.lottery import play as play_module
 from offline.lottery import round as round_module
 from tests.lottery.conftest import Ground
 
@@ -28,7 +28,7 @@ ROUND: list[tuple[Any, str, int]] = [
     (round_module, "finetune", 1),  # tuned: written
     (round_module, "measure", 1),
     (round_module.RoundRecord, "save", 1),  # over
-    (lottery_module, "delete", 1),  # half of what is not needed is gone
+    (play_module, "delete", 1),  # half of what is not needed is gone
 ]
 LAST: list[tuple[Any, str, int]] = [
     (compress_module, "finish", 1),

@@ -15,6 +15,7 @@ from offline.results.compression import RunResult
 from offline.results.lottery import read_round
 from tests.lottery.conftest import Ground
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.composition import compose
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import RoutingMap
 
@@ -78,7 +79,7 @@ def test_weights_of_rounds_are_gone_and_all_else_stays(won: Path) -> None:
 def test_the_rounds_maps_compose_to_the_outcomes(won: Path) -> None:
     run = won.with_name("out.run")
     first, second = (RoutingMap.load(run / f"round-0{n}" / "map") for n in (1, 2))
-    assert first.then(second).digest() == RoutingMap.load(won).digest()
+    assert compose(first, second).digest() == RoutingMap.load(won).digest()
 
 
 def test_a_tuned_map_is_refused_wherever_it_would_be_applied(

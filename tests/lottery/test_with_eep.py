@@ -10,6 +10,7 @@ import torch
 
 from offline.engines.local.transformers import TransformersEngine
 from tests.lottery.conftest import Ground
+from vllm_moe_prune.composition import compose
 from vllm_moe_prune.routing_map import RoutingMap
 
 IDS = torch.arange(3, 75).view(2, 36)
@@ -43,7 +44,7 @@ def test_the_two_maps_composed_are_the_second_model(
     ground.compress(one, **first)
     ground.compress(two, model=one, **second)
     maps = [RoutingMap.load(folder) for folder in (one, two)]
-    both = maps[0].then(maps[1])
+    both = compose(maps[0], maps[1])
     assert {layer.num_experts for layer in both.layers} == {8}
     assert {layer.num_kept for layer in both.layers} == {4}
     assert " then " in both.provenance.method
@@ -68,4 +69,4 @@ def test_eep_after_a_tuned_lottery_gives_a_map_that_knows_of_the_tuning(
     engine.apply(second)
     made = TransformersEngine(out, dtype="float32")
     torch.testing.assert_close(engine.logits(IDS), made.logits(IDS), rtol=0, atol=1e-5)
-    assert first.then(second).tuned == first.tuned != ()
+    assert compose(first, second).tuned == first.tuned != ()

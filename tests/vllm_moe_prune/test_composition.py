@@ -21,6 +21,7 @@ from tests.tiny import make_tiny_mixtral, random_map
 from tests.vllm_moe_prune.bare import MIXTRAL, layer_fields, map_of, routing_maps
 from vllm_moe_prune import composition
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.composition import compose
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap, Selection
 from vllm_moe_prune.provenance import DataIdentity, Provenance
@@ -76,7 +77,7 @@ def test_both_at_once_on_the_base_are_the_second_on_what_the_first_made(
         smaller = TransformersEngine(made, dtype="float32")
         smaller.apply(second)
         expected = smaller.logits(IDS)
-    engine.apply(first.then(second))
+    engine.apply(compose(first, second))
     torch.testing.assert_close(engine.logits(IDS), expected, rtol=0, atol=2e-4)
 
 
@@ -111,7 +112,7 @@ def test_then_is_associative(data: st.DataObject) -> None:
     a = _chain(data, start)
     b = _chain(data, a)
     c = _chain(data, b)
-    assert a.then(b).then(c).digest() == a.then(b.then(c)).digest()
+    assert compose(compose(a, b), c).digest() == compose(a, compose(b, c)).digest()
 
 
 @settings(max_examples=40, deadline=None)
@@ -137,14 +138,14 @@ def test_a_map_after_or_before_one_that_changes_nothing_is_itself(one: RoutingMa
         )
         for entry in one.layers
     ]
-    assert map_of(*before).then(one).digest() == one.digest()
-    assert one.then(map_of(*after)).digest() == one.digest()
+    assert compose(map_of(*before), one).digest() == one.digest()
+    assert compose(one, map_of(*after)).digest() == one.digest()
 
 
 def test_ids_stay_ids_and_the_result_stays_plain() -> None:
     first = map_of(layer_fields(0, num_kept=5, experts={"kept": [7, 1, 3, 0, 6]}))
     second = map_of(layer_fields(0, num_experts=5, num_kept=2, experts={"kept": [4, 0]}))
-    both = first.then(second)
+    both = compose(first, second)
     assert both.layers[0].experts.kept == (6, 7)
     assert (both.form, both.layers[0].num_experts, both.matrices) == ("plain", 8, {})
 
@@ -172,9 +173,9 @@ def test_a_mapped_router_over_a_sliced_one_is_refused_where_it_is_not_exact(
     first, second = _mapped_after_sliced(kept)
     if refused:
         with pytest.raises(PruneError, match="layer 0: a mapped router cannot follow a sliced"):
-            first.then(second)
+            compose(first, second)
     else:
-        assert first.then(second).layers[0].router == "mapped"
+        assert compose(first, second).layers[0].router == "mapped"
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_a_mapped_router_over_a_sliced_one_is_refused_where_it_is_not_exact(
 )
 def test_a_map_of_another_model_cannot_follow(second: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(PruneError, match=message):
-        map_of(layer_fields(0)).then(map_of(*second))
+        compose(map_of(layer_fields(0)), map_of(*second))
 
 
 def test_the_composed_map_tells_of_both() -> None:
@@ -200,7 +201,7 @@ def test_the_composed_map_tells_of_both() -> None:
     first = map_of(provenance=made("oneshot", 3, "prose"), tokens_seen={0: (9,) * 8})
     fields = layer_fields(0, num_experts=3, num_kept=2, experts={"kept": [2, 0]})
     second = map_of(fields, provenance=made("eep", 4, "sciq"), tuned=(TUNING,))
-    both = first.then(second)
+    both = compose(first, second)
     assert both.provenance.method == "oneshot then eep"
     told = both.provenance.settings["steps"]
     assert isinstance(told, list)
@@ -211,7 +212,7 @@ def test_the_composed_map_tells_of_both() -> None:
     assert [entry.name for entry in both.provenance.data] == ["prose", "sciq"]
     assert (both.tokens_seen, both.base, both.tuned) == ({0: (9,) * 8}, first.base, (TUNING,))
     third = map_of(layer_fields(0, num_experts=2, num_kept=1, top_k=1, experts={"kept": [0]}))
-    steps = both.then(third).provenance.settings["steps"]
+    steps = compose(both, third).provenance.settings["steps"]
     assert isinstance(steps, list) and [s["method"] for s in steps][-1] == "by hand"  # type: ignore[index,call-overload]
     assert len(steps) == 3
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Copies of an engine that share candidates, placed by Ray."""
