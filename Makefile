@@ -15,7 +15,7 @@ PARALLEL ?= -n 2 --dist loadfile
 WINDOW ?= 0.30.0
 WINDOW_TESTS := tests/vllm_moe_prune/test_loader.py tests/vllm_moe_prune/test_window.py \
   tests/vllm_moe_prune/test_parity.py tests/vllm_moe_prune/test_lora.py \
-  tests/families/test_serving.py tests/engines/live/test_vllm_engine.py
+  tests/families/test_serving.py tests/engines/live/test_engine.py
 
 .PHONY: install demo test test-all window lint format bench lock clean
 

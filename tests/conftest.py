@@ -1,14 +1,25 @@
+"""What tests of many rooms begin with: tiny bases, an engine of one, a task."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
+
+from tests.sample_files import write_task
+from tests.tiny import make_tiny_mixtral
+
+if TYPE_CHECKING:  # most tests need no engine, and its imports take seconds
+    from offline.engines.local.transformers import TransformersEngine
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Tiny tensors lose more to waiting threads than they gain."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -19,3 +30,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--matrix", action="store_true", help="write the families' table into docs/families.md"
     )
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Mixtral of 4 layers, 8 experts, in several shards, with what a hub folder has."""
+    folder = make_tiny_mixtral(tmp_path_factory.mktemp("base") / "tiny", layers=4, shards=3)
+    (folder / "LICENSE").write_text("a licence")
+    (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    (folder / "pytorch_model.bin.index.json").write_text("{}")
+    (folder / "optimizer.pt").write_bytes(b"a pickle")
+    (folder / "scaler.pkl").write_bytes(b"a pickle")
+    (folder / "README.md").write_text("the card of the base")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Mixtral of 2 layers, 8 experts."""
+    return make_tiny_mixtral(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def engine(model: Path) -> TransformersEngine:
+    from offline.engines.local.transformers import TransformersEngine
+
+    return TransformersEngine(model, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def task_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The task of `write_task`, with a cache of its own."""
+    monkeypatch.setenv("VMPRUNE_CACHE", str(tmp_path / "cache"))
+    return write_task(tmp_path)

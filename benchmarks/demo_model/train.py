@@ -1,4 +1,4 @@
-"""Make ``deltas.safetensors`` again: ``python -m benchmarks.demo_model.train --out FILE --work DIR``.
+"""Make ``deltas.safetensors`` again: ``python -m benchmarks.demo_model.train --out FILE``.
 
 Stages, each kept in ``--work`` and skipped when it is there: tokens of eight domains, a profile of
 the dense base on each, chat text, joint training of deltas and routers on two processes, export.

@@ -76,7 +76,7 @@ class EepSettings(BaseModel):
 
 
 # `fast` is for fewer evaluations and for engines that share a generation. Its numbers were chosen
-# on random MoE networks (tests/methods/landscape.py). On 20 others, at 160 evaluations, its best
+# on random MoE networks (tests/maps/landscape.py). On 20 others, at 160 evaluations, its best
 # map was 0.9 points of search accuracy above that of `paper` scaled to as many, with a standard
 # error of 0.7: no clear difference, so drawing 8 candidates at a time costs nothing that was seen.
 PRESETS: Mapping[Preset, EepSettings] = {

@@ -16,7 +16,7 @@ from offline.calibration.scores import Scores
 from offline.engines.local.transformers import TransformersEngine
 from tests.calibration import naive
 from tests.calibration.test_walk import domain, outputs_of, plain_inputs
-from tests.maps import uniform_map
+from tests.sample_maps import uniform_map
 from tests.tiny import make_tiny_mixtral, random_map
 from vllm_moe_prune.errors import PruneError
 

@@ -13,7 +13,7 @@ from offline.calibration.corpus import Domain, load_domains, parse_calibration
 from offline.data import domains as demo
 from offline.tasks.catalog import get_task
 from offline.tasks.splits import load_items
-from tests.offline.conftest import write_task
+from tests.sample_files import write_task
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.errors import PruneError
 

@@ -13,7 +13,7 @@ from offline.build.build import build
 from offline.engines.local.experts import find_layers
 from tests.families.masking import without
 from tests.families.models import CONFIGS, EXPERTS, make_family
-from tests.maps import map_of
+from tests.sample_maps import map_of
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap, Selection

@@ -18,7 +18,7 @@ from offline.lottery.text import LotteryText
 from tests.families.models import EXPERTS, make_family
 from tests.families.test_build import loaded
 from tests.finetune.samples import text, tune
-from tests.offline.test_compress import Listener
+from tests.sample_runs import Listener
 from tests.tiny import word_tokenizer
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.layouts import LAYOUTS

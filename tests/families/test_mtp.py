@@ -18,7 +18,7 @@ from offline.compress.recipe import CompressRecipe
 from tests.families.models import EXPERTS, make_family
 from tests.families.mtp import MTP, WITH_EXPERTS, add_mtp
 from tests.families.test_build import IDS, KEPT, loaded, sliced_map
-from tests.maps import uniform_map
+from tests.sample_maps import uniform_map
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.rewrite import Copy, rewrite

@@ -22,7 +22,7 @@ from offline.finetune.where import Where
 from tests.families.models import make_family
 from tests.families.quantised import FORMATS, quantise, tensors_of, write
 from tests.families.test_build import KEPT, sliced_map
-from tests.maps import map_of, uniform_map
+from tests.sample_maps import map_of, uniform_map
 from tests.tiny import make_tiny_mixtral
 from tests.vllm_moe_prune.bare import MIXTRAL, infos, layer_fields, routing_maps
 from tests.vllm_moe_prune.bare import map_of as bare_map

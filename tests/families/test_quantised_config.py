@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from offline.build.build import build, plan_build
-from tests.maps import map_of, uniform_map
+from tests.sample_maps import map_of, uniform_map
 from tests.vllm_moe_prune.bare import write_bare
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError

@@ -14,8 +14,8 @@ import torch
 
 from offline.build.build import build
 from tests.families.quantised import FORMATS, SERVED, config_of, dequantise, quantise
-from tests.maps import map_of, uniform_map
 from tests.reference import reference_model
+from tests.sample_maps import map_of, uniform_map
 from tests.tiny import make_tiny_mixtral
 from tests.vllm_probe import Answer, probe
 from vllm_moe_prune.checkpoint import Checkpoint

@@ -10,10 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.command import invoke, one_error, run
 from tests.families.models import make_family
-from tests.offline.test_cli import invoke
-from tests.offline.test_cli_errors import one_error, run
-from tests.offline.test_cli_plan import write_text
+from tests.sample_files import write_text
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.routing_map import RoutingMap
 

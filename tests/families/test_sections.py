@@ -17,7 +17,7 @@ from offline.finetune.memory import memory_need
 from offline.finetune.settings import FinetuneSettings
 from tests.families.models import EXPERTS, make_family
 from tests.finetune.samples import text, tune
-from tests.maps import uniform_map
+from tests.sample_maps import uniform_map
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import layout_of

@@ -10,9 +10,8 @@ import pytest
 from offline.compress.compress import compress
 from offline.compress.recipe import CompressRecipe
 from offline.results.compression import RunResult
-from tests.offline.conftest import write_task
-from tests.offline.test_cli_plan import write_text
-from tests.offline.test_compress import Listener
+from tests.sample_files import write_task, write_text
+from tests.sample_runs import Listener
 from tests.tiny import make_tiny_mixtral
 
 # Four rounds would be two: 8 experts, 3 dropped in rounds of 2 and 1.

@@ -103,7 +103,7 @@ def test_a_finished_run_that_is_forced_begins_anew(
 ) -> None:
     from offline.compress.compress import compress
     from offline.compress.recipe import CompressRecipe
-    from tests.offline.test_compress import Listener
+    from tests.sample_runs import Listener
 
     shutil.copytree(won, tmp_path / "out")
     shutil.copytree(won.with_name("out.run"), tmp_path / "out.run")

@@ -9,7 +9,7 @@ import numpy as np
 from offline.maps.genome import Genome
 from offline.methods import eep
 from offline.methods.eep import Assessed, EepSettings, Individual
-from tests.methods.landscape import space_of
+from tests.maps.landscape import space_of
 
 
 def parents_of(fitness: Sequence[float], threshold: float, rank: int) -> set[int]:

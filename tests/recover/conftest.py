@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from offline.build.build import build
-from tests.maps import map_of
+from tests.sample_maps import map_of
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.layer_map import LayerMap, Selection

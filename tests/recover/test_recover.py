@@ -17,7 +17,7 @@ from offline.recover import session
 from offline.recover.recipe import RecoverRecipe, training_of
 from offline.recover.recover import recover
 from offline.results.recovery import RECOVERY_FILE, Recovery
-from tests.offline.test_compress import Listener
+from tests.sample_runs import Listener
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import MAP_FILE, MATRIX_FILE, RoutingMap

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from offline.cli.main import cli
-from tests.offline.test_cli_errors import one_error, run
+from tests.command import one_error, run
 from tests.tiny import make_tiny_mixtral, random_map
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER
 

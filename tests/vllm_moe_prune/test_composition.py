@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from offline.build.build import build
 from offline.engines.local.transformers import TransformersEngine
-from tests.maps import map_of as map_for
-from tests.maps import uniform_map
+from tests.sample_maps import map_of as map_for
+from tests.sample_maps import uniform_map
 from tests.tiny import make_tiny_mixtral, random_map
 from tests.vllm_moe_prune.bare import MIXTRAL, layer_fields, map_of, routing_maps
 from vllm_moe_prune import composition

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from offline.build.build import build
-from tests.maps import mixed_map, uniform_map
+from tests.sample_maps import mixed_map, uniform_map
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from offline.build.build import build
-from tests.maps import mixed_map, uniform_map
 from tests.reference import greedy, reference_model
+from tests.sample_maps import mixed_map, uniform_map
 from tests.tiny import make_tiny_mixtral
 from tests.vllm_moe_prune.test_parity import FLOAT32_LIMIT, PROMPTS, assert_equal
 from tests.vllm_probe import probe

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from offline.build.build import build
-from tests.maps import mixed_map, uniform_map
 from tests.reference import greedy, reference_model
+from tests.sample_maps import mixed_map, uniform_map
 from tests.tiny import make_tiny_mixtral
 from tests.vllm_probe import probe
 from vllm_moe_prune.checkpoint import Checkpoint

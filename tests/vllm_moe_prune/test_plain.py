@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from offline.build.build import build
-from tests.maps import map_of
+from tests.sample_maps import map_of
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.layer_map import LayerMap, Selection

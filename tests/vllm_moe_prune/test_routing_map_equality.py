@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.maps import mixed_map
+from tests.sample_maps import mixed_map
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.routing_map import RoutingMap
 

@@ -12,7 +12,7 @@ from offline.engines.live.engine import VllmEngine
 from offline.tasks.catalog import Task
 from offline.tasks.harness import local_task
 from offline.tasks.results import TaskResult
-from tests.maps import mixed_map, uniform_map
+from tests.sample_maps import mixed_map, uniform_map
 from tests.tiny import random_map
 from vllm_moe_prune.routing_map import RoutingMap
 

@@ -1,0 +1,71 @@
+"""`vmprune check` against a real vLLM server, on tiny random models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from offline.build.build import build
+from offline.check.check import check, save
+from offline.check.probes import repetition
+from tests.sample_maps import mixed_map
+from tests.tiny import make_tiny_mixtral
+from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.errors import PruneError
+
+
+def test_repetition_is_the_share_of_repeated_4_grams() -> None:
+    assert repetition([1, 2, 3, 4, 5]) == 0.0
+    assert repetition([1, 2, 3]) == 0.0
+    assert repetition([7] * 10) == pytest.approx(6 / 7)  # 7 windows, one of them new
+    assert repetition([1, 2, 3, 4, 1, 2, 3, 4]) == pytest.approx(1 / 5)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_mixtral(tmp_path_factory.mktemp("base"), layers=4)
+
+
+@pytest.fixture(scope="module")
+def compact(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("compact") / "out"
+    build(Checkpoint.open(base), mixed_map(base), out)
+    return out
+
+
+@pytest.mark.vllm
+def test_a_good_compact_checkpoint_passes(base: Path, compact: Path, tmp_path: Path) -> None:
+    result = check(compact, base, dtype="float32", log=tmp_path / "log")
+    found = {finding.name: finding for finding in result.checks}
+    assert found["parity of log-probabilities"].ok
+    assert found["parity of log-probabilities"].value < 2e-3
+    assert found["parity of greedy tokens"].value == 1.0
+    assert found["log-probabilities are finite"].ok
+    assert result.served_as == "pruned_moe"
+    save(result, tmp_path)
+    assert json.loads((tmp_path / "check.json").read_text())["ok"] == result.ok
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_checkpoint_with_wrong_weights_fails(base: Path, tmp_path: Path) -> None:
+    """Built from another base but claiming this one: parity must notice."""
+    other = make_tiny_mixtral(tmp_path / "other", layers=4, seed=5)
+    build(Checkpoint.open(other), mixed_map(base), tmp_path / "out", allow_other=True)
+    result = check(tmp_path / "out", base, dtype="float32", log=tmp_path / "log")
+    parity = next(f for f in result.checks if f.name == "parity of log-probabilities")
+    assert not parity.ok
+    assert not result.ok
+
+
+def test_a_compact_checkpoint_needs_its_base(compact: Path, tmp_path: Path) -> None:
+    with pytest.raises(PruneError, match="is a compact checkpoint"):
+        check(compact, None, log=tmp_path / "log")
+
+
+def test_another_base_is_refused(compact: Path, tmp_path: Path) -> None:
+    other = make_tiny_mixtral(tmp_path / "other", layers=4, seed=5)
+    with pytest.raises(PruneError, match="made for another base"):
+        check(compact, other, log=tmp_path / "log")

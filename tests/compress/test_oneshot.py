@@ -1,0 +1,168 @@
+"""Criteria in `compress`: as method, as baselines to compare with, as seeds of a search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from offline.analysis.analyse import THE_MAP
+from offline.calibration.scores import Scores
+from offline.compress.compress import compress
+from offline.compress.recipe import CompressRecipe
+from offline.engines.local.transformers import TransformersEngine
+from offline.plan.plan import plan
+from offline.plan.recipe import PlanRecipe
+from offline.report.render import write_report
+from offline.results.analysis import Analysis
+from offline.results.compression import RunResult
+from tests.command import one_error, run
+from tests.criteria.scores import scores_of
+from tests.sample_files import write_text
+from tests.sample_runs import Listener, log_of
+from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.routing_map import RoutingMap
+
+SETTINGS: dict[str, Any] = {
+    "method": "oneshot",
+    "search_items": 10,
+    "selection_items": 10,
+    "test_items": 10,
+    "compare": "none",
+    "dtype": "float32",
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def scores(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scores of made-up tokens, said to be of the tiny model."""
+    folder = tmp_path_factory.mktemp("scored") / "scores"
+    folder.mkdir()
+    made = scores_of((0, 1), experts=8, tokens=100, base=Checkpoint.open(model).fingerprint())
+    made.save(folder)
+    return folder
+
+
+def compressed(
+    engine: TransformersEngine, model: Path, task: Path, out: Path, **more: Any
+) -> RunResult:
+    recipe = CompressRecipe.merge(None, SETTINGS | {"model": model, "task": str(task)} | more)
+    listener = Listener()
+    result = compress(recipe, out, make_engine=lambda _: engine, reporter=listener)
+    assert all(done == total for _, total, done in listener.stages), listener.stages
+    return result
+
+
+@pytest.mark.parametrize(("size", "flags"), [("keep", {"keep": 4}), ("budget", {"budget": 9})])
+def test_oneshot_builds_what_plan_makes_of_the_same_scores(
+    size: str,
+    flags: dict[str, int],
+    engine: TransformersEngine,
+    model: Path,
+    task_file: Path,
+    scores: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    more = {"criterion": "reap", "scores": scores, "compare": "random,min-euf", "random_maps": 2}
+    result = compressed(engine, model, task_file, out, **more, **flags)
+    planned = plan(Scores.load(scores), PlanRecipe.of({"criterion": "min-reap"} | flags))
+    built = RoutingMap.load(out)
+    assert built.digest() == planned.routing_map.digest() == result.map_digest
+    assert built.tokens_seen == planned.routing_map.tokens_seen
+    assert built.provenance.method == "oneshot"
+    assert built.provenance.settings["criterion"] == "reap"
+    assert [data.name for data in built.provenance.data] == ["prose", "scores"]
+    variants = [(q.variant, q.maps) for q in result.quality if q.split == "test"]
+    assert variants == [("base", 1), ("random", 2), ("min-euf", 1), ("oneshot", 1)]
+    page = write_report(out).read_text()
+    assert "min-euf" in page and "one-shot" in page
+    analysis = Analysis.load(out)  # beside the checkpoint, and on its page
+    assert analysis.overlap is not None
+    assert analysis.overlap.words == ("min-reap", "min-euf", THE_MAP)
+    assert [fate.num_kept for fate in analysis.fates] == [n.num_kept for n in built.layers]
+    assert "Use of the experts" in page
+
+
+def test_without_scores_they_are_made_once_and_kept(
+    engine: TransformersEngine, model: Path, task_file: Path, tmp_path: Path
+) -> None:
+    out, text = tmp_path / "out", write_text(tmp_path / "prose.txt")
+    spec = f"prose={text}:2"
+    result = compressed(
+        engine, model, task_file, out, keep=4, calibration=spec, criterion="min-egn"
+    )
+    made = Scores.load(tmp_path / "out.run" / "scores")
+    assert made.has_gradients and list(made.domains) == ["prose"]
+    planned = plan(made, PlanRecipe.of({"criterion": "min-egn", "keep": 4}))
+    assert result.map_digest == planned.routing_map.digest()
+    assert [data.name for data in result.provenance.data] == ["prose"]
+
+
+def test_a_search_begins_with_the_criteria_given(
+    engine: TransformersEngine, model: Path, task_file: Path, scores: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    more: dict[str, Any] = {"evaluations": 5, "initial": 3, "phases": "prune", "groups": "layer"}
+    compressed(
+        engine,
+        model,
+        task_file,
+        out,
+        method="eep",
+        keep=4,
+        scores=scores,
+        seed_criteria="min-ean,rwn",
+        seeding=False,
+        racing=False,
+        **more,
+    )
+    candidates = [entry["digest"] for entry in log_of(out) if entry["kind"] == "candidate"]
+    for place, word in enumerate(("min-ean", "max-rwn")):
+        recipe = PlanRecipe.of({"criterion": word, "keep": 4})
+        assert candidates[place] == plan(Scores.load(scores), recipe).routing_map.digest()
+
+
+REFUSED = [
+    (["--criterion", "magic"], "settings: --criterion: unknown criterion 'magic'"),
+    (["--criterion", "ege"], "criterion ege needs gradients, which these scores do not hold"),
+    (["--compare", "min-magic"], "settings: --compare: unknown criterion 'min-magic'"),
+    (["--domains", "maths:1"], "no scores of domain 'maths'"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), REFUSED, ids=[m for _, m in REFUSED])
+def test_what_the_scores_do_not_hold_is_said_before_any_work(
+    flags: list[str],
+    message: str,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, out = tmp_path / "scores", tmp_path / "out"
+    folder.mkdir()
+    base = Checkpoint.open(model).fingerprint()
+    scores_of((0, 1), experts=8, base=base, gradients=False).save(folder)
+    arguments = ["--method", "oneshot", "--keep", "4", "--scores", folder, *flags, "--out", out]
+    result = run("compress", "--model", model, *arguments, capsys=capsys)
+    assert one_error(*result) == message
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_scores_of_another_base_are_refused(
+    scores: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--method", "oneshot", "--keep", "4", "--scores", scores]
+    result = run("compress", "--model", base, *arguments, "--out", tmp_path / "o", capsys=capsys)
+    assert one_error(*result).startswith("the scores are of another base (")
+
+
+def test_criteria_without_scores_need_the_engine_that_can_make_them() -> None:
+    with pytest.raises(ValueError, match="min-ean reads what experts compute: give --scores"):
+        CompressRecipe.merge(
+            None, {"model": Path("base"), "method": "oneshot", "keep": 4, "engine": "vllm"}
+        )
+    recipe = {"model": Path("base"), "method": "oneshot", "keep": 4, "engine": "vllm"}
+    assert CompressRecipe.merge(None, recipe | {"scores": Path("s")}).criteria == ("min-ean",)

@@ -1,0 +1,171 @@
+"""The engine on vLLM against the one on transformers: the same answers under any routing map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from offline.engines.live.engine import VllmEngine
+from offline.engines.local.transformers import TransformersEngine
+from offline.tasks.catalog import Task
+from tests.engines.live.comparing import (
+    KINDS,
+    assert_same,
+    assert_same_likelihoods,
+    log_likelihoods,
+    the_map,
+)
+from tests.sample_maps import map_of
+from tests.tiny import make_tiny_mixtral, random_map
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.layer_map import LayerMap, Selection
+
+pytestmark = pytest.mark.vllm
+
+
+@pytest.fixture(scope="module")
+def live(base: Path) -> Iterator[VllmEngine]:
+    with VllmEngine(base, dtype="float32") as engine:
+        yield engine
+
+
+Engines = tuple[VllmEngine, TransformersEngine]
+
+
+@pytest.fixture
+def engines(live: VllmEngine, reference: TransformersEngine) -> Iterator[Engines]:
+    yield live, reference
+    live.apply(None)
+    reference.apply(None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_choices_and_texts_are_those_of_transformers(
+    kind: str, base: Path, engines: Engines, choice: Task, written: Task
+) -> None:
+    routing_map = the_map(kind, base)
+    for engine in engines:
+        engine.apply(routing_map)
+    live, reference = engines
+    assert_same(live.evaluate(choice, "test"), reference.evaluate(choice, "test"))
+    assert_same_likelihoods(log_likelihoods(live, choice), log_likelihoods(reference, choice))
+    assert_same(live.evaluate(written, "test"), reference.evaluate(written, "test"))
+
+
+def test_maps_differ(base: Path, engines: Engines, choice: Task) -> None:
+    """Or the tests above would compare the base with itself."""
+    seen = set()
+    for kind in KINDS:
+        engines[0].apply(the_map(kind, base))
+        seen.add(round(engines[0].evaluate(choice, "test").margin, 4))
+    assert len(seen) == len(KINDS) - 1  # a one-hot map does the same, sliced or mapped
+
+
+@pytest.mark.parametrize("kind", ["base", "sliced", "mixed", "w_em"])
+def test_agreement_is_that_of_transformers(
+    kind: str, base: Path, engines: Engines, choice: Task
+) -> None:
+    routing_map = the_map(kind, base)
+    for engine in engines:
+        engine.apply(routing_map)
+    found, expected = (engine.agreement(choice, "test", 8, 3) for engine in engines)
+    assert [i.item for i in found.items] == [i.item for i in expected.items]
+    np.testing.assert_allclose(
+        [i.correct for i in found.items], [i.correct for i in expected.items], atol=1e-3
+    )
+    assert (found.accuracy < 0.999) == (kind != "base")
+
+
+@pytest.mark.parametrize("kind", ["base", "top-1", "mixed", "w_em"])
+def test_usage_is_that_of_transformers(
+    kind: str, base: Path, engines: Engines, choice: Task, written: Task
+) -> None:
+    routing_map = the_map(kind, base)
+    for engine in engines:
+        engine.apply(routing_map)
+    for task in (choice, written):
+        found, expected = (engine.usage(task, "test") for engine in engines)
+        assert found.keys() == expected.keys()
+        for layer, use in expected.items():
+            np.testing.assert_array_equal(found[layer].tokens, use.tokens)
+            np.testing.assert_allclose(found[layer].scores, use.scores, rtol=1e-4, atol=1e-3)
+
+
+def test_base_comes_back_bit_by_bit(live: VllmEngine, base: Path, choice: Task) -> None:
+    live.apply(None)
+    weights, likelihoods = live._lm.ask("moe_fingerprint"), log_likelihoods(live, choice)
+    rng = np.random.default_rng(7)
+    for _ in range(3):  # merged layers of different sizes, one over the other
+        live.apply(random_map(base, rng, kinds=("w_em",), keep=2))
+        assert live._lm.ask("moe_fingerprint") != weights
+    assert live.pristine_bytes > 0
+    live.apply(random_map(base, rng, kinds=("sliced",)))
+    assert live._lm.ask("moe_fingerprint") == weights
+    live.apply(None)
+    assert log_likelihoods(live, choice) == likelihoods
+
+
+def test_what_was_cached_under_one_map_is_not_read_under_another(
+    live: VllmEngine, base: Path, written: Task, choice: Task
+) -> None:
+    """Generation reads the prefix cache that scoring and generation before it have filled."""
+    first, second = the_map("uniform", base), the_map("w_em", base)
+    live.apply(second)
+    alone = live.evaluate(written, "test"), live.evaluate(choice, "test")
+    live.apply(first)
+    live.evaluate(choice, "test")
+    assert live.evaluate(written, "test").items != alone[0].items
+    live.apply(second)
+    assert live.evaluate(written, "test").items == alone[0].items
+    assert live.evaluate(choice, "test").items == alone[1].items
+
+
+def test_sharing_contexts_changes_no_answer_and_computes_less(
+    live: VllmEngine, choice: Task
+) -> None:
+    shared, tokens = log_likelihoods(live, choice), live.evaluate(choice, "test").tokens
+    live._lm.share_contexts = False
+    live._lm._plans.clear()
+    try:
+        assert_same_likelihoods(log_likelihoods(live, choice), shared)
+        assert tokens < 0.7 * live.evaluate(choice, "test").tokens
+    finally:
+        live._lm.share_contexts = True
+        live._lm._plans.clear()
+
+
+def test_later_items_find_what_the_first_ones_have_in_common_with_them(
+    live: VllmEngine, base: Path, choice: Task, written: Task
+) -> None:
+    live.apply(the_map("uniform", base))
+    for task in (choice, written):
+        whole = live.evaluate(task, "test", 20)
+        live._lm.forget_prefixes()
+        alone = live.evaluate(task, "test", 20, 8)
+        parts = [live.evaluate(task, "test", limit, first) for limit, first in ((8, 0), (20, 8))]
+        found = [item.prediction for part in parts for item in part.items]
+        assert found == [item.prediction for item in whole.items]
+        assert parts[1].tokens < alone.tokens
+        live.apply(None)  # nothing of the map is left for the next one
+        live.apply(the_map("uniform", base))
+
+
+def test_map_for_other_expert_counts_is_refused(live: VllmEngine, tmp_path: Path) -> None:
+    other = make_tiny_mixtral(tmp_path / "m", layers=4, experts=4)
+    with pytest.raises(PruneError, match="4 experts in layer 0, the model has 8"):
+        live.apply(random_map(other, np.random.default_rng(0)))
+
+
+def test_more_active_experts_than_the_base_has(live: VllmEngine, base: Path, choice: Task) -> None:
+    """Not recorded, so a map may have more columns than the base."""
+    more = [
+        LayerMap(layer=n, num_experts=8, num_kept=8, top_k=3, experts=Selection(kept=(*range(8),)))
+        for n in range(4)
+    ]
+    live.apply(map_of(base, more))
+    use = live.usage(choice, "test", 2)
+    assert use[0].tokens.sum() == pytest.approx(3 * use[0].scores.sum(), rel=1e-4)
+    live.apply(None)

@@ -1,0 +1,133 @@
+"""Engines in Ray actors: the same log as one engine, deaths that lose nothing, clear errors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from offline.engines.ray import replica as replica_module
+from offline.engines.ray.replica import RayReplica, Share
+from offline.engines.ray.replicas import _places, start_replicas
+from offline.fitness.assessor import Assessor
+from offline.fitness.log import EvaluationLog
+from tests.fitness.fake import ONE, FakeEngine, die_at_once, make_engine, map_keeping
+from tests.fitness.fake import refuse_to_load as refuse
+from tests.fitness.test_assessor import OBJECTIVE, RACING, run, unordered
+from vllm_moe_prune.errors import PruneError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster() -> Iterator[None]:
+    """One local Ray for all tests here: starting it takes longer than they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda _: range(4))
+        with start_replicas(make_engine, 1, cpus=1) as (replica,):
+            replica.close()  # its core is for the tests
+            yield
+    assert not ray.is_initialized()
+
+
+@pytest.fixture
+def deadly(tmp_path: Path) -> Path:
+    return tmp_path / "deadly"
+
+
+def start(factory: Any, count: int, **options: Any) -> None:
+    with start_replicas(factory, count, **options):
+        pass
+
+
+def assess(folder: Path, engines: list[Any]) -> None:
+    folder.mkdir()
+    log = EvaluationLog(folder / "evaluations.jsonl")
+    run(Assessor(engines, OBJECTIVE, log, racing=RACING))
+
+
+def test_replicas_give_the_log_of_one_engine_also_when_one_dies(
+    tmp_path: Path, deadly: Path
+) -> None:
+    assess(tmp_path / "one", [FakeEngine()])
+    with start_replicas(partial(make_engine, deadly), 2, cpus=1) as replicas:
+        assess(tmp_path / "two", replicas)
+        assert [engine.deaths for engine in replicas] == [0, 0]
+        deadly.touch()  # the next evaluation takes the process with it
+        assess(tmp_path / "dying", replicas)
+        assert sorted(engine.deaths for engine in replicas) == [0, 1]
+    assert unordered(tmp_path / "one") == unordered(tmp_path / "two")
+    assert unordered(tmp_path / "one") == unordered(tmp_path / "dying")
+
+
+def test_a_replica_is_an_engine_and_goes_on_after_its_process_was_killed() -> None:
+    engine = RayReplica(make_engine, Share(cpus=1))
+    local = FakeEngine()
+    try:
+        assert (engine.layout, engine.expert_counts, engine.top_k) == (local.layout, {0: 8}, 2)
+        assert engine.usage(ONE, "search", 3) == {0: "use of one/search/3 1"}  # one thread
+        for to in (engine, local):
+            to.apply(map_keeping(1, 2))
+        before = engine.evaluate(ONE, "search", limit=9, first=4)
+        assert before == local.evaluate(ONE, "search", limit=9, first=4)
+        pid = engine.pid
+        os.kill(pid, signal.SIGKILL)
+        assert engine.agreement(ONE, "search", limit=9, first=4) == before  # the map is back
+        assert engine.deaths == 1
+        assert engine.pid != pid
+        with pytest.raises(PruneError) as caught:
+            engine.apply(map_keeping(7))
+        assert (caught.value.message, caught.value.hint) == ("this map is refused", "take another")
+    finally:
+        engine.close()
+
+
+def test_a_factory_that_fails_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PruneError) as caught:
+        start(refuse, 1, cpus=1)
+    assert (caught.value.message, caught.value.hint) == ("no model there", "give a folder")
+    monkeypatch.setattr(replica_module, "_MAX_DEATHS", 2)
+    with pytest.raises(PruneError, match="died 2 times at the same work"):
+        start(die_at_once, 1, cpus=1)
+
+
+def test_replicas_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(PruneError, match="2 replicas of 4096 CPUs and 0 GPUs do not fit"):
+        start(make_engine, 2, cpus=4096)
+    with pytest.raises(PruneError, match="not a number from 1 on"):
+        start(make_engine, 0)
+
+
+@pytest.mark.parametrize(
+    ("machine", "share", "places"),
+    [
+        ((8, 0), Share(3), 2),
+        ((8, 4), Share(1, 2.0), 2),
+        ((8, 2), Share(1, 1 / 3), 6),
+        ((8, 2), Share(1, 0.6), 2),
+        ((1, 2), Share(1, 0.5), 1),
+        ((8, 0), Share(1, 1.0), 0),
+    ],
+)
+def test_places_on_a_machine(machine: tuple[int, int], share: Share, places: int) -> None:
+    assert _places(*machine, share) == places
+
+
+def test_no_ray_and_no_cluster_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"ray://127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(PruneError) as caught:
+            start(make_engine, 2, address=address)
+    assert caught.value.message.startswith(f"no Ray cluster can be used at {address}: ")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(PruneError) as caught:
+        start(make_engine, 2)
+    assert caught.value.message == "replicas need ray, which is not installed"

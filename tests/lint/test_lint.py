@@ -1,0 +1,194 @@
+"""The serving lint: what it says, of which layers, and that it is silent where all is well."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offline.lint.counts import FUSED_TOPK, TUNED, nearest_friendly, spans
+from offline.lint.friendly import friendly
+from offline.lint.lint import Finding, ModelFacts, Target, lint
+from tests.maps.landscape import space_of
+from tests.vllm_moe_prune.bare import BASE
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.layer_map import LayerMap, Selection
+from vllm_moe_prune.layouts import LAYOUTS
+from vllm_moe_prune.provenance import Provenance
+from vllm_moe_prune.routing_map import RoutingMap
+
+
+def map_of(
+    *counts: int, experts: int = 64, top_k: int = 2, mapped: bool = False, groups: int = 1
+) -> RoutingMap:
+    """Keep so many experts in layers 1, 2, ..., equally many of each group."""
+    size = experts // groups
+    layers = tuple(
+        LayerMap(
+            layer=number,
+            num_experts=experts,
+            num_kept=count,
+            top_k=top_k,
+            experts=Selection(
+                kept=tuple(g * size + i for g in range(groups) for i in range(count // groups))
+            ),
+            router="mapped" if mapped else "sliced",
+        )
+        for number, count in enumerate(counts, 1)
+    )
+    return RoutingMap.build(
+        model_type="mixtral",
+        base=BASE,
+        num_groups=groups,
+        layers=layers,
+        provenance=Provenance(method="by hand"),
+    )
+
+
+def codes(found: list[Finding]) -> list[str]:
+    return [finding.code for finding in found]
+
+
+SAID: list[tuple[RoutingMap, Target, str, str]] = [
+    (map_of(48, 32, 48), Target(), "per-layer-counts", "layers differ (keep 32/48, top-2)"),
+    (map_of(32, mapped=True), Target(), "mapped-router", "layer 1: the router is mapped"),
+    (map_of(32, 48), Target(None, 4), "expert-parallel", "32/48 experts per layer cannot be"),
+    (map_of(30), Target(None, 4), "expert-parallel", "30 experts per layer cannot be shared"),
+    (map_of(30), Target(), "expert-parallel", "do not divide among 4, 8 expert-parallel ranks"),
+    (map_of(48, 48, 32, 48), Target(), "general-top-k", "layers 1-2, 4: on a GPU 48 experts"),
+    (map_of(30), Target(), "general-top-k", "want a multiple of 4"),
+    (map_of(48), Target(), "untuned", "no tuned GPU settings for 48 experts"),
+    (map_of(2), Target(), "all-active", "layer 1: all 2 kept experts are active"),
+]
+
+
+@pytest.mark.parametrize(
+    ("routing_map", "target", "code", "text"), SAID, ids=[f"{s[2]}: {s[3]}" for s in SAID]
+)
+def test_a_rule_names_the_layers_and_the_number(
+    routing_map: RoutingMap, target: Target, code: str, text: str
+) -> None:
+    found = {finding.code: finding for finding in lint(routing_map, None, target)}
+    assert text in found[code].message
+    assert found[code].hint and "\n" not in str(found[code])
+
+
+def test_a_map_that_serves_well_is_not_spoken_of() -> None:
+    facts = ModelFacts(hidden=2048, intermediate=1408, topk_group=1)
+    for count, target in ((32, Target()), (32, Target(2, 8)), (64, Target())):
+        assert lint(map_of(count, count), facts, target) == []
+
+
+def test_warnings_come_before_notes() -> None:
+    found = lint(map_of(30, 2), None, Target(None, 4))
+    levels = [finding.level for finding in found]
+    assert levels == sorted(levels, key=lambda level: level != "warning")
+    assert {"warning", "note"} == set(levels)
+
+
+def test_sizes_that_kernels_and_ranks_cannot_split() -> None:
+    facts = ModelFacts(hidden=100, intermediate=1408)
+    assert codes(lint(map_of(32), facts)) == ["cpu-alignment"]
+    found = lint(map_of(32), replace(facts, hidden=128), Target(tensor_parallel=3))
+    assert codes(found) == ["tensor-parallel", "cpu-alignment"]
+    assert "size 1408 does not divide by 3" in found[0].message
+    assert codes(lint(map_of(32), replace(facts, hidden=128), Target(tensor_parallel=2))) == []
+
+
+def test_a_grouped_router_that_cannot_reach_its_experts() -> None:
+    grouped = map_of(16, groups=8, top_k=6)
+    found = lint(grouped, ModelFacts(topk_group=2))
+    assert codes(found)[0] == "unreachable-top-k"
+    assert "top-6 from 2 of 8 router groups needs 24 experts, 16 are kept" in found[0].message
+    assert "unreachable-top-k" not in codes(lint(grouped, ModelFacts(topk_group=3)))
+    assert "unreachable-top-k" not in codes(lint(grouped))  # nobody knows
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "facts"),
+    [
+        ("mixtral", {"hidden_size": 64, "intermediate_size": 96}, ModelFacts(64, 96, 1)),
+        (
+            "deepseek_v3",
+            {
+                "hidden_size": 64,
+                "intermediate_size": 256,
+                "moe_intermediate_size": 32,
+                "n_group": 4,
+                "topk_group": 2,
+            },
+            ModelFacts(64, 32, 2),
+        ),
+    ],
+)
+def test_facts_are_read_from_a_config(
+    family: str, config: dict[str, Any], facts: ModelFacts
+) -> None:
+    assert ModelFacts.of(LAYOUTS[family], config) == facts
+
+
+def test_the_tuned_counts_are_those_that_the_installed_vllm_ships() -> None:
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        pytest.skip("no vLLM here")
+    folder = Path(spec.origin).parent / "model_executor/layers/fused_moe/configs"
+    found = [re.match(r"E=(\d+),", file.name) for file in folder.glob("E=*.json")]
+    assert {int(match[1]) for match in found if match} == TUNED
+
+
+FRIENDLY = [
+    ((48, 2, 64), {}, 64), ((47, 2, 64), {}, 32), ((3, 2, 8), {}, 4), ((6, 2, 8), {}, 8),
+    ((48, 2, 60), {}, 32), ((48, 40, 60), {}, 48), ((100, 2, 128), {"only_down": True}, 64),
+    ((3, 4, 8), {"only_down": True}, 4), ((160, 8, 256), {"divisors": (3,)}, 192),
+    ((200, 8, 256), {}, 192), ((5, 2, 6), {"divisors": (3,)}, 5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "more", "wanted"), FRIENDLY)
+def test_the_nearest_friendly_count(
+    given: tuple[int, int, int], more: dict[str, Any], wanted: int
+) -> None:
+    assert nearest_friendly(*given, **more) == wanted
+
+
+@given(st.integers(1, 600), st.integers(1, 600), st.integers(1, 600), st.integers(1, 8))
+def test_a_friendly_count_keeps_to_its_bounds(count: int, a: int, b: int, size: int) -> None:
+    least, most = min(a, b), max(a, b)
+    found = nearest_friendly(count, least, most, divisors=(size,))
+    assert found == count or (found in FUSED_TOPK and least <= found <= most and not found % size)
+
+
+def test_friendly_rounds_each_layer_and_says_so() -> None:
+    space = replace(space_of(4, 64, None, top_k=2), keep={0: 40, 1: 40, 2: 20, 3: 32})
+    rounded, changes = friendly(space, space.even_counts())
+    assert rounded.even_counts() == {0: 32, 1: 32, 2: 16, 3: 32}
+    assert changes == (
+        "--friendly: 32 experts instead of 40 in layers 0-1",
+        "--friendly: 16 experts instead of 20 in layer 2",
+    )
+    assert friendly(rounded, rounded.even_counts()) == (rounded, ())
+
+
+def test_friendly_never_takes_what_must_stay_nor_more_than_the_budget() -> None:
+    space = space_of(2, 8, budget=9, top_k=1)
+    rounded, _ = friendly(space, {0: 3, 1: 6}, protected={0: (1, 2, 7)})
+    assert rounded.even_counts() == {0: 4, 1: 4}
+    with pytest.raises(PruneError, match="layers keep 12 experts, more than --budget 9"):
+        friendly(space, {0: 3, 1: 6}, protected={0: (1, 2, 7), 1: (0, 1, 2, 3, 4)})
+
+
+def test_friendly_is_a_multiple_of_groups_and_ranks() -> None:
+    space = replace(space_of(1, 256, 200), num_groups=8)
+    assert friendly(space, {0: 200})[0].keep == {0: 192}
+    assert friendly(space, {0: 40}, expert_parallel=64)[0].keep == {0: 64}
+
+
+def test_layers_are_written_as_people_do() -> None:
+    assert spans([3]) == "layer 3"
+    assert spans([7, 0, 1, 2, 9, 10]) == "layers 0-2, 7, 9-10"
