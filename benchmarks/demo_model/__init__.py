@@ -1,1 +1,1 @@
-"""How the demo model's experts were trained; what it made lies in the demo-model package."""
+"""How the demo model's experts were trained; `vmprune demo model` only reads what came of it."""

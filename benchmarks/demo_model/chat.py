@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.demo_model.corpus_tokens import BLOCK, load_tokenizer, save_atomically
-from offline.data.domains import train_questions
-from offline.demo.network import GGUF, gguf_folder
+from benchmarks.demo_model.corpus_tokens import BLOCK, save_atomically
+from offline.data.domains import train_gold
+from offline.demo.dense import GGUF, gguf_folder, load_tokenizer
 
 _AT_ONCE = 72
 _FORMS = (
@@ -71,7 +71,15 @@ def _prompts(count: int, seed: int) -> list[str]:
     plain = [form.format(topic) for form in _FORMS for topic in _TOPICS]
     rng.shuffle(plain)
     half = min(len(plain), count // 2)
-    return plain[:half] + rng.sample(train_questions(), count - half)
+    return plain[:half] + rng.sample(_train_questions(), count - half)
+
+
+def _train_questions() -> list[str]:
+    """Bare questions of ARC, CommonsenseQA and PIQA (train splits): prompts for chat text."""
+    questions = [doc["query"] for task in ("arc_easy", "csqa") for doc, _ in train_gold(task)]
+    stripped = [q.removeprefix("Question:").removesuffix("Answer:").strip() for q in questions]
+    goals = [doc["goal"].strip() for doc, _ in train_gold("piqa") if doc["goal"].endswith("?")]
+    return sorted({q for q in stripped + goals if 20 < len(q) < 200})
 
 
 def _converse(count: int, seed: int) -> list[list[int]]:

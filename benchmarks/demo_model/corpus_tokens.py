@@ -9,17 +9,10 @@ import torch
 from torch import Tensor
 
 from offline.data.domains import DOMAINS, Corpus, load_corpora
-from offline.demo.network import GGUF, gguf_folder
+from offline.demo.dense import load_tokenizer
 
 BLOCK = 256
 _TRAIN_BLOCKS, _HELDOUT_BLOCKS = 640, 24
-
-
-def load_tokenizer() -> Any:
-    """The dense base's tokenizer, from its GGUF file."""
-    from transformers import AutoTokenizer  # slow to import
-
-    return AutoTokenizer.from_pretrained(gguf_folder(), gguf_file=GGUF, local_files_only=True)
 
 
 def token_blocks(work: Path) -> dict[str, dict[str, Tensor]]:

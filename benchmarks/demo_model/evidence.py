@@ -22,9 +22,15 @@ from torch import Tensor
 
 from benchmarks.demo_model.corpus_tokens import token_blocks
 from benchmarks.demo_model.experts import TOP_K
+from benchmarks.demo_model.network import (
+    FeedForward,
+    dense_feed_forward,
+    hidden_states,
+    logits,
+)
 from offline.data.domains import DOMAINS
 from offline.data.packages import cache_root
-from offline.demo.network import LAYERS, Dense, FeedForward, hidden_states, load_dense, logits
+from offline.demo.dense import LAYERS, Dense, load_dense
 
 _EXPERTS = 8
 _PROMPTS = (
@@ -174,7 +180,7 @@ def measure(folder: Path, blocks: int, halves: int) -> dict[str, Any]:
     variation = mixture.std(dim=-1, correction=0) / mixture.mean(dim=-1)
     result: dict[str, Any] = {
         "tokens_per_domain": blocks * next(iter(text.values())).shape[1],
-        "perplexity": {"dense": perplexities(dense, dense.feed_forward, text), "moe": found},
+        "perplexity": {"dense": perplexities(dense, dense_feed_forward(dense), text), "moe": found},
         "expert_distance_per_layer": distances(moe),
         "share_of_choices_domain_by_expert": {
             name: [round(v, 3) for v in shares[i].mean(dim=0).tolist()]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from offline.demo.network import HIDDEN, LAYERS, Dense
+from offline.demo.dense import HIDDEN, LAYERS, Dense
 
 RANK, TOP_K = 16, 2
 _ROWS = 64  # an expert's tokens are padded to a multiple: oneDNN compiles a kernel for each shape

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from benchmarks.demo_model.corpus_tokens import save_atomically
 from benchmarks.demo_model.experts import Observed, Slices, fresh_factors, moe_feed_forward
-from offline.demo.network import Dense, hidden_states, logits
+from benchmarks.demo_model.network import dense_feed_forward, hidden_states, logits
+from offline.demo.dense import Dense
 
 _WATCHED = (10, 20, 29)  # layers whose feed-forward inputs are compared with the dense base's
 
@@ -105,11 +106,12 @@ def _backward(
 ) -> dict[str, float]:
     """Losses of one batch; leaves their gradients in ``values``."""
     watched: dict[int, Tensor] = {}
+    own = dense_feed_forward(p.dense)
 
     def teacher(layer: int, x: Tensor) -> Tensor:
         if layer in _WATCHED:
             watched[layer] = x
-        return p.dense.feed_forward(layer, x)
+        return own(layer, x)
 
     with torch.no_grad():
         target = hidden_states(p.dense, tokens, teacher)[:, :-1].flatten(0, 1)

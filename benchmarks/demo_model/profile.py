@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from offline.demo.network import FFN, LAYERS, Dense, hidden_states
+from benchmarks.demo_model.network import hidden_states
+from offline.demo.dense import FFN, LAYERS, Dense
 
 KEPT = 1152  # neurons of 1536 that each expert keeps
 

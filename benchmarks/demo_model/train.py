@@ -18,13 +18,13 @@ from torch import Tensor
 
 from benchmarks.demo_model.chat import chat_blocks
 from benchmarks.demo_model.corpus_tokens import BLOCK, corpus_hashes, save_atomically, token_blocks
+from benchmarks.demo_model.deltas_file import save_deltas
 from benchmarks.demo_model.experts import RANK
 from benchmarks.demo_model.joint import Ingredients, Settings, train
 from benchmarks.demo_model.profile import KEPT, choose_neurons, fit_routers, profile_domain
 from offline.data.domains import DOMAINS
 from offline.data.packages import PACKAGES
-from offline.demo.deltas import save_deltas
-from offline.demo.network import FFN, Dense, load_dense
+from offline.demo.dense import FFN, Dense, load_dense
 
 _PROFILE_BLOCKS, _PROFILE_SAMPLES, _ROUTER_STEPS, _SHARPNESS, _CHATS = 32, 2048, 150, 0.6, 144
 

