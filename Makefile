@@ -23,12 +23,14 @@ install: $(STAMP)
 
 # --no-deps: the lock is complete, and leaves out three packages that break a CPU install
 # (requirements/lock.py says which and why).
-$(STAMP): requirements/cpu.lock requirements/vllm-name/pyproject.toml pyproject.toml
+$(STAMP): requirements/cpu.lock requirements/vllm-name/pyproject.toml \
+  deploy/demo-data/pyproject.toml pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-deps '$(TORCH)' || \
 	  $(BIN)/pip install --quiet --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
 	$(BIN)/pip install --quiet --no-deps --no-compile -r requirements/cpu.lock
 	$(BIN)/pip install --quiet --no-deps ./requirements/vllm-name
+	$(BIN)/pip install --quiet --no-deps --editable ./deploy/demo-data
 	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 

@@ -29,7 +29,6 @@ from torch import Tensor
 from vllm_moe_prune.errors import PruneError
 
 FORMAT = "vllm-moe-prune demo deltas 1"
-COMMITTED = Path(__file__).parent / "deltas.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +74,11 @@ class Deltas:
         return {"w1": w1, "w2": w2, "w3": w3}
 
 
-def load_deltas(path: Path = COMMITTED) -> Deltas:
-    """Read the file (the committed one unless told otherwise)."""
+def load_deltas(path: Path) -> Deltas:
+    """Read the file.
+
+    :raises PruneError: if it cannot be read or is no such file
+    """
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offline.demo.card import CARD
 from offline.runs.output import staged
+from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import let_others_read
 
 if TYPE_CHECKING:  # torch is slow to import, and `vmprune --help` must not
@@ -19,6 +21,21 @@ if TYPE_CHECKING:  # torch is slow to import, and `vmprune --help` must not
     from offline.runs.progress import Reporter
 
 _LAYERS_PER_SHARD = 8
+_DATA = "vllm_moe_prune_demo"  # a distribution of its own: a serving host does without it
+
+
+def deltas_path() -> Path:
+    """Return the installed file of deltas, ``deltas.safetensors``.
+
+    :raises PruneError: if the distribution that holds it is not installed
+    """
+    try:
+        return Path(str(files(_DATA) / "deltas.safetensors"))
+    except ModuleNotFoundError:
+        raise PruneError(
+            "the data of the demo model (20 MB) are not installed",
+            hint="pip install 'vllm-moe-prune[demo]', or in a clone: make install",
+        ) from None
 
 
 def make_demo_model(
@@ -33,7 +50,11 @@ def make_demo_model(
     A Mixtral model in Hugging Face layout: bf16 shards with index, config, generation config,
     tokenizer with chat template, model card. Downloads the dense base (93 MB) the first time.
     ``out`` appears complete or not at all; an existing one is replaced only with ``force``.
+
+    :param deltas_file: the experts; the installed ones if not given
+    :raises PruneError: if ``out`` is there or the deltas are not
     """
+    deltas_file = deltas_file or deltas_path()  # before torch, which is another extra
     from offline.demo.dense import LAYERS
 
     tell = reporter.step if reporter else _silent
@@ -48,13 +69,13 @@ def _silent(amount: int = 1, note: str = "") -> None:
     """Nobody listens."""
 
 
-def _write_model(folder: Path, deltas_file: Path | None, tell: Callable[..., None]) -> None:
+def _write_model(folder: Path, deltas_file: Path, tell: Callable[..., None]) -> None:
     import torch
 
-    from offline.demo.deltas import COMMITTED, load_deltas
+    from offline.demo.deltas import load_deltas
     from offline.demo.dense import load_dense
 
-    deltas = load_deltas(deltas_file or COMMITTED)
+    deltas = load_deltas(deltas_file)
     dense = load_dense(torch.float32)
     tell(note="dense base")
     _write_shards(folder, dense, deltas, tell)

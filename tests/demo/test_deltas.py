@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.demo_model.deltas_file import save_deltas
-from offline.demo.deltas import COMMITTED, Deltas, load_deltas
+from offline.demo.deltas import Deltas, load_deltas
 from offline.demo.dense import FFN, HIDDEN, LAYERS, Dense
-from offline.demo.model import layer_tensors
+from offline.demo.model import deltas_path, layer_tensors
 from vllm_moe_prune.errors import PruneError
 
 EXPERTS, DEPTH, RANK, WIDTH, INNER, KEPT = 3, 2, 2, 6, 16, 10
@@ -84,8 +84,8 @@ def test_layer_has_the_names_of_a_mixtral_checkpoint(tiny: tuple[Deltas, Tensor]
 
 
 def test_committed_deltas_fit_their_budget_and_their_base() -> None:
-    assert COMMITTED.stat().st_size <= 25_000_000
-    deltas = load_deltas()
+    assert deltas_path().stat().st_size <= 25_000_000
+    deltas = load_deltas(deltas_path())
     assert deltas.routers.shape == (LAYERS, 8, HIDDEN)
     kept = {len(deltas.kept(e, layer)) for e in range(8) for layer in range(LAYERS)}
     assert len(kept) == 1
