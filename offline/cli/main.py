@@ -7,26 +7,14 @@ import sys
 
 import click
 
-from offline.cli.analyze import analyze
-from offline.cli.build import build
-from offline.cli.check import check
-from offline.cli.coefficients import import_eep
-from offline.cli.compress import compress
-from offline.cli.demo import demo
-from offline.cli.evaluate import evaluate
-from offline.cli.export import export
-from offline.cli.inspect import inspect
-from offline.cli.plan import plan
-from offline.cli.recover import recover
-from offline.cli.report import report
-from offline.cli.score import score
+from offline.cli.lazy import LazyCommand, LazyGroup
 from vllm_moe_prune import __version__
 from vllm_moe_prune.errors import PruneError
 
 _EXTRAS = {"locust": "loadtest", "vllm": "cpu"}  # any other module comes with [offline]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="vmprune")
 def cli() -> None:
     """Prune the experts of a Mixture-of-Experts model and prove what it costs.
@@ -40,23 +28,76 @@ def cli() -> None:
     """
 
 
+# Name, where the command is, and the first sentence of its help: the same words, as a test holds.
 _COMMANDS = (
-    compress,
-    score,
-    plan,
-    analyze,
-    build,
-    inspect,
-    export,
-    check,
-    evaluate,
-    recover,
-    report,
-    import_eep,
-    demo,
+    (
+        "compress",
+        "offline.cli.compress:compress",
+        "Choose which experts to keep, by a task, and write the smaller checkpoint.",
+    ),
+    (
+        "score",
+        "offline.cli.score:score",
+        "Take calibration text through a model once, and save what every criterion needs.",
+    ),
+    (
+        "plan",
+        "offline.cli.plan:plan",
+        "Choose experts by a criterion from saved scores, and write their routing map.",
+    ),
+    (
+        "analyze",
+        "offline.cli.analyze:analyze",
+        "Show how a model's experts are used, and what criteria make of it.",
+    ),
+    (
+        "build",
+        "offline.cli.build:build",
+        "Write the pruned checkpoint that a routing map describes.",
+    ),
+    (
+        "inspect",
+        "offline.cli.inspect:inspect",
+        "Describe a base checkpoint, a pruned checkpoint or a routing map.",
+    ),
+    (
+        "export",
+        "offline.cli.export:export",
+        "Write which experts a routing map keeps, for another tool.",
+    ),
+    (
+        "check",
+        "offline.cli.check:check",
+        "Serve OUT with vLLM and verify it: parity with the reference, and no collapse.",
+    ),
+    (
+        "eval",
+        "offline.cli.evaluate:evaluate",
+        "Measure a checkpoint's accuracy on a task, with its 95 % confidence interval.",
+    ),
+    (
+        "recover",
+        "offline.cli.recover:recover",
+        "Give a pruned checkpoint back what it lost: finetune it on tasks or on instructions.",
+    ),
+    (
+        "report",
+        "offline.cli.report:report",
+        "Draw OUT/report.html from the result of `vmprune compress` or `vmprune recover`.",
+    ),
+    (
+        "import-eep",
+        "offline.cli.coefficients:import_eep",
+        "Make a routing map from a coefficient file that the EEP authors released.",
+    ),
+    (
+        "demo",
+        "offline.cli.demo:demo",
+        "Make a small but real MoE from published packages, and try everything on it.",
+    ),
 )
-for _command in _COMMANDS:
-    cli.add_command(_command)
+for _name, _source, _line in _COMMANDS:
+    cli.add_command(LazyCommand(_name, _source, _line))
 
 
 def main() -> None:
