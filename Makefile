@@ -63,6 +63,7 @@ bench: install
 	$(BIN)/python -m benchmarks.rewrite
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.help_time
 	$(BIN)/python -m benchmarks.calibration
 	mkdir -p build && test -d build/testbed || $(BIN)/python -m benchmarks.testbed.model --out build/testbed
 	$(BIN)/python -m benchmarks.finetune --model build/testbed
