@@ -1,0 +1,1 @@
+"""Building: the checkpoint that a map describes, with its card and companions."""
