@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from offline.build.build import build, plan_build
 from offline.runs.owned import MANIFEST
-from tests.sample_maps import mixed_map, uniform_map
 from tests.reference import reference_model
+from tests.sample_maps import mixed_map, uniform_map
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, INDEX_FILE, Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import MAP_FILE, MATRIX_FILE, RoutingMap

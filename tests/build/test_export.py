@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from offline.build.export import EXPORTS, export, pruner_call
-from tests.command import (invoke)
-from tests.command import (one_error, run)
+from tests.command import invoke, one_error, run
 from tests.vllm_moe_prune.bare import BASE
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap, Selection
