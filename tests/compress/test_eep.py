@@ -125,13 +125,39 @@ def test_seeds_of_one_shot_methods_are_the_first_candidates(
     evaluated = [e["digest"] for e in log_of(out) if e["kind"] == "evaluation"]
     assert frequency is not None
     assert candidates[0] in evaluated  # frequency's map, measured again on held-out items
-    reranked = [
+    assert set(candidates[:2]) <= set(selected(out))  # seeds are finalists, whatever their fitness
+
+
+def selected(out: Path) -> list[str]:
+    """Return the maps that were evaluated on the selection split."""
+    return [
         entry["digest"]
         for entry in log_of(out)
         if entry["kind"] == "evaluation"
         and any(fields["split"] == "selection" for fields in entry["results"].values())
     ]
-    assert set(candidates[:2]) <= set(reranked)  # seeds are finalists, whatever their fitness
+
+
+@pytest.mark.parametrize("finalists", [1, 3])
+def test_so_many_of_the_best_as_asked_for_are_ranked_again(
+    finalists: int, engine: TransformersEngine, model: Path, task_file: Path, tmp_path: Path
+) -> None:
+    out, listener = tmp_path / "out", Listener()
+    more = {"finalists": finalists, "seeding": False, "racing": False, "compare": "none"}
+    recipe = CompressRecipe.merge(
+        None,
+        SETTINGS
+        | {"model": model, "task": str(task_file), "keep": 4, "phases": "prune", "seed": 3}
+        | more,
+    )
+    result = compress(recipe, out, make_engine=lambda _: engine, reporter=listener)
+    assert ["re-ranking the finalists", finalists, finalists] in listener.stages
+    candidates = {e["digest"]: e for e in log_of(out) if e["kind"] == "candidate"}
+    assert len(candidates) == len(result.search) == 8
+    fitness = dict(zip(candidates, (point.fitness for point in result.search), strict=True))
+    ranked = sorted(fitness, key=lambda digest: -fitness[digest])
+    assert set(selected(out)) == set(ranked[:finalists])
+    assert result.map_digest in selected(out)
 
 
 def test_agreement_needs_no_labels(

@@ -8,7 +8,14 @@ import pytest
 
 from offline.tasks.catalog import SPLITS, TASKS, Task, get_task
 from offline.tasks.items import Item
-from offline.tasks.splits import data_identity, examples, load_items, make_splits, split_file
+from offline.tasks.splits import (
+    data_identity,
+    examples,
+    load_items,
+    make_splits,
+    split_file,
+    training_items,
+)
 from vllm_moe_prune.errors import PruneError
 
 
@@ -100,6 +107,32 @@ def test_duplicates_of_test_questions_leave_the_other_splits(own_task: Task) -> 
     kept = [split for split, items in splits.items() if any("cat is" in i.query for i in items)]
     places = [s for s, items in splits.items() if any("HERE" in i.query for i in items)]
     assert len(places) == 1 and places[0] in kept
+
+
+def test_a_question_with_copies_on_both_sides_of_a_border_is_in_one_split_only(
+    own_task: Task,
+) -> None:
+    """7 questions of 3 items each lie side by side: both borders, after 10 and after 4 of the 9
+    that are left, fall between the items of one question."""
+    assert own_task.yaml is not None
+    data = own_task.yaml.with_name("data.jsonl")
+    lines = [line for line in data.read_text().splitlines() if '"here"' in line][:7]
+    copies = [line.replace('"here"', place) for line in lines for place in ('"here"', '"HERE!"')]
+    data.write_text("\n".join([*copies, *lines]) + "\n")
+    splits = make_splits(own_task)
+    keys = {split: {item.key for item in items} for split, items in splits.items()}
+    assert {split: len(items) for split, items in splits.items()} == {
+        "search": 3,  # 5 less 2 that the selection split asks
+        "selection": 4,
+        "test": 10,
+    }
+    assert {split: len(found) for split, found in keys.items()} == {
+        "search": 1,
+        "selection": 2,
+        "test": 4,
+    }
+    assert len(set.union(*keys.values())) == 7
+    assert {item.key for item in training_items(own_task)} == keys["search"]
 
 
 def test_identity_names_the_items_used(own_task: Task) -> None:
