@@ -1,0 +1,126 @@
+"""Every page in every state: nothing of the program that made it is left in what a reader sees."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offline.analysis.analyse import analyse
+from offline.report import analysis_page, recovery_page
+from offline.report.render import render
+from offline.results.analysis import Analysis
+from offline.results.compression import RunResult
+from tests.analysis.samples import map_keeping, masked, scores_of, two_domains
+from tests.report.page import Page
+from tests.report.samples import check_json, compare_json, provenance, quality, run_result, search
+from tests.report.test_lottery_section import record
+from tests.results.test_recovery import FULL, recovery
+
+# What a template that was not filled, a method that was not called, and a number or a name that is
+# not there look like.
+LEFTOVERS = re.compile(
+    r"\{\{|\}\}|\{%|%\}|\{#|#\}|<(bound )?(method|function|generator|property)\b|object at 0x"
+    r"|\b(None|nan|NaN|inf|Infinity|Undefined)\b"
+)
+KEPT = dict.fromkeys((0, 1, 4), (0, 2, 4))
+
+
+def analysis(*, full: bool = True) -> Analysis:
+    tokens = two_domains(never=(5,))
+    if not full:
+        return analyse(scores_of({"prose": tokens["prose"]}))
+    after = {
+        name: {n: masked(part, KEPT[n]) for n, part in layers.items()}
+        for name, layers in tokens.items()
+    }
+    return analyse(
+        scores_of(tokens),
+        after=scores_of(after),
+        routing_map=map_keeping(KEPT),
+        domains={"code": 1.0, "prose": 2.0},
+    )
+
+
+def never_routed() -> RunResult:
+    """Return a run whose base was not watched, of a method that counts and says little."""
+    layers = tuple(
+        layer.model_copy(update={"usage": (0,) * 8}) for layer in run_result(num_layers=2).layers
+    )
+    made = provenance().model_copy(update={"seed": None, "created": None, "data": ()})
+    return run_result(method="random", layers=layers, search=(), quality=(), provenance=made)
+
+
+def two_tasks() -> RunResult:
+    more = [q.model_copy(update={"task": "arc_easy", "measure": "agreement"}) for q in quality()]
+    return run_result(fitness="agreement", quality=(*quality(), *more), tasks=("sciq", "arc_easy"))
+
+
+def lottery(*, tuned: bool) -> RunResult:
+    return run_result(method="lottery", search=(), lottery=record(tuned=tuned))
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "report, all of it": lambda: render(
+        run_result(),
+        serving=compare_json(),
+        check=check_json(),
+        analysis=analysis().model_dump(mode="json"),
+    ),
+    "report, margin": lambda: render(run_result(fitness="margin", search=search(12))),
+    "report, agreement, two tasks": lambda: render(
+        two_tasks(), analysis=analysis(full=False).model_dump(mode="json")
+    ),
+    "report, next to nothing": lambda: render(never_routed(), check={}, serving={"ratios": []}),
+    "report, lottery": lambda: render(lottery(tuned=True)),
+    "report, rounds without training": lambda: render(lottery(tuned=False)),
+    "analysis, all of it": lambda: analysis_page.render(analysis()),
+    "analysis, scores alone": lambda: analysis_page.render(analysis(full=False)),
+    "recovery, all of it": lambda: recovery_page.render(FULL),
+    "recovery without tasks": lambda: recovery_page.render(recovery()),
+}
+
+
+@pytest.fixture(scope="module", params=PAGES, ids=str)
+def page(request: pytest.FixtureRequest) -> Page:
+    return Page(PAGES[request.param]())
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Yield what a figure says; a number that is none as its name."""
+    if isinstance(value, dict):
+        yield from (text for part in value.values() for text in strings(part))
+    elif isinstance(value, list):
+        yield from (text for part in value for text in strings(part))
+    elif isinstance(value, str):
+        yield value
+    elif isinstance(value, float) and not np.isfinite(value):
+        yield str(value)
+
+
+def test_no_text_holds_marks_of_a_template_or_of_a_value_that_is_none(page: Page) -> None:
+    assert page.words.count("Provenance") == 1  # it is there to its end
+    said = [page.text]
+    said += [value for _, attributes in page.tags for value in attributes.values() if value]
+    assert [found[0] for text in said for found in LEFTOVERS.finditer(text)] == []
+
+
+def test_no_figure_does_either(page: Page) -> None:
+    found = [mark[0] for text in strings(page.figures) for mark in LEFTOVERS.finditer(text)]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "text", ["{{ run.fitness }}", "{% if x %}", "a None b", "nan%", "<bound method Size.x of 1>"]
+)
+def test_such_a_mark_would_be_seen(text: str) -> None:
+    assert LEFTOVERS.search(text)
+
+
+def test_the_search_section_says_which_fitness_its_dots_are() -> None:
+    for fitness in ("accuracy", "margin", "agreement"):
+        words = Page(render(run_result(fitness=fitness, search=search(12)))).words
+        assert f"Dots: {fitness} of each candidate on the search split" in words
