@@ -11,7 +11,8 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from vllm_moe_prune.layouts import layout_of
 from vllm_moe_prune.live import LiveRouting
-from vllm_moe_prune.vllm_compat import check_version, routed_by
+from vllm_moe_prune.vllm_compat.moe_layers import routed_by
+from vllm_moe_prune.vllm_compat.version import check_version
 
 
 class LiveMoELoader(DefaultModelLoader):

@@ -26,13 +26,9 @@ from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.rewrite import Copy, Drop, Operation, rewrite
 from vllm_moe_prune.routing import route
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
-from vllm_moe_prune.vllm_compat import (
-    RoutingFunction,
-    adapts_experts,
-    built_by_layer,
-    check_version,
-    experts_without_lora,
-)
+from vllm_moe_prune.vllm_compat.lora import adapts_experts, experts_without_lora
+from vllm_moe_prune.vllm_compat.moe_layers import RoutingFunction, built_by_layer
+from vllm_moe_prune.vllm_compat.version import check_version
 
 logger = init_logger(f"vllm.{__name__}")
 

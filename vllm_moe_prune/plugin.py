@@ -15,14 +15,15 @@ def register() -> None:
     """Register the load formats, once. Does nothing in a process that has not imported vLLM."""
     if "vllm" not in sys.modules:
         return
-    from vllm.model_executor import model_loader
+    from vllm_moe_prune.vllm_compat.load_formats import guard_other_loaders, is_registered
 
-    if LOAD_FORMAT in model_loader._LOAD_FORMAT_TO_MODEL_LOADER:
+    if is_registered(LOAD_FORMAT):
         return
+    from vllm.model_executor.model_loader import register_model_loader
+
     from vllm_moe_prune.live_loader import LiveMoELoader
     from vllm_moe_prune.loader import PrunedMoELoader, refuse_compact
-    from vllm_moe_prune.vllm_compat import guard_other_loaders
 
-    model_loader.register_model_loader(LOAD_FORMAT)(PrunedMoELoader)
-    model_loader.register_model_loader(LIVE_LOAD_FORMAT)(LiveMoELoader)
+    register_model_loader(LOAD_FORMAT)(PrunedMoELoader)
+    register_model_loader(LIVE_LOAD_FORMAT)(LiveMoELoader)
     guard_other_loaders(refuse_compact, ours=LOAD_FORMAT)

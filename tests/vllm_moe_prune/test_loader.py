@@ -22,8 +22,8 @@ vllm = pytest.importorskip("vllm", reason="the plugin side needs vLLM")
 from vllm.config.load import LoadConfig  # noqa: E402
 from vllm.model_executor.model_loader import get_model_loader  # noqa: E402
 
-from vllm_moe_prune import vllm_compat  # noqa: E402
 from vllm_moe_prune.loader import PrunedMoELoader, apply_map, check_draft, check_parallel  # noqa: E402
+from vllm_moe_prune.vllm_compat.version import check_version  # noqa: E402
 
 UNIFORM = [(0, 2, 5, 7)] * 4
 
@@ -183,4 +183,4 @@ def test_the_seam_is_where_the_compat_layer_expects_it() -> None:
 
     assert callable(mixtral.make_layers)
     assert callable(mixtral.FusedMoEFactory)
-    vllm_compat.check_version()
+    check_version()

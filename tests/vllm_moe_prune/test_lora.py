@@ -98,7 +98,7 @@ def test_adapters_beyond_attention_are_refused(targets: list[str] | None) -> Non
 def test_attention_adapters_are_not_refused(lora: Any) -> None:
     pytest.importorskip("vllm")
     from vllm_moe_prune.loader import check_lora
-    from vllm_moe_prune.vllm_compat import experts_without_lora
+    from vllm_moe_prune.vllm_compat.lora import experts_without_lora
 
     config: Any = SimpleNamespace(lora_config=lora)
     check_lora(config)

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("vllm", reason="the plugin side needs vLLM")
 
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.vllm_compat import SUPPORTED, check_version
+from vllm_moe_prune.vllm_compat.version import SUPPORTED, check_version
 
 ROOT = Path(__file__).parents[2]
 LOWEST, HIGHEST = SUPPORTED

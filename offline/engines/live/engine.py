@@ -250,7 +250,7 @@ class VllmEngine:
 
     def close(self) -> None:
         """End vLLM's processes; the engine cannot be used afterwards."""
-        from vllm_moe_prune.vllm_compat import shut_down
+        from vllm_moe_prune.vllm_compat.engine import shut_down
 
         if self._llm is not None:
             shut_down(self._llm)

@@ -10,7 +10,8 @@ from vllm.inputs import TokensPrompt
 
 from offline.engines.encoding import Encoder, Pair
 from offline.engines.live.requests import CachedBlocks, ScoringPlan, scoring_plan
-from vllm_moe_prune.vllm_compat import NOTE, block_size
+from vllm_moe_prune.vllm_compat.engine import block_size
+from vllm_moe_prune.vllm_compat.steps import NOTE
 
 _REMEMBERED = 8  # sets of requests kept tokenised and laid out
 _NEW_TOKENS = 256  # of a generation whose task sets no limit, as in lm-evaluation-harness

@@ -58,7 +58,7 @@ def _import_vllm() -> type[LLM]:
             f"vLLM is not installed ({error})",
             hint="pip install 'vllm-moe-prune[gpu]' (or [cpu]), or use the transformers engine",
         ) from error
-    from vllm_moe_prune.vllm_compat import check_version
+    from vllm_moe_prune.vllm_compat.version import check_version
 
     check_version()
     from vllm import LLM
@@ -73,7 +73,7 @@ def _memory() -> dict[str, Any]:
 
 
 def _defaults(tensor_parallel: int, log: Path) -> dict[str, str]:
-    from vllm_moe_prune.vllm_compat import LIVE_ENVIRONMENT
+    from vllm_moe_prune.vllm_compat.steps import LIVE_ENVIRONMENT
 
     config = log.with_name("logging.json")
     config.write_text(json.dumps(_logging(log)))

@@ -19,7 +19,8 @@ from safetensors.numpy import load
 
 from vllm_moe_prune.live import LiveLayer
 from vllm_moe_prune.routing_map import RoutingMap
-from vllm_moe_prune.vllm_compat import PromptRows, is_quantised, live_layers, observe_steps
+from vllm_moe_prune.vllm_compat.live_layers import is_quantised, live_layers
+from vllm_moe_prune.vllm_compat.steps import PromptRows, observe_steps
 
 _CHUNK = 256  # positions whose logits are in float32 at the same time
 

@@ -1,0 +1,142 @@
+"""How vLLM builds the MoE layers of a model: with counts and with routing functions of our own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from vllm_moe_prune.layer_map import LayerMap
+from vllm_moe_prune.layout import MoeLayout
+
+RoutingFunction = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
+
+
+def _model_code(layout: MoeLayout) -> Any:
+    """Return the module in which vLLM has a family's MoE blocks."""
+    name = layout.vllm_module or layout.model_type
+    return import_module(f"vllm.model_executor.models.{name}")
+
+
+def _layers_code(layout: MoeLayout) -> Any:
+    """Return the module in which a family's decoder layers are made one by one."""
+    name = layout.vllm_layers_module
+    return import_module(f"vllm.model_executor.models.{name}") if name else _model_code(layout)
+
+
+@contextmanager
+def built_by_layer(
+    layout: MoeLayout, layers: Mapping[int, LayerMap], mapped: Mapping[int, RoutingFunction]
+) -> Iterator[None]:
+    """Within this context vLLM builds each MoE layer with that layer's own counts.
+
+    Model code reads one expert count and one top-k from its config, makes the gate from the first
+    and hands both to ``FusedMoEFactory``. So while a layer is being made, the config answers with
+    the width of that layer's gate, and for layers with a mapped router, whose gate is wider than
+    their experts are many, the factory is called with E' and the routing function.
+
+    :param mapped: decoder layer -> routing function, for the layers whose router is mapped
+    """
+    module, maker = _model_code(layout), _layers_code(layout)
+    make_layers, factory = maker.make_layers, module.FusedMoEFactory
+
+    def make_layers_each(count: int, layer_fn: Callable[..., Any], prefix: str) -> Any:
+        def build(prefix: str) -> Any:
+            layer = layers.get(layer_number(prefix))
+            if layer is None:
+                return layer_fn(prefix=prefix)
+            with _answering(layout, layer):
+                return layer_fn(prefix=prefix)
+
+        return make_layers(count, build, prefix=prefix)
+
+    def factory_each(**arguments: Any) -> Any:
+        number = layer_number(arguments["prefix"])
+        if number in mapped:
+            arguments |= _custom(mapped[number], arguments)
+            arguments["num_experts"] = layers[number].num_kept
+        return factory(**arguments)
+
+    maker.make_layers, module.FusedMoEFactory = make_layers_each, factory_each
+    try:
+        yield
+    finally:
+        maker.make_layers, module.FusedMoEFactory = make_layers, factory
+
+
+@contextmanager
+def routed_by(layout: MoeLayout, routing: Callable[[int, int], RoutingFunction]) -> Iterator[None]:
+    """Within this context vLLM builds each MoE layer with a routing function of its own.
+
+    :param routing: makes one from the layer's number of experts and its top-k
+    """
+    module = _model_code(layout)
+    factory = module.FusedMoEFactory
+
+    def factory_each(**arguments: Any) -> Any:
+        function = routing(arguments["num_experts"], arguments["top_k"])
+        return factory(**{**arguments, **_custom(function, arguments)})
+
+    module.FusedMoEFactory = factory_each
+    try:
+        yield
+    finally:
+        module.FusedMoEFactory = factory
+
+
+def _custom(function: RoutingFunction, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``FusedMoEFactory`` that make a layer route by ``function``.
+
+    vLLM's grouped top-k (which DeepSeek-V2 asks for with one group, too) excludes a routing
+    function, and only vLLM's own routers scale the weights.
+    """
+    scale = float(arguments.get("routed_scaling_factor", 1.0))
+    if scale != 1.0 and not arguments.get("apply_routed_scale_to_output", False):
+        function = _Scaled(function, scale)
+    return {"custom_routing_function": function, "use_grouped_topk": False}
+
+
+@dataclass(frozen=True, slots=True)
+class _Scaled:
+    """A routing function whose weights are multiplied."""
+
+    function: RoutingFunction
+    scale: float
+
+    def __call__(self, *given: Any, **named: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, ids = self.function(*given, **named)
+        return weights * self.scale, ids
+
+
+def unscaled(function: Any) -> Any:
+    """Return the routing function that a layer was given, whatever it is multiplied with."""
+    return function.function if isinstance(function, _Scaled) else function
+
+
+@contextmanager
+def _answering(layout: MoeLayout, layer: LayerMap) -> Iterator[None]:
+    from vllm.config import get_current_vllm_config
+
+    # Of the model now being built: vLLM copies the config for one that is part of another.
+    config = get_current_vllm_config().model_config.hf_config.get_text_config()
+    keys = (layout.num_experts_key, layout.top_k_key)
+    before = [getattr(config, key) for key in keys]
+    for key, value in zip(keys, (layer.gate_rows, layer.top_k), strict=True):
+        setattr(config, key, value)
+    try:
+        yield
+    finally:
+        for key, value in zip(keys, before, strict=True):
+            setattr(config, key, value)
+
+
+def layer_number(prefix: str) -> int:
+    """Return the decoder layer index in a module prefix, or -1."""
+    found = _LAYER.search(prefix)
+    return int(found[1]) if found else -1
