@@ -102,9 +102,8 @@ class Walk:
 
     def run(self, number: int, hidden: torch.Tensor) -> torch.Tensor:
         """Return the output [B, L, D] of decoder layer ``number`` for its input [B, L, D]."""
-        output = self.layers[number](hidden, **self._given[hidden.shape[:2], number])
-        result: torch.Tensor = output[0] if isinstance(output, tuple) else output
-        return result
+        output: torch.Tensor = self.layers[number](hidden, **self._given[hidden.shape[:2], number])
+        return output
 
     def step(
         self,

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from offline.calibration.walk import TextBatch, restore_forward
-from offline.engines.local.experts import LayerControl, logits_of
+from offline.engines.local.experts import LayerControl
 from vllm_moe_prune.routing import scores
 
 
@@ -48,9 +48,9 @@ class Watch:
         """Say which batch comes next."""
         self.token_ids = batch.token_ids.flatten().to(self.control.experts.gate_up_proj.device)
 
-    def note_logits(self, _: Any, __: Any, routed: Any) -> None:
+    def note_logits(self, _: Any, __: Any, output: Any) -> None:
         """Take the router's output."""
-        self._logits = logits_of(routed)
+        self._logits = self.control.adapter.read(output).logits
 
     def forward(
         self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor

@@ -7,6 +7,7 @@ it. So an expert whose bias is -inf is never chosen, and nothing else changes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -14,27 +15,21 @@ from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layout import MoeLayout
 
-_NAME = "e_score_correction_bias"
-
 
 @dataclass(slots=True)
 class Correction:
     """The correction bias [E] of one layer's router, and what it was."""
 
-    router: torch.nn.Module
+    router: Any
     bias: torch.Tensor
     own: torch.Tensor
     top_k: int
 
     @classmethod
-    def of(cls, block: torch.nn.Module, router: torch.nn.Module) -> Correction:
-        """Find the bias of an MoE block."""
-        (bias,) = [
-            tensor
-            for name, tensor in (*block.named_parameters(), *block.named_buffers())
-            if name.endswith(_NAME)
-        ]
-        return cls(router, bias.data, bias.data.clone(), int(router.top_k))  # type: ignore[arg-type]
+    def of(cls, router: Any) -> Correction:
+        """Take the bias of a router."""
+        bias: torch.Tensor = router.e_score_correction_bias.data
+        return cls(router, bias, bias.clone(), int(router.top_k))
 
     def set(self, entry: LayerMap | None) -> None:
         """Choose among what the map's entry keeps; None is the base.
@@ -42,7 +37,7 @@ class Correction:
         :raises PruneError: for merged experts or a mapped router
         """
         self.bias.copy_(self.own)
-        self.router.top_k = self.top_k  # type: ignore[assignment]
+        self.router.top_k = self.top_k
         if entry is None:
             return
         kept = entry.experts.kept
@@ -54,7 +49,7 @@ class Correction:
         dropped = torch.ones_like(self.bias, dtype=torch.bool)
         dropped[list(kept)] = False
         self.bias.masked_fill_(dropped, float("-inf"))
-        self.router.top_k = entry.top_k  # type: ignore[assignment]
+        self.router.top_k = entry.top_k
 
 
 def check_routable(layout: MoeLayout, num_groups: int, engine: str = "transformers") -> None:

@@ -9,19 +9,18 @@ what was chosen. Results and gradients are the same.
 
 from __future__ import annotations
 
-import inspect
 from types import MethodType
 from typing import Any
 
 import torch
 
-Routed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+from offline.engines.local.router import Routed
 
 
 def open_up(block: torch.nn.Module) -> None:
-    """Change a block whose experts take nothing but hidden states; leave all others alone."""
+    """Change a block of dense experts; one that is open already stays as it is."""
     experts: Any = block.experts
-    if len(inspect.signature(type(experts).forward).parameters) != 2:  # self and hidden states
+    if type(experts).forward is _compute:
         return
     _behave(block.router, forward=_route)
     _behave(experts, forward=_compute, is_transposed=True, is_concatenated=True)
@@ -40,7 +39,7 @@ def _route(self: Any, hidden_states: torch.Tensor) -> Routed:
     """Return logits [T, E], weights and ids [T, k] for hidden states [T, D]."""
     logits = torch.nn.functional.linear(hidden_states, self.weight, self.bias)
     best, ids = logits.topk(self.top_k, dim=-1)
-    return logits, best.float().sigmoid().to(logits.dtype), ids
+    return Routed(logits, best.float().sigmoid().to(logits.dtype), ids)
 
 
 def _compute(

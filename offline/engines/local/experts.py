@@ -1,8 +1,8 @@
 """Makes a live transformers model route and compute as a routing map says, without new weights.
 
 transformers fuses the experts of a layer into ``gate_up_proj`` [E, 2I, D] and ``down_proj``
-[E, D, I] and has a router beside them that returns (logits [T, E], weights [T, k], ids [T, k]).
-Dropped experts stay in memory: the router just cannot choose them.
+[E, D, I] and has a router beside them, which the family's `RouterAdapter` reads. Dropped
+experts stay in memory: the router just cannot choose them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 
 from offline.engines.base import ExpertUse
 from offline.engines.local.correction import Correction, check_routable
-from offline.engines.local.dense import Routed, open_up
+from offline.engines.local.dense import open_up
+from offline.engines.local.router import Routed, RouterAdapter, router_of
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layout import MoeLayout
@@ -39,6 +40,7 @@ class LayerControl:
     layer: int
     block: torch.nn.Module
     router: torch.nn.Module
+    adapter: RouterAdapter
     experts: Any
     layout: MoeLayout
     use: ExpertUse | None = None
@@ -56,20 +58,16 @@ class LayerControl:
     def __post_init__(self) -> None:
         self.router.register_forward_hook(self._after_router)
 
-    def _after_router(self, _: Any, __: Any, output: Routed) -> Routed | None:
+    def _after_router(self, _: Any, __: Any, output: Any) -> tuple[torch.Tensor, ...] | None:
         """Replace the router's choice by the map's; note what is chosen."""
-        logits = logits_of(output)
-        first = output[0] is logits
-        weights, ids = output[1], output[2] if first else output[0]
+        routed = self.adapter.read(output)
         if self._rule is not None:
-            scale = float(getattr(self.router, "routed_scaling_factor", 1.0))
-            _, mapped, ids = self._rule(logits)
-            weights = (mapped * scale).to(weights.dtype)
+            weights, ids = self._rule(routed.logits)
+            weights = (weights * self.adapter.scale_of(self.router)).to(routed.weights.dtype)
+            routed = Routed(routed.logits, weights, ids)
         if self.use is not None:
-            self._note(self.use, logits, ids)
-        if self._rule is None:
-            return None
-        return (logits, weights, ids) if first else (ids, weights, logits)
+            self._note(self.use, routed.logits, routed.ids)
+        return None if self._rule is None else self.adapter.write(routed)
 
     def _note(self, use: ExpertUse, logits: torch.Tensor, ids: torch.Tensor) -> None:
         if self.real is not None:
@@ -89,7 +87,7 @@ class LayerControl:
             check_routable(self.layout, routing_map.num_groups)
         entry = routing_map.by_layer()[self.layer] if routing_map else None
         if self.layout.is_corrected:
-            self._correction = self._correction or Correction.of(self.block, self.router)
+            self._correction = self._correction or Correction.of(self.router)
             self._correction.set(entry)
             return
         if routing_map is None or entry is None:
@@ -145,7 +143,7 @@ class LayerControl:
     def scores_of(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the base router's scores [T, E] in float32 for the block's input [T, D]."""
         rule, self._rule = self._rule, None
-        logits = logits_of(self.router(hidden))
+        logits = self.adapter.read(self.router(hidden)).logits
         self._rule = rule
         return scores(logits, self.layout.score)
 
@@ -160,17 +158,6 @@ class LayerControl:
         given = hidden.new_ones(len(hidden)) if weights is None else weights.to(hidden.dtype)
         output: torch.Tensor = self.experts(hidden, ids, given[:, None])
         return output
-
-
-def logits_of(output: Any) -> torch.Tensor:
-    """Return the logits [T, E] of what a router returns.
-
-    That is they alone, or (logits, weights, ids), or in some families (ids, weights, logits).
-    """
-    if isinstance(output, torch.Tensor):
-        return output
-    logits: torch.Tensor = output[0] if output[0].is_floating_point() else output[2]
-    return logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +184,8 @@ class _Rule:
         slots = None if kept is None else torch.tensor(kept, device=device)
         return cls(rows, w_rm.to(device), slots, entry.top_k, layout)
 
-    def __call__(self, logits: torch.Tensor) -> Routed:
-        """Choose experts from the logits [T, E]."""
+    def __call__(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return weights and ids [T, k] of the experts chosen from the logits [T, E]."""
         weights, ids = route(
             logits if self.rows is None else logits[:, self.rows],
             self.w_rm,
@@ -206,7 +193,7 @@ class _Rule:
             score=self.layout.score,
             renormalise=self.layout.renormalise,
         )
-        return logits, weights, ids if self.slots is None else self.slots[ids]
+        return weights, ids if self.slots is None else self.slots[ids]
 
 
 def find_layers(model: torch.nn.Module, layout: MoeLayout) -> dict[int, LayerControl]:
@@ -217,18 +204,16 @@ def find_layers(model: torch.nn.Module, layout: MoeLayout) -> dict[int, LayerCon
     :returns: decoder layer -> its control
     :raises PruneError: if the model holds its experts in another way
     """
-    found: dict[int, LayerControl] = {}
+    adapter, found = router_of(layout), dict[int, LayerControl]()
     for name, module in model.named_modules():
         experts = getattr(module, "experts", None)
         layer = _LAYER.search(name + ".")
         if layer is None or not all(hasattr(experts, fused) for fused in _FUSED):
             continue
-        router = getattr(module, "gate", None) or getattr(module, "router", None)
-        if not isinstance(router, torch.nn.Module):
-            raise PruneError(f"{name} has experts but no router that this program knows")
-        open_up(module)
-        number = int(layer[1])
-        found[number] = LayerControl(number, module, router, experts, layout)
+        router, number = adapter.of(module), int(layer[1])
+        if adapter.dense:
+            open_up(module)
+        found[number] = LayerControl(number, module, router, adapter, experts, layout)
     if not found:
         raise PruneError(
             f"found no fused experts in this {layout.model_type} model",

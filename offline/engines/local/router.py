@@ -1,0 +1,92 @@
+"""What the routers of transformers' models return and where they stand, family by family, as data.
+
+The adapter of a model is chosen once, when its MoE layers are found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.layout import MoeLayout
+
+Part = Literal["logits", "weights", "ids"]
+
+
+class Routed(NamedTuple):
+    """How a router spreads T tokens over E experts, k for each."""
+
+    logits: torch.Tensor  # [T, E]
+    weights: torch.Tensor  # [T, k]
+    ids: torch.Tensor  # [T, k]
+
+
+@dataclass(frozen=True, slots=True)
+class RouterAdapter:
+    """The router of one family.
+
+    ``name`` is its attribute in the MoE block and ``returns`` the order of what it returns.
+    ``scale`` is its attribute with a number that all weights are multiplied with, if it has one.
+    Where experts are ``dense``, each computes every token, and a block has to be opened up first
+    (dense.py).
+    """
+
+    name: str = "gate"
+    returns: tuple[Part, Part, Part] = ("logits", "weights", "ids")
+    scale: str | None = None
+    dense: bool = False
+
+    def of(self, block: torch.nn.Module) -> torch.nn.Module:
+        """Return the router of an MoE block.
+
+        :raises PruneError: if it has none of this name
+        """
+        router = getattr(block, self.name, None)
+        if not isinstance(router, torch.nn.Module):
+            raise PruneError(
+                f"an MoE block of this model ({type(block).__name__}) has no {self.name!r}",
+                hint="use the transformers version that this package asks for",
+            )
+        return router
+
+    def read(self, output: Any) -> Routed:
+        """Return the parts of what the router returned.
+
+        :raises PruneError: if it cannot be that
+        """
+        found = dict(zip(self.returns, output, strict=False))
+        if len(output) != len(self.returns) or found["ids"].is_floating_point():
+            raise PruneError(
+                f"a router of this model returns something else than {', '.join(self.returns)}",
+                hint="use the transformers version that this package asks for",
+            )
+        return Routed(**found)
+
+    def write(self, routed: Routed) -> tuple[torch.Tensor, ...]:
+        """Return the parts as the router returns them."""
+        return tuple(getattr(routed, part) for part in self.returns)
+
+    def scale_of(self, router: torch.nn.Module) -> float:
+        """Return what a router multiplies all weights with."""
+        return 1.0 if self.scale is None else float(getattr(router, self.scale))
+
+
+_LLAMA4 = RouterAdapter("router", dense=True)
+# Families whose router is a `gate` and returns (logits, weights, ids) are not listed.
+ROUTERS: Mapping[str, RouterAdapter] = {
+    "deepseek_v2": RouterAdapter(scale="routed_scaling_factor"),
+    "gpt_oss": RouterAdapter("router"),
+    "granitemoe": RouterAdapter("router", ("ids", "weights", "logits")),
+    "llama4": _LLAMA4,
+    "llama4_text": _LLAMA4,
+    "phimoe": RouterAdapter("router"),
+}
+
+
+def router_of(layout: MoeLayout) -> RouterAdapter:
+    """Return the adapter of a family."""
+    return ROUTERS.get(layout.model_type, RouterAdapter())
