@@ -173,7 +173,9 @@ class MoeLayout:
         """Return the number of active experts per token as config.json has it."""
         return _count(self.text_config(config), self.top_k_key)
 
-    def counted(self, config: Mapping[str, Any], num_experts: int, top_k: int) -> dict[str, Any]:
+    def with_counts(
+        self, config: Mapping[str, Any], num_experts: int, top_k: int
+    ) -> dict[str, Any]:
         """Return the config with other counts, under every name that it has for them."""
         known = {self.num_experts_key: num_experts, self.top_k_key: top_k}
         text = self.text_config(config)

@@ -36,7 +36,7 @@ _OUR_KEYS = frozenset({"routing_map", "allow_other_base"})
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class MappedCheckpoint:
     """A model to serve: its checkpoint, the operations that load it, and its map."""
 
     checkpoint: Checkpoint
@@ -60,27 +60,31 @@ class PrunedMoELoader(DefaultModelLoader):
         parents.model_loader_extra_config = extra
         parents.load_format = "safetensors"
         super().__init__(parents)
-        self._subject: Subject | None = None
+        self._mapped: MappedCheckpoint | None = None
 
     def create_model(
         self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
     ) -> torch.nn.Module:
         """Build the model, on a pruned base layer by layer as the map says."""
-        self._subject = self._open(model_config)
+        self._mapped = self._mapped_checkpoint(model_config)
         with experts_without_lora(vllm_config):
-            if self._subject is None:
+            if self._mapped is None:
                 return super().create_model(vllm_config, model_config, prefix)
-            return self._create_pruned(self._subject, vllm_config, model_config, prefix)
+            return self._create_pruned(self._mapped, vllm_config, model_config, prefix)
 
     def _create_pruned(
-        self, subject: Subject, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str
+        self,
+        mapped: MappedCheckpoint,
+        vllm_config: VllmConfig,
+        model_config: ModelConfig,
+        prefix: str,
     ) -> torch.nn.Module:
-        routing_map = subject.routing_map
+        routing_map = mapped.routing_map
         check_parallel(vllm_config, routing_map)
         check_lora(vllm_config)
         if "routing_map" in self._options:
             check_draft(vllm_config)
-        layout, layers = subject.checkpoint.layout, routing_map.by_layer()
+        layout, layers = mapped.checkpoint.layout, routing_map.by_layer()
         config = model_config.hf_text_config
         # Whatever asks the config later, after the layers exist, gets the largest count.
         setattr(config, layout.num_experts_key, routing_map.max_kept)
@@ -95,16 +99,16 @@ class PrunedMoELoader(DefaultModelLoader):
         self, model_config: ModelConfig, model: torch.nn.Module
     ) -> Generator[tuple[str, torch.Tensor], None, None]:
         """Yield the pruned model's weights under the names of the original checkpoint."""
-        if self._subject is None:
+        if self._mapped is None:
             yield from super().get_all_weights(model_config, model)
             return
-        for operation in self._subject.operations:
-            tensor = self._subject.checkpoint.perform(operation)
+        for operation in self._mapped.operations:
+            tensor = self._mapped.checkpoint.perform(operation)
             if tensor is not None:
                 assert not isinstance(operation, Drop)
                 yield operation.target.name, tensor
 
-    def _open(self, model_config: ModelConfig) -> Subject | None:
+    def _mapped_checkpoint(self, model_config: ModelConfig) -> MappedCheckpoint | None:
         """Return what to load, or None for a plain checkpoint."""
         folder = self._local_folder(model_config)
         checkpoint = Checkpoint.open(folder)
@@ -148,7 +152,7 @@ def refuse_compact(model: str) -> None:
 
 def apply_map(
     checkpoint: Checkpoint, routing_map: RoutingMap, *, allow_other: bool = False
-) -> Subject:
+) -> MappedCheckpoint:
     """Plan the loading of an original checkpoint through a routing map.
 
     :raises PruneError: if the map does not fit the checkpoint
@@ -157,10 +161,10 @@ def apply_map(
         checkpoint.fingerprint(), checkpoint.expert_counts(), allow_other=allow_other
     )
     operations = rewrite(checkpoint.tensors, routing_map, checkpoint.layout)
-    return Subject(checkpoint, tuple(operations), routing_map)
+    return MappedCheckpoint(checkpoint, tuple(operations), routing_map)
 
 
-def _as_it_is(checkpoint: Checkpoint, routing_map: RoutingMap) -> Subject:
+def _as_it_is(checkpoint: Checkpoint, routing_map: RoutingMap) -> MappedCheckpoint:
     """Plan the loading of a compact checkpoint, whose tensors are already the pruned ones."""
     found = checkpoint.expert_counts()
     for layer in routing_map.layers:
@@ -172,7 +176,7 @@ def _as_it_is(checkpoint: Checkpoint, routing_map: RoutingMap) -> Subject:
                 hint="the checkpoint and its routing map do not belong together; build it again",
             )
     operations = tuple(Copy(info.name, info) for info in checkpoint.tensors.values())
-    return Subject(checkpoint, operations, routing_map)
+    return MappedCheckpoint(checkpoint, operations, routing_map)
 
 
 def _map_beside(folder: Path) -> Path:

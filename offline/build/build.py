@@ -181,7 +181,7 @@ def _config(
     operations: Sequence[Operation],
 ) -> str:
     """Return config.json with the largest counts; per-layer counts live in the map alone."""
-    config = base.layout.counted(config, routing_map.max_kept, routing_map.max_top_k)
+    config = base.layout.with_counts(config, routing_map.max_kept, routing_map.max_top_k)
     names = {op.target.name for op in operations if not isinstance(op, Drop)}
     if any(map(base.layout.is_mtp, base.tensors)) and not any(map(base.layout.is_mtp, names)):
         config = {**config, NUM_LAYERS_KEY: 0}

@@ -66,7 +66,7 @@ def calibrate(
         take, or the disk for hidden states is too small
     """
     _check(engine, corpora)
-    top_k = _active(engine)
+    top_k = _top_k_by_layer(engine)
     batches = batches_of(corpora, engine.tokens_per_batch)
     router = RouterGroups.of(engine.layout, read_config(engine.folder))
     with tempfile.TemporaryDirectory(prefix="vmprune-", dir=scratch) as folder:
@@ -105,7 +105,7 @@ def _check(engine: TransformersEngine, corpora: Sequence[Domain]) -> None:
         )
 
 
-def _active(engine: TransformersEngine) -> dict[int, int]:
+def _top_k_by_layer(engine: TransformersEngine) -> dict[int, int]:
     """Return decoder layer -> k, as the map applied has it or the base."""
     top_k = dict.fromkeys(engine.layers, engine.top_k)
     if engine.applied is not None:

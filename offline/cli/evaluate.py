@@ -81,7 +81,7 @@ def evaluate(
         from offline.engines.endpoint import EndpointLM, base_of
         from offline.tasks.harness import run
 
-        lm = EndpointLM.open(endpoint, model, served_name)
+        lm = EndpointLM.connect(endpoint, model, served_name)
         result = run(lm, task, known_split, limit)
         more = {
             "endpoint": lm.endpoint.url,

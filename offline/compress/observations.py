@@ -102,7 +102,7 @@ class Observations:
         engine, space = self.run.engines[0], self.run.space
         assert isinstance(engine, TransformersEngine)  # the recipe allows no other
         self.run.reporter.stage("measuring what layers lose without experts", 1)
-        found = engine.reconstruction(
+        found = engine.reconstruction_losses(
             self.run.objective.tasks[0].task,
             "search",
             self.run.items("search"),

@@ -105,7 +105,7 @@ class EndpointLM(Encoder):
         self.endpoint, self.own_length = endpoint, own_length
 
     @classmethod
-    def open(cls, url: str, folder: Path, model: str | None = None) -> EndpointLM:
+    def connect(cls, url: str, folder: Path, model: str | None = None) -> EndpointLM:
         """Find the server and read the tokenizer of a checkpoint of the model that it serves.
 
         :param folder: the checkpoint served, or the base that it was made from

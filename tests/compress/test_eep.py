@@ -196,6 +196,6 @@ def test_naee_is_a_method(
 ) -> None:
     result = run(engine, model, task_file, tmp_path / "out", keep=4, method="naee", random_maps=1)
     assert [q.variant for q in result.quality] == ["base", "random", "frequency", "naee"]
-    found = engine.reconstruction(get_task(str(task_file)), "search", 15, 4)
+    found = engine.reconstruction_losses(get_task(str(task_file)), "search", 15, 4)
     for layer in result.layers:
         assert layer.kept == min(found[layer.layer], key=found[layer.layer].__getitem__)

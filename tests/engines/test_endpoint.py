@@ -111,7 +111,7 @@ def requests(*arguments: tuple[Any, ...]) -> list[Any]:
 def test_choices_are_asked_in_the_tokens_of_the_engines(
     url: str, answers: Answers, tiny: Path, engine: TransformersEngine
 ) -> None:
-    lm = EndpointLM.open(url, tiny)
+    lm = EndpointLM.connect(url, tiny)
     found = lm.loglikelihood(requests(*PAIRS))
     encoded = engine._scorer.encode_pairs(PAIRS)
     sent = sorted(body["prompt"] for body in answers.asked)
@@ -128,7 +128,7 @@ def test_choices_are_asked_in_the_tokens_of_the_engines(
 def test_texts_are_asked_greedily_with_the_tokens_of_the_engines(
     url: str, answers: Answers, tiny: Path, engine: TransformersEngine
 ) -> None:
-    lm = EndpointLM.open(url, tiny, "second")
+    lm = EndpointLM.connect(url, tiny, "second")
     options = {"until": ["\n", "sun"], "max_gen_toks": 7, "do_sample": False}
     long = "red " * 600
     found = lm.generate_until(requests(("the cat", options), (long, {"until": "."})))
@@ -148,7 +148,7 @@ def test_texts_are_asked_greedily_with_the_tokens_of_the_engines(
 def test_what_the_model_cannot_see_whole_is_cut_as_in_the_engines(
     url: str, answers: Answers, tiny: Path
 ) -> None:
-    lm = EndpointLM.open(url, tiny)  # the tiny model sees 512 tokens, and so does the server
+    lm = EndpointLM.connect(url, tiny)  # the tiny model sees 512 tokens, and so does the server
     pair = ("red " * 600, " blue cat")
     lm.loglikelihood(requests(pair))
     (question,) = group(lm.encode_pairs([pair]), 510)
@@ -161,7 +161,7 @@ def test_a_server_that_takes_less_than_the_model_refuses_rather_than_cuts(
     kind: str, url: str, answers: Answers, tiny: Path
 ) -> None:
     answers.length = 20
-    lm = EndpointLM.open(url, tiny)
+    lm = EndpointLM.connect(url, tiny)
     fits, not_fits = "red " * 13, "red " * 30
     with pytest.raises(PruneError, match=r"and .* takes 20") as caught:
         for text in (fits, not_fits):
@@ -181,20 +181,20 @@ def test_no_request_to_this_machine_goes_through_a_proxy(
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
-    assert EndpointLM.open(url, tiny).loglikelihood(requests(PAIRS[0]))
+    assert EndpointLM.connect(url, tiny).loglikelihood(requests(PAIRS[0]))
 
 
 def test_the_key_is_sent(
     url: str, answers: Answers, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    EndpointLM.open(url + "/v1/", tiny).loglikelihood(requests(PAIRS[0]))
+    EndpointLM.connect(url + "/v1/", tiny).loglikelihood(requests(PAIRS[0]))
     assert answers.keys == {"Bearer secret"}
 
 
 def refusal(*arguments: Any) -> PruneError:
     with pytest.raises(PruneError) as caught:
-        EndpointLM.open(*arguments).loglikelihood(requests(PAIRS[0]))
+        EndpointLM.connect(*arguments).loglikelihood(requests(PAIRS[0]))
     assert "\n" not in str(caught.value)
     return caught.value
 
@@ -218,10 +218,10 @@ def test_a_server_of_another_base_is_refused(
     url: str, answers: Answers, tiny: Path, tmp_path: Path
 ) -> None:
     answers.root = str(tiny)
-    assert isinstance(EndpointLM.open(url, tiny), Encoder)
+    assert isinstance(EndpointLM.connect(url, tiny), Encoder)
     other = make_tiny_mixtral(tmp_path / "other", seed=5)
     with pytest.raises(PruneError, match="does not have the base of"):
-        EndpointLM.open(url, other)
+        EndpointLM.connect(url, other)
     answers.root = "org/name"  # on the hub: nothing to compare with
     assert Endpoint.find(url).root == "org/name"
-    EndpointLM.open(url, other)
+    EndpointLM.connect(url, other)

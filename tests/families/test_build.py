@@ -131,9 +131,9 @@ def test_an_engine_routes_by_the_map_as_the_checkpoint_does(
     whole = model(IDS).logits
     controls = find_layers(model, base.layout)
     assert sorted(controls) == sorted(base.expert_counts())
-    opened = model(IDS).logits  # Llama-4's blocks add up in another order now
-    assert torch.equal(opened, whole) or base.layout.weights_on_input
-    torch.testing.assert_close(opened, whole, rtol=0, atol=5e-5)
+    sparse = model(IDS).logits  # Llama-4's blocks add up in another order now
+    assert torch.equal(sparse, whole) or base.layout.weights_on_input
+    torch.testing.assert_close(sparse, whole, rtol=0, atol=5e-5)
     given = routing_map.model_copy(update={"layers": layers})
     if not base.layout.mappable and not (base.layout.is_corrected and router == "sliced"):
         with pytest.raises(PruneError, match=r"no engine can try|can only lose experts"):
@@ -148,7 +148,7 @@ def test_an_engine_routes_by_the_map_as_the_checkpoint_does(
         assert (found - expected).abs().max() > 1e-3
     for control in controls.values():
         control.apply(None)
-    assert torch.equal(model(IDS).logits, opened)
+    assert torch.equal(model(IDS).logits, sparse)
 
 
 @torch.no_grad()

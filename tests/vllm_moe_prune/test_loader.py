@@ -95,24 +95,24 @@ def test_a_map_for_another_base_is_refused(base: Path, tmp_path: Path) -> None:
     other = make_tiny_mixtral(tmp_path / "other", layers=4, seed=7)
     uniform_map(other, UNIFORM).save(tmp_path / "map")
     with pytest.raises(PruneError, match=r"another base.*routers hash differs"):
-        loader(routing_map=str(tmp_path / "map"))._open(model_config(base))
+        loader(routing_map=str(tmp_path / "map"))._mapped_checkpoint(model_config(base))
     allowed = loader(routing_map=str(tmp_path / "map"), allow_other_base=True)
-    assert allowed._open(model_config(base)) is not None
+    assert allowed._mapped_checkpoint(model_config(base)) is not None
 
 
 def test_a_map_on_a_pruned_checkpoint_is_refused(compact: Path, base: Path) -> None:
     with pytest.raises(PruneError, match="already pruned"):
-        loader(routing_map=str(compact))._open(model_config(compact))
+        loader(routing_map=str(compact))._mapped_checkpoint(model_config(compact))
 
 
 def test_a_model_without_a_map_is_refused(base: Path) -> None:
     with pytest.raises(PruneError, match=r"has no routing_map\.json"):
-        loader()._open(model_config(base))
+        loader()._mapped_checkpoint(model_config(base))
 
 
 def test_a_plain_checkpoint_is_loaded_as_it_is(base: Path, tmp_path: Path) -> None:
     build(Checkpoint.open(base), uniform_map(base, UNIFORM), tmp_path / "out")
-    assert loader()._open(model_config(tmp_path / "out")) is None
+    assert loader()._mapped_checkpoint(model_config(tmp_path / "out")) is None
 
 
 def test_a_compact_checkpoint_with_another_map_is_refused(
@@ -123,7 +123,7 @@ def test_a_compact_checkpoint_with_another_map_is_refused(
     try:
         (compact / "routing_map.json").write_text((tmp_path / "routing_map.json").read_text())
         with pytest.raises(PruneError, match="layer 0 has 8 experts, its routing map says 4"):
-            loader()._open(model_config(compact))
+            loader()._mapped_checkpoint(model_config(compact))
     finally:
         (compact / "routing_map.json").write_text(beside)
 

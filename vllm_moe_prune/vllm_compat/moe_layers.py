@@ -51,7 +51,7 @@ def built_by_layer(
             layer = layers.get(layer_number(prefix))
             if layer is None:
                 return layer_fn(prefix=prefix)
-            with _answering(layout, layer):
+            with _config_of_layer(layout, layer):
                 return layer_fn(prefix=prefix)
 
         return make_layers(count, build, prefix=prefix)
@@ -59,7 +59,7 @@ def built_by_layer(
     def factory_each(**arguments: Any) -> Any:
         number = layer_number(arguments["prefix"])
         if number in mapped:
-            arguments |= _custom(mapped[number], arguments)
+            arguments |= _routed(mapped[number], arguments)
             arguments["num_experts"] = layers[number].num_kept
         return factory(**arguments)
 
@@ -81,7 +81,7 @@ def routed_by(layout: MoeLayout, routing: Callable[[int, int], RoutingFunction])
 
     def factory_each(**arguments: Any) -> Any:
         function = routing(arguments["num_experts"], arguments["top_k"])
-        return factory(**{**arguments, **_custom(function, arguments)})
+        return factory(**{**arguments, **_routed(function, arguments)})
 
     module.FusedMoEFactory = factory_each
     try:
@@ -90,7 +90,7 @@ def routed_by(layout: MoeLayout, routing: Callable[[int, int], RoutingFunction])
         module.FusedMoEFactory = factory
 
 
-def _custom(function: RoutingFunction, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _routed(function: RoutingFunction, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of ``FusedMoEFactory`` that make a layer route by ``function``.
 
     vLLM's grouped top-k (which DeepSeek-V2 asks for with one group, too) excludes a routing
@@ -120,7 +120,7 @@ def unscaled(function: Any) -> Any:
 
 
 @contextmanager
-def _answering(layout: MoeLayout, layer: LayerMap) -> Iterator[None]:
+def _config_of_layer(layout: MoeLayout, layer: LayerMap) -> Iterator[None]:
     from vllm.config import get_current_vllm_config
 
     # Of the model now being built: vLLM copies the config for one that is part of another.

@@ -86,7 +86,7 @@ class VllmEngine:
 
         tokenizer = transformers.AutoTokenizer.from_pretrained(model)
         self._lm = LiveLM(self._llm, tokenizer, length - 1, share_contexts=share_contexts)
-        found = self._lm.ask("moe_open", os.getpid())
+        found = self._lm.ask("moe_attach", os.getpid())
         self._experts = {int(layer): int(count) for layer, count in found["experts"]}
         self._quantised = bool(found["quantised"])
         self._applied: RoutingMap | None = None

@@ -54,7 +54,7 @@ class LiveLM(Encoder):
 
     def _score(self, plan: ScoringPlan) -> list[tuple[float, bool]]:
         # What an earlier call left in the cache was computed without answering this one.
-        if not self.continues or self._cached.hide(plan):
+        if not self.continues or self._cached.hides_answers(plan):
             self.forget_prefixes()
         self.run(plan.prompts, plan.notes, share=self.share_contexts)
         self._cached.add(plan.prompts)

@@ -61,7 +61,7 @@ class CachedBlocks:
         for prompt in prompts:
             self._known.update(self._blocks(prompt))
 
-    def hide(self, plan: ScoringPlan) -> bool:
+    def hides_answers(self, plan: ScoringPlan) -> bool:
         """Whether a position that a prompt is to answer at may not be computed again."""
         return any(
             note["positions"] and self._cached(prompt) > min(note["positions"])

@@ -31,7 +31,7 @@ class LiveWorker:
     model_runner: Any
     moe_state: LiveState
 
-    def moe_open(self, client: int) -> dict[str, Any]:
+    def moe_attach(self, client: int) -> dict[str, Any]:
         """Find the layers and begin to listen; ends this process when process ``client`` ends."""
         if client != os.getpid():
             threading.Thread(target=_end_with, args=(client,), daemon=True).start()

@@ -8,7 +8,7 @@ from typing import Any
 _KNOWN = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
-def reach_of(config: Any) -> int:
+def attention_reach(config: Any) -> int:
     """Return up to how many tokens each one attends to all before it, in every layer.
 
     Windows end it, and chunks. It is 0 where a layer does not attend but carries a state along the

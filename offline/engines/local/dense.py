@@ -17,8 +17,8 @@ import torch
 from offline.engines.local.router import Routed
 
 
-def open_up(block: torch.nn.Module) -> None:
-    """Change a block of dense experts; one that is open already stays as it is."""
+def make_sparse(block: torch.nn.Module) -> None:
+    """Change a block of dense experts; one that was changed before stays as it is."""
     experts: Any = block.experts
     if type(experts).forward is _compute:
         return

@@ -16,7 +16,7 @@ import torch
 
 from offline.engines.base import ExpertUse
 from offline.engines.local.correction import Correction, check_routable
-from offline.engines.local.dense import open_up
+from offline.engines.local.dense import make_sparse
 from offline.engines.local.router import Routed, RouterAdapter, router_of
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
@@ -212,7 +212,7 @@ def find_layers(model: torch.nn.Module, layout: MoeLayout) -> dict[int, LayerCon
             continue
         router, number = adapter.of(module), int(layer[1])
         if adapter.dense:
-            open_up(module)
+            make_sparse(module)
         found[number] = LayerControl(number, module, router, adapter, experts, layout)
     if not found:
         raise PruneError(

@@ -31,7 +31,7 @@ class RouterAdapter:
 
     ``name`` is its attribute in the MoE block and ``returns`` the order of what it returns.
     ``scale`` is its attribute with a number that all weights are multiplied with, if it has one.
-    Where experts are ``dense``, each computes every token, and a block has to be opened up first
+    Where experts are ``dense``, each computes every token, until the block is made sparse
     (dense.py).
     """
 

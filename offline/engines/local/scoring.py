@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from offline.engines.encoding import Encoder, Pair, TokenPair
-from offline.engines.local.attention_reach import reach_of
+from offline.engines.local.attention_reach import attention_reach
 from offline.engines.local.generation import Prompt, generate
 from offline.engines.local.packing import BLOCK, ROW_TOKENS, Batch, Question, build, group, pack
 from vllm_moe_prune.errors import PruneError
@@ -41,7 +41,7 @@ class PackedLM(Encoder):
         super().__init__(tokenizer, max_length)
         self.model, self.share_contexts = model, share_contexts
         self.tokens_per_batch = tokens_per_batch
-        self._reach = reach_of(model.config)
+        self._attention_reach = attention_reach(model.config)
         self._batches: dict[Hashable, list[Batch]] = {}
 
     def loglikelihood(
@@ -106,7 +106,7 @@ class PackedLM(Encoder):
 
     def _may_share(self, questions: Sequence[Question]) -> bool:
         """Whether a mask can keep apart what is in one row: it takes the place of the model's."""
-        return max((question.length for question in questions), default=0) <= self._reach
+        return max((question.length for question in questions), default=0) <= self._attention_reach
 
     def _rows(self, questions: Sequence[Question], *, share: bool) -> list[Batch]:
         rows = pack(questions, self.tokens_per_batch, ROW_TOKENS if share else 0)

@@ -179,7 +179,7 @@ class TransformersEngine:
                 layer.use = layer.real = None
         return found
 
-    def reconstruction(
+    def reconstruction_losses(
         self,
         task: Task,
         split: Split,

@@ -66,17 +66,17 @@ def test_what_is_cached_is_kept_only_where_every_answer_is_still_computed(
     answers(before, block, cached)
     blocks.add(before.prompts)
     found = answers(plan, block, cached)
-    assert blocks.hide(plan) or len(found) == plan.num_slots
+    assert blocks.hides_answers(plan) or len(found) == plan.num_slots
     blocks.clear()
-    assert not blocks.hide(plan)
+    assert not blocks.hides_answers(plan)
 
 
 def test_examples_in_common_hide_nothing_but_the_same_question_does() -> None:
     blocks = CachedBlocks(2)
     before, other = ([([5] * 8 + [n], [1, 2, 3, 4])] for n in (6, 7))
     blocks.add(scoring_plan(before, 100, share=True).prompts)
-    assert not blocks.hide(scoring_plan(other, 100, share=True))
-    assert blocks.hide(scoring_plan(before, 100, share=True))
+    assert not blocks.hides_answers(scoring_plan(other, 100, share=True))
+    assert blocks.hides_answers(scoring_plan(before, 100, share=True))
 
 
 def test_equal_prompts_run_once_only_when_shared() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from offline.engines.local.attention_reach import reach_of
+from offline.engines.local.attention_reach import attention_reach
 from offline.engines.local.generation import Prompt, generate
 from offline.engines.local.pretrained import from_pretrained
 from offline.engines.local.scoring import PackedLM
@@ -85,4 +85,5 @@ def test_answers_are_those_of_the_prompts_alone(model: Any) -> None:
 
 def test_how_far_attention_reaches(model: Any) -> None:
     expected = REACHES.get(model.config.model_type)
-    assert reach_of(model.config) == expected or (expected is None and reach_of(model.config) > 64)
+    reach = attention_reach(model.config)
+    assert reach == expected or (expected is None and reach > 64)

@@ -1,4 +1,4 @@
-"""Llama-4's dense MoE blocks, opened up: the same results, and the routing can be seen."""
+"""Llama-4's dense MoE blocks, made sparse: the same results, and the routing can be seen."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_results_and_gradients_are_those_of_transformers(dtype: torch.dtype) -> 
         assert gradient.any() and (ours[name] - gradient).norm() < 1e-4 * gradient.norm(), name
 
 
-def test_what_is_open_stays_as_it_is() -> None:
+def test_a_block_is_changed_once() -> None:
     model, layout = make("llama4")
     find_layers(model, layout)
     kinds = [type(module) for module in model.modules()]

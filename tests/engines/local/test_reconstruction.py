@@ -51,7 +51,7 @@ def test_equals_the_difference_of_whole_blocks(
 ) -> None:
     engine.apply(random_map(tiny, np.random.default_rng(1), kinds=("w_em",)))  # plays no part
     applied = engine._applied
-    found = engine.reconstruction(text, "test", 6, keep, top_k=top_k)
+    found = engine.reconstruction_losses(text, "test", 6, keep, top_k=top_k)
     assert engine._applied is applied
     engine.apply(None)
     full = uniform_map(tiny, [range(8)] * 2)
@@ -67,7 +67,7 @@ def test_equals_the_difference_of_whole_blocks(
 def test_keeping_all_loses_nothing_and_sizes_may_differ(
     engine: TransformersEngine, text: Task
 ) -> None:
-    found = engine.reconstruction(text, "test", 6, {0: 8, 1: 5}, top_k={1: 3})
+    found = engine.reconstruction_losses(text, "test", 6, {0: 8, 1: 5}, top_k={1: 3})
     assert found[0] == {tuple(range(8)): 0.0}
     assert len(found[1]) == 56 and min(found[1].values()) > 0
 
@@ -75,10 +75,10 @@ def test_keeping_all_loses_nothing_and_sizes_may_differ(
 def test_chunks_change_nothing(
     engine: TransformersEngine, text: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_once = engine.reconstruction(text, "test", 6, 4)
+    at_once = engine.reconstruction_losses(text, "test", 6, 4)
     monkeypatch.setattr(reconstruction, "_TOKENS", 7)
     monkeypatch.setattr(reconstruction, "_WEIGHTS", 300)
-    in_parts = engine.reconstruction(text, "test", 6, 4)
+    in_parts = engine.reconstruction_losses(text, "test", 6, 4)
     for layer, subsets in at_once.items():
         assert in_parts[layer] == pytest.approx(subsets, rel=1e-5)
 
@@ -93,6 +93,6 @@ def test_many_subsets_are_sampled_by_seed() -> None:
 
 def test_impossible_subsets_are_refused(engine: TransformersEngine, text: Task) -> None:
     with pytest.raises(PruneError, match="cannot keep 9 of 8"):
-        engine.reconstruction(text, "test", 6, 9)
+        engine.reconstruction_losses(text, "test", 6, 9)
     with pytest.raises(PruneError, match="layer 0: top-2 needs as many"):
-        engine.reconstruction(text, "test", 6, 1, top_k=2)
+        engine.reconstruction_losses(text, "test", 6, 1, top_k=2)
