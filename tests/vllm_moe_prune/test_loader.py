@@ -72,7 +72,7 @@ def test_a_compact_checkpoint_is_refused_by_every_other_format(
 
 def test_map_only_reads_no_dropped_expert(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     routing_map = uniform_map(base, UNIFORM)
-    subject = apply_map(Checkpoint.open(base), routing_map)
+    mapped = apply_map(Checkpoint.open(base), routing_map)
     read: list[str] = []
     whole: Callable[[Checkpoint, str], torch.Tensor] = Checkpoint.tensor
 
@@ -82,7 +82,7 @@ def test_map_only_reads_no_dropped_expert(base: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Checkpoint, "tensor", spy)
     made = loader()
-    made._subject = subject
+    made._mapped = mapped
     weights = dict(made.get_all_weights(model_config(base), torch.nn.Module()))
     experts = {int(name.split(".experts.")[1].split(".")[0]) for name in read if "experts" in name}
     assert experts == {0, 2, 5, 7}
