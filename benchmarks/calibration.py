@@ -22,6 +22,7 @@ from typing import Any
 
 import click
 import numpy as np
+import psutil
 import torch
 from rich.console import Console
 
@@ -31,6 +32,7 @@ from offline.calibration.corpus import Domain, load_domains, parse_calibration
 from offline.calibration.scores import Scores
 from offline.calibration.walk import TextBatch, batches_of
 from offline.engines.local.transformers import TransformersEngine
+from offline.finetune.peak import PeakMemory
 from offline.runs.device import pick_device, pick_dtype
 from vllm_moe_prune.provenance import DataIdentity
 
@@ -230,16 +232,10 @@ def peak(model: str, sequences: int) -> float:
         engine = TransformersEngine(Path(model), dtype="float32", offload=Path(offload))
         domain = random_domain(engine, sequences, 512)
         calibrate(engine, (random_domain(engine, 1, 64),))  # what libraries allocate once
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
-        before = resident("VmRSS")
-        calibrate(engine, (domain,), gradients=True)
-        return (resident("VmHWM") - before) / 1024
-
-
-def resident(field: str) -> int:
-    """Return a size of this process in KiB, as Linux counts it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+        before = psutil.Process().memory_info().rss
+        with PeakMemory(torch.device("cpu")) as found:  # which forgets the peak of loading
+            calibrate(engine, (domain,), gradients=True)
+        return (found.found - before) / 1024**2
 
 
 def _median(values: list[float]) -> float:

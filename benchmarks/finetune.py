@@ -18,10 +18,10 @@ from typing import Any, get_args
 
 import click
 import numpy as np
+import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.calibration import resident
 from offline.finetune.examples import Examples
 from offline.finetune.finetune import finetune
 from offline.finetune.memory import memory_need
@@ -111,7 +111,7 @@ def run(model: str, settings_json: str, steps: str, length: str, device: str) ->
     checkpoint = Checkpoint.open(Path(model))
     vocab, count = int(checkpoint.config["vocab_size"]), int(steps) * settings.batch
     ids = np.random.default_rng(0).integers(0, vocab, (count, int(length)), dtype=np.int32)
-    before = resident("VmRSS") * 1024 if device == "cpu" else 0
+    before = psutil.Process().memory_info().rss if device == "cpu" else 0
     with tempfile.TemporaryDirectory(prefix="vmprune-") as folder:
         done = finetune(
             Path(model),

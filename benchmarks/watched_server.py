@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import psutil
 
 from serve.process import group_bytes, group_members
 from serve.server import Server
-
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 class WatchedServer(Server):
@@ -32,8 +29,5 @@ class WatchedServer(Server):
     @property
     def cpu_seconds(self) -> float:
         """CPU time, user and system, of its processes and of their children that have ended."""
-        ticks = 0
-        for pid in group_members(self.group):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
-        return ticks / _TICK
+        times = [psutil.Process(pid).cpu_times() for pid in group_members(self.group)]
+        return sum(t.user + t.system + t.children_user + t.children_system for t in times)

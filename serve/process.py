@@ -10,28 +10,37 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
+
 _PROC = Path("/proc")
 
 
 def group_members(pgid: int) -> list[int]:
-    """Process ids of the process group ``pgid``, zombies left out; empty where /proc is absent."""
-    members = []
-    for entry in _PROC.glob("[0-9]*"):
-        try:
-            # The command name may hold spaces and brackets: fields count from the last bracket.
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # the process ended between the listing and the reading
-            continue
-        if fields[0] != "Z" and int(fields[2]) == pgid:
-            members.append(int(entry.name))
-    return members
+    """Process ids of the process group ``pgid``, zombies left out."""
+    return [pid for pid in psutil.pids() if _group_of(pid) == pgid and not _is_zombie(pid)]
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except OSError:  # the process ended meanwhile, or is not ours to ask about
+        return None
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended, and at most waits for its parent to notice."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def group_bytes(pgid: int) -> int:
     """Memory in bytes that the group holds now: private memory, plus shared memory once.
 
     Pages of mapped files are left out: the kernel may drop them, and the weights that a server
-    reads through a mapping end up in private memory anyway.
+    reads through a mapping end up in private memory anyway. psutil does not tell them from shared
+    memory, so this reads /proc and is 0 where there is none.
     """
     private, shared = 0, 0
     for pid in group_members(pgid):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import psutil
 import torch
 from safetensors.numpy import load
 
@@ -210,18 +211,8 @@ def _end_with(client: int, interval: float = 1.0) -> None:
     parent = os.getppid()
     while True:
         time.sleep(interval)
-        if os.getppid() == parent and _runs(client):
+        if os.getppid() == parent and psutil.pid_exists(client):
             continue
         if parent != client and os.getppid() == parent:  # vLLM's engine core stands between
             os.kill(parent, 9)
         os._exit(1)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
