@@ -31,6 +31,7 @@ def eep_settings(recipe: CompressRecipe, num_layers: int) -> eep.EepSettings:
         prune_until=recipe.prune_evaluations,
         num_initial=recipe.initial,
         children=recipe.children,
+        finalists=recipe.finalists,
     )
 
 
@@ -53,7 +54,7 @@ def _eep(run: Run, seen: Observations) -> Chosen:
     run.reporter.step(settings.num_evaluations - len(population))  # where no more could be found
     only_merges = run.space.keeps_all or settings.phases == "merge"
     run.search_log += _points(search.candidates, population, only_merges=only_merges)
-    count = run.recipe.finalists
+    count = settings.finalists
     given = population[: len(initial) + run.space.keeps_all]  # one-shot maps, the unchanged model
     pruned = [one for one in population if one.phase != "merge"]
     finalists = [*given, *eep.best(pruned, count), *eep.best(population, count)]

@@ -105,8 +105,11 @@ class CompressRecipe(LotteryFields):
         description="criteria whose maps the search also begins with: min-ean,max-rwn",
     )
     search_items: int = Field(default=200, ge=1, description="items of the fitness (search split)")
-    finalists: int = Field(
-        default=5, ge=1, description="best candidates that are re-ranked on the selection split"
+    finalists: int | None = Field(
+        default=None,
+        ge=1,
+        description="best candidates that are re-ranked on the selection split; the preset's if "
+        "not given",
     )
     selection_items: int = Field(default=200, ge=1, description="items of the selection split")
     test_items: int | None = Field(

@@ -90,7 +90,7 @@ PRESETS: Mapping[Preset, EepSettings] = {
         mutation_rank=4,
         crossover_phases="both",
         align_rows=True,
-        finalists=10,
+        finalists=5,
     ),
 }
 

@@ -138,6 +138,27 @@ def selected(out: Path) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"finalists": 3}, 3),
+        ({"finalists": None}, 5),  # of the preset `fast`
+        ({"finalists": None, "preset": "paper"}, 16),  # 20, but no more than there are
+    ],
+)
+def test_so_many_finalists_are_reranked_as_asked_for_or_as_the_preset_has(
+    more: dict[str, Any],
+    expected: int,
+    engine: TransformersEngine,
+    model: Path,
+    task_file: Path,
+    tmp_path: Path,
+) -> None:
+    more |= {"keep": 4, "phases": "prune", "seeding": False, "racing": False, "compare": "none"}
+    run(engine, model, task_file, tmp_path / "out", groups="layer", **more)
+    assert len(set(selected(tmp_path / "out"))) == expected
+
+
 @pytest.mark.parametrize("finalists", [1, 3])
 def test_so_many_of_the_best_as_asked_for_are_ranked_again(
     finalists: int, engine: TransformersEngine, model: Path, task_file: Path, tmp_path: Path
