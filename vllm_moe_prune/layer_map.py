@@ -51,12 +51,6 @@ class LayerMap(BaseModel):
         """How many logits the router's gate has in the pruned model: E' if sliced, E if mapped."""
         return self.num_kept if self.router == "sliced" else self.num_experts
 
-    @property
-    def is_unchanged(self) -> bool:
-        """Whether this layer keeps every expert, in place, with a router as it was."""
-        identity = tuple(range(self.num_experts))
-        return self.experts.kept == identity and self.router_selection.kept == identity
-
     @model_validator(mode="after")
     def _rules(self) -> LayerMap:
         where = f"layer {self.layer}"

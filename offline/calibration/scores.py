@@ -47,15 +47,6 @@ class Scores:
         layers = next(iter(self.domains.values()))
         return {number: seen.num_experts for number, seen in layers.items()}
 
-    @property
-    def has_gradients(self) -> bool:
-        """Whether all domains have gradient statistics in all layers."""
-        return all(
-            seen.gradient is not None
-            for layers in self.domains.values()
-            for seen in layers.values()
-        )
-
     def tokens(self, domain: str) -> int:
         """Return the number of tokens of a domain."""
         return int(next(iter(self.domains[domain].values())).tokens)

@@ -23,7 +23,7 @@ def import_eep(file: Path, model: Path | None, out: Path, force: bool, as_json: 
     """Make a routing map from a coefficient file that the EEP authors released.
 
     FILE is a .pth with the matrices that their search found for Mixtral-8x7B. OUT can be built
-    (`vmprune build`), served with the base, or searched on from.
+    (`vmprune build`) or served with the base.
     """
     from offline.runs.output import check_output, staged
 

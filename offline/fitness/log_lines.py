@@ -7,13 +7,9 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from offline.tasks.results import ItemResult, TaskResult
-from vllm_moe_prune.layer_map import LayerMap, Selection
-from vllm_moe_prune.provenance import Provenance
-from vllm_moe_prune.routing_map import BaseFingerprint, RoutingMap
+from vllm_moe_prune.layer_map import Selection
+from vllm_moe_prune.routing_map import RoutingMap
 
 
 def map_to_json(routing_map: RoutingMap) -> list[dict[str, Any]]:
@@ -40,46 +36,6 @@ def map_to_json(routing_map: RoutingMap) -> list[dict[str, Any]]:
             entries.append(entry)
             numbers.append([layer.layer])
     return [{"layers": n, **entry} for n, entry in zip(numbers, entries, strict=True)]
-
-
-def map_from_json(
-    entries: list[dict[str, Any]],
-    *,
-    model_type: str,
-    base: BaseFingerprint,
-    provenance: Provenance,
-    num_groups: int = 1,
-) -> RoutingMap:
-    """Rebuild a map with the same digest from `map_to_json`; the rest is the run's, not a line's.
-
-    :raises PruneError: if a rule of routing maps is broken
-    """
-    layers: list[LayerMap] = []
-    matrices: dict[str, NDArray[np.float32]] = {}
-
-    def unpack(selection: list[int] | str, shape: tuple[int, int]) -> Selection:
-        if not isinstance(selection, str):
-            return Selection(kept=tuple(selection))
-        values = np.frombuffer(zlib.decompress(base64.b64decode(selection)), "<f4")
-        name = f"matrix.{len(matrices)}"
-        matrices[name] = values.reshape(shape).astype(np.float32)
-        return Selection(matrix=name)
-
-    for entry in entries:
-        shape = (entry["num_kept"], entry["num_experts"])
-        fields = {key: entry[key] for key in ("num_experts", "num_kept", "top_k", "router")}
-        fields["experts"] = unpack(entry["experts"], shape)
-        if "router_rows" in entry:
-            fields["router_rows"] = unpack(entry["router_rows"], shape)
-        layers += [LayerMap(layer=number, **fields) for number in entry["layers"]]
-    return RoutingMap.build(
-        model_type=model_type,
-        base=base,
-        num_groups=num_groups,
-        layers=tuple(sorted(layers, key=lambda layer: layer.layer)),
-        provenance=provenance,
-        matrices=matrices,
-    )
 
 
 def result_to_json(result: TaskResult) -> dict[str, Any]:

@@ -30,11 +30,6 @@ class DepthGroup:
         """How many experts more all layers together keep with one step."""
         return self.size * self.step
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether the group cannot but keep every expert."""
-        return self.least == self.num_experts
-
 
 Groups = tuple[DepthGroup, ...]
 

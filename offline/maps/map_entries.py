@@ -1,4 +1,4 @@
-"""Genomes into the layers of a routing map, and a routing map back into a genome."""
+"""Genomes into the layers of a routing map."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Literal
 
 from offline.maps.depth_groups import Groups
 from offline.maps.genome import Coefficients, Genome, Kept, Matrix, selected
-from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import Selection
-from vllm_moe_prune.routing_map import RoutingMap
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,31 +56,6 @@ def kept_genome(kept: Mapping[int, Kept], groups: Groups) -> Genome:
     """
     rows = [kept[group.layers[0]] for group in groups]
     return Genome.of_kept(rows, [group.num_experts for group in groups])
-
-
-def genome_of(routing_map: RoutingMap, groups: Groups) -> Genome:
-    """Read a routing map back as a genome, to search on from it.
-
-    :raises PruneError: if the map has other layers or its layers differ within a group
-    """
-    layers = routing_map.by_layer()
-    if sorted(layers) != sorted(layer for group in groups for layer in group.layers):
-        raise PruneError("the routing map to begin with has other layers than the model")
-    found = []
-    for group in groups:
-        each = [
-            Coefficients(routing_map.expert_matrix(entry), routing_map.router_matrix(entry))
-            for entry in (layers[layer] for layer in group.layers)
-        ]
-        for layer, coefficients in zip(group.layers, each, strict=True):
-            if Genome((coefficients,)) != Genome((each[0],)):
-                raise PruneError(
-                    f"layers {group.layers[0]} and {layer} of one depth group differ in the "
-                    "routing map to begin with",
-                    hint="--groups layer, or the number of groups that the map was made with",
-                )
-        found.append(each[0])
-    return Genome(tuple(found))
 
 
 def _distinct(matrix: Matrix) -> Kept | None:

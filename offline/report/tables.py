@@ -209,11 +209,6 @@ def pairs_table(caption: str, head: tuple[str, str], pairs: dict[str, JsonValue]
     return Table(caption, head, rows, frozenset({0, 1})) if rows else None
 
 
-def chosen_quality(result: RunResult) -> Quality | None:
-    """The held-out accuracy of the variant that was built."""
-    return result.quality_of(result.method)
-
-
 def _plain(value: JsonValue) -> str:
     if value is None:
         return ""

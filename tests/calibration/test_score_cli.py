@@ -48,7 +48,8 @@ def test_scores_are_written_and_say_where_they_come_from(
     assert facts["estimate"]["memory"]["weights"] > 0
     assert "memory: about" in result.stderr and "hidden states" in result.stderr
     scores = Scores.load(out)
-    assert scores.has_gradients and scores.sequences == {"prose": 3, "more": 2}
+    assert scores.evidence()[0].seen.gradient is not None
+    assert scores.sequences == {"prose": 3, "more": 2}
     made = scores.provenance
     assert made.method == "score" and made.seed == 3
     assert made.settings["length"] == 16 and made.settings["calibration"] == spec

@@ -95,7 +95,8 @@ def test_without_scores_they_are_made_once_and_kept(
         engine, model, task_file, out, keep=4, calibration=spec, criterion="min-egn"
     )
     made = Scores.load(tmp_path / "out.run" / "scores")
-    assert made.has_gradients and list(made.domains) == ["prose"]
+    assert all(one.seen.gradient is not None for one in made.evidence().values())
+    assert list(made.domains) == ["prose"]
     planned = plan(made, PlanRecipe.of({"criterion": "min-egn", "keep": 4}))
     assert result.map_digest == planned.routing_map.digest()
     assert [data.name for data in result.provenance.data] == ["prose"]

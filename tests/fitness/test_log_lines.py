@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from typing import Any
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline.fitness.log_lines import map_from_json, map_to_json, result_from_json, result_to_json
+from offline.fitness.log_lines import map_to_json, result_from_json, result_to_json
 from offline.tasks.results import ItemResult, TaskResult
 from tests.vllm_moe_prune.bare import BASE, MERGED, layer_fields, map_of
+from vllm_moe_prune.layer_map import LayerMap, Selection
 from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.routing_map import RoutingMap
 
@@ -19,8 +22,31 @@ BY_HAND = Provenance(method="by hand")
 
 
 def rebuilt(routing_map: RoutingMap) -> RoutingMap:
-    entries = json.loads(json.dumps(map_to_json(routing_map)))
-    return map_from_json(entries, model_type="mixtral", base=BASE, provenance=BY_HAND)
+    """The map that a line says, read as its docstring describes it."""
+    layers: list[LayerMap] = []
+    matrices: dict[str, Any] = {}
+
+    def unpack(selection: list[int] | str, shape: tuple[int, int]) -> Selection:
+        if not isinstance(selection, str):
+            return Selection(kept=tuple(selection))
+        values = np.frombuffer(zlib.decompress(base64.b64decode(selection)), "<f4")
+        name = f"matrix.{len(matrices)}"
+        matrices[name] = values.reshape(shape).astype(np.float32)
+        return Selection(matrix=name)
+
+    for entry in json.loads(json.dumps(map_to_json(routing_map))):
+        numbers = entry.pop("layers")
+        shape = (entry["num_kept"], entry["num_experts"])
+        for part in {"experts", "router_rows"} & entry.keys():
+            entry[part] = unpack(entry[part], shape)
+        layers += [LayerMap(layer=number, **entry) for number in numbers]
+    return RoutingMap.build(
+        model_type="mixtral",
+        base=BASE,
+        layers=tuple(sorted(layers, key=lambda layer: layer.layer)),
+        provenance=BY_HAND,
+        matrices=matrices,
+    )
 
 
 def merged(layers: range, w_em: Any, w_rm: Any) -> RoutingMap:

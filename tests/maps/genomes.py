@@ -1,4 +1,5 @@
-"""Hypothesis strategies: spaces with any budget, and genomes of any kind that fit them."""
+"""Hypothesis strategies: spaces with any budget, and genomes of any kind that fit them;
+maps read back into genomes."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from offline.maps.genome import Coefficients, Genome
 from offline.maps.map_space import Space
 from offline.methods.eep_operators import random_genome
 from tests.maps.landscape import space_of
+from vllm_moe_prune.routing_map import RoutingMap
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,21 @@ def cases(draw: st.DrawFn, *, one_hot: bool = False) -> Case:
     if not one_hot:
         genome = Genome(tuple(_disturbed(group, rng) for group in genome.groups))
     return Case(space, groups, genome, rng)
+
+
+def read_back(routing_map: RoutingMap, groups: Groups) -> Genome:
+    """The genome that a map was made of, from the map's matrices."""
+    layers = routing_map.by_layer()
+    assert sorted(layers) == sorted(layer for group in groups for layer in group.layers)
+    found = []
+    for group in groups:
+        first, *others = [
+            Coefficients(routing_map.expert_matrix(entry), routing_map.router_matrix(entry))
+            for entry in (layers[layer] for layer in group.layers)
+        ]
+        assert all(Genome((other,)) == Genome((first,)) for other in others)
+        found.append(first)
+    return Genome(tuple(found))
 
 
 def _disturbed(group: Coefficients, rng: np.random.Generator) -> Coefficients:

@@ -13,10 +13,9 @@ from hypothesis import HealthCheck, given, settings
 
 from offline.maps.depth_groups import depth_groups, even_rows, total_kept
 from offline.maps.genome import Coefficients, Genome
-from offline.maps.map_entries import genome_of
 from offline.maps.map_space import Space
 from offline.maps.per_layer import parse_top_k, per_layer
-from tests.maps.genomes import Case, cases
+from tests.maps.genomes import Case, cases, read_back
 from tests.maps.landscape import space_of
 from tests.vllm_moe_prune.bare import BASE
 from vllm_moe_prune.errors import PruneError
@@ -251,16 +250,7 @@ def test_any_genome_is_a_map_that_round_trips(case: Case, tmp_path: Path) -> Non
     assert sum(layer.num_kept for layer in loaded.layers) == total_kept(
         case.genome.rows, case.groups
     )
-    assert genome_of(loaded, case.groups).key == case.genome.key
-    back = case.space.genome_map(genome_of(loaded, case.groups), case.groups, BY_HAND)
+    again = read_back(loaded, case.groups)
+    assert again.key == case.genome.key
+    back = case.space.genome_map(again, case.groups, BY_HAND)
     assert back.digest() == routing_map.digest()
-
-
-def test_a_map_whose_layers_differ_is_no_genome_of_larger_groups() -> None:
-    space = space_of(2, 8, 2)
-    routing_map = space.routing_map({0: (0, 1), 1: (0, 2)}, BY_HAND)
-    assert genome_of(routing_map, space.groups()) == Genome.of_kept([(0, 1), (0, 2)], [8, 8])
-    with pytest.raises(PruneError, match="layers 0 and 1 of one depth group differ"):
-        genome_of(routing_map, space.groups(1))
-    with pytest.raises(PruneError, match="other layers than the model"):
-        genome_of(routing_map, space_of(3, 8, 2).groups())

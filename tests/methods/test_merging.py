@@ -165,7 +165,8 @@ def test_the_map_validates_and_shrinks_every_layer(kind: MergeKind) -> None:
     made = merged_map(space, found, keep, kind, "sum", BY_HAND)
     assert {layer.layer: layer.num_kept for layer in made.layers} == keep
     assert [layer.router for layer in made.layers] == ["mapped", "mapped", "sliced"]
-    assert made.layers[2].is_unchanged
+    whole = made.layers[2]
+    assert whole.experts.kept == whole.router_selection.kept == tuple(range(6))
     assert made.form == "compact"
     assert made.tokens_seen is not None
     assert sum(made.tokens_seen[1]) == 400
