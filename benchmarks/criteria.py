@@ -30,6 +30,7 @@ from offline.criteria.registry import CRITERIA
 from offline.engines.local.transformers import TransformersEngine
 from offline.lottery.measure import loss_of
 from offline.maps.map_space import Space
+from offline.maps.moe_shape import MoeShape
 from offline.methods.baselines import random_kept
 from offline.methods.merging import MergeKind, merged_map
 from offline.plan.plan import plan
@@ -177,7 +178,7 @@ def _maps(
     """Yield name -> maps of which the mean is taken."""
     checkpoint = Checkpoint.open(model)
     experts = max(checkpoint.expert_counts().values())
-    space = Space.of(checkpoint, experts - math.floor(ratio * experts))
+    space = Space.of(MoeShape.of(checkpoint), experts - math.floor(ratio * experts))
     rng = random.Random(0)
     randoms = [random_kept(space, rng) for _ in range(sizes["random_maps"])]
     yield "random", [space.routing_map(kept, _MADE) for kept in randoms]

@@ -26,6 +26,7 @@ from offline.calibration.scores import Scores
 from offline.criteria.registry import CRITERIA, Rule
 from offline.engines.local.transformers import TransformersEngine
 from offline.maps.map_space import Kept, Space
+from offline.maps.moe_shape import MoeShape
 from offline.plan.plan import plan
 from offline.plan.recipe import PlanRecipe
 from offline.runs.device import pick_device, pick_dtype
@@ -75,7 +76,7 @@ def main(bed: Bed, model: Path, domain: str, ratio: float, out: Path, **sizes: i
 
 def _costs(bench: Bench, model: Path, base: float) -> Costs:
     """Mask each expert alone; return how much the loss rises, in nats per token."""
-    space = Space.of(Checkpoint.open(model))
+    space = Space.of(MoeShape.of(Checkpoint.open(model)))
     everything: dict[int, Kept] = {n: tuple(range(e)) for n, e in space.num_experts.items()}
     costs = {}
     for layer, experts in space.num_experts.items():

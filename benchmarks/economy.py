@@ -33,6 +33,7 @@ from offline.fitness.log import EvaluationLog
 from offline.fitness.objective import Objective
 from offline.fitness.racing import RacingSettings
 from offline.maps.map_space import Space
+from offline.maps.moe_shape import MoeShape
 from offline.methods import eep
 from offline.runs.device import pick_device, pick_dtype
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -96,7 +97,7 @@ def main(
     """Run the searches and print one line of JSON."""
     device = pick_device("auto")
     engine = TransformersEngine(model, device=device, dtype=pick_dtype("auto", device))
-    space = Space.of(Checkpoint.open(model), keep)
+    space = Space.of(MoeShape.of(Checkpoint.open(model)), keep)
     objective = Objective.parse(task, items={"search": items, "test": held_out})
     settings = eep.settings_of(
         "fast", phases="prune", num_groups=groups, num_evaluations=candidates

@@ -34,6 +34,7 @@ from offline.fitness.objective import Objective
 from offline.fitness.racing import RacingSettings
 from offline.maps.genome import Genome
 from offline.maps.map_space import Space
+from offline.maps.moe_shape import MoeShape
 from offline.methods import eep
 from offline.runs.device import pick_device, pick_dtype
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -67,7 +68,7 @@ class Sizes:
 def main(model: Path, generation: str, choice: str, **sizes: int) -> None:
     """Measure both tasks and print one line of JSON."""
     size = Sizes(**sizes)
-    space = Space.of(Checkpoint.open(model), size.keep)
+    space = Space.of(MoeShape.of(Checkpoint.open(model)), size.keep)
     tasks = {"generation": generation, "log-likelihood": choice}
     device = pick_device("auto")
     dtype = pick_dtype("auto", device)

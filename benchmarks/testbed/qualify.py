@@ -25,6 +25,7 @@ from benchmarks.testbed.taskfiles import GENERATED, TASKS
 from benchmarks.testbed.text import DOMAINS
 from offline.engines.local.transformers import TransformersEngine
 from offline.maps.map_space import Kept, Space
+from offline.maps.moe_shape import MoeShape
 from offline.methods.baselines import random_kept
 from offline.tasks.catalog import get_task
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -82,7 +83,7 @@ def least_used(space: Space, usage: Mapping[int, Sequence[int]]) -> dict[int, Ke
 def _space(model: Path, share: float, dropped: int = 0) -> Space:
     checkpoint = Checkpoint.open(model)
     experts = max(checkpoint.expert_counts().values())
-    return Space.of(checkpoint, int(experts * share) - dropped, None)
+    return Space.of(MoeShape.of(checkpoint), int(experts * share) - dropped, None)
 
 
 def _read(engine: TransformersEngine, model: Path, domain: str, tokens: int) -> list[list[int]]:

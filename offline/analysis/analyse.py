@@ -79,8 +79,8 @@ def analyse(
     counts = keep_of(base, keep, routing_map)
     named = {} if gone is None or keep is not None else {THE_MAP: gone}
     return Analysis(
-        model_type=scores.model_type,
-        base=scores.base,
+        model_type=scores.shape.model_type,
+        base=scores.shape.base,
         domains=None if domains is None else dict(domains),
         layers=tuple(use_of(shown) for shown in base.values()),
         after=()
@@ -213,7 +213,7 @@ def _matrices(base: Evidence, layers: Sequence[int] | None) -> tuple[CoActivatio
 
 
 def _check_map(routing_map: RoutingMap, scores: Scores, base: Evidence) -> None:
-    if not routing_map.base.matches(scores.base):
+    if not routing_map.base.matches(scores.shape.base):
         raise PruneError("the map and the scores are of different base models")
     for entry in routing_map.layers:
         shown = base.get(entry.layer)

@@ -31,6 +31,7 @@ from offline.calibration.watch import watching
 from offline.calibration.weights import gradient_statistics, weight_statistics
 from offline.engines.local.experts import LayerControl
 from offline.engines.local.offload import resident
+from offline.maps.moe_shape import MoeShape
 from offline.maps.router_groups import RouterGroups
 from vllm_moe_prune.checkpoint import read_config
 from vllm_moe_prune.errors import PruneError
@@ -74,18 +75,24 @@ def calibrate(
         one = _Pass(walk, engine.layers, top_k, gradients, reporter)
         one.check_space()
         one.run()
-    return Scores(
+    layers = next(iter(one.found.values()))
+    shape = MoeShape(
         model_type=engine.layout.model_type,
         base=engine.fingerprint,
+        num_experts={number: seen.num_experts for number, seen in layers.items()},
         top_k=top_k,
+        num_groups=router.count,
+        topk_group=router.active,
+        slices=engine.layout.slices,
+        mappable=engine.layout.mappable,
+    )
+    return Scores(
+        shape=shape,
         domains=one.found,
         weights=one.weights,
         provenance=provenance
         or Provenance.now("score", data=tuple(domain.identity for domain in corpora)),
         sequences={domain.name: len(domain.token_ids) for domain in corpora},
-        slices=engine.layout.slices,
-        num_groups=router.count,
-        topk_group=router.active,
     )
 
 

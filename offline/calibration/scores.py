@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from offline.calibration.blend import blended, factors
-from offline.calibration.scores_file import SCORES_FILE, ScoresRecord, read, record_of, write
+from offline.calibration.scores_file import SCORES_FILE, read, record_of, write
 from offline.calibration.statistics import ExpertEvidence, LayerStatistics, WeightStatistics
+from offline.maps.moe_shape import MoeShape
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import DataIdentity, Provenance, sha256_text
 from vllm_moe_prune.routing_map import BaseFingerprint
@@ -20,32 +21,22 @@ from vllm_moe_prune.routing_map import BaseFingerprint
 class Scores:
     """The statistics of a model on some domains of text.
 
-    All domains have the same layers. ``sequences`` says of how many sequences the text of a domain
-    was; ``num_groups`` counts the groups among which a group-limited router chooses first, and
-    ``topk_group`` those that it takes; ``slices`` is the model's `MoeLayout.slices`.
+    All domains have the layers of ``shape``. ``sequences`` says of how many sequences the text of
+    a domain was.
     """
 
-    model_type: str
-    base: BaseFingerprint
-    top_k: Mapping[int, int]  # decoder layer -> k
+    shape: MoeShape
     domains: Mapping[str, Mapping[int, LayerStatistics]]  # domain -> decoder layer -> statistics
     weights: Mapping[int, WeightStatistics]  # decoder layer -> statistics
     provenance: Provenance
     sequences: Mapping[str, int] = field(default_factory=dict)  # domain -> sequences
-    num_groups: int = 1
-    slices: bool = True
-    topk_group: int = 1
 
     def __post_init__(self) -> None:
         assert self.domains, "no domain"
+        experts = self.shape.num_experts
+        assert self.weights.keys() == experts.keys()
         for layers in self.domains.values():
-            assert layers.keys() == self.top_k.keys() == self.weights.keys()
-
-    @property
-    def num_experts(self) -> dict[int, int]:
-        """Return decoder layer -> E."""
-        layers = next(iter(self.domains.values()))
-        return {number: seen.num_experts for number, seen in layers.items()}
+            assert {number: seen.num_experts for number, seen in layers.items()} == experts
 
     def tokens(self, domain: str) -> int:
         """Return the number of tokens of a domain."""
@@ -58,7 +49,7 @@ class Scores:
             that each token counts the same (see `factors` for the formula)
         :raises PruneError: if a domain is unknown, a weight negative, or none above 0
         """
-        return {number: self._evidence(number, blend) for number in sorted(self.top_k)}
+        return {number: self._evidence(number, blend) for number in sorted(self.shape.layers)}
 
     def _evidence(self, number: int, blend: Mapping[str, float] | None) -> ExpertEvidence:
         tokens = {domain: layers[number].tokens for domain, layers in self.domains.items()}
@@ -66,27 +57,17 @@ class Scores:
             (factor, self.domains[domain][number])
             for domain, factor in factors(tokens, blend).items()
         ]
-        return ExpertEvidence(number, self.top_k[number], blended(parts), self.weights[number])
+        return ExpertEvidence(
+            number, self.shape.top_k[number], blended(parts), self.weights[number]
+        )
 
     def save(self, folder: Path) -> None:
         """Write ``scores.json`` and ``scores.safetensors`` into ``folder``.
 
         The JSON is removed first and written last, so that scores are whole or absent.
         """
-        write(folder, self.domains, self.weights, self._record())
-
-    def _record(self) -> ScoresRecord:
-        return record_of(
-            self.domains,
-            sequences=self.sequences,
-            model_type=self.model_type,
-            base=self.base,
-            top_k=dict(self.top_k),
-            num_groups=self.num_groups,
-            topk_group=self.topk_group,
-            slices=self.slices,
-            provenance=self.provenance,
-        )
+        record = record_of(self.shape, self.domains, self.sequences, self.provenance)
+        write(folder, self.domains, self.weights, record)
 
     @classmethod
     def load(cls, folder: Path) -> Scores:
@@ -96,9 +77,7 @@ class Scores:
         """
         record, domains, weights = read(folder)
         return cls(
-            model_type=record.model_type,
-            base=record.base,
-            top_k=record.top_k,
+            shape=record.shape,
             domains=domains,
             weights=weights,
             provenance=record.provenance,
@@ -107,9 +86,6 @@ class Scores:
                 for name, entry in record.domains.items()
                 if entry.sequences is not None
             },
-            num_groups=record.num_groups,
-            slices=record.slices,
-            topk_group=record.topk_group,
         )
 
 
@@ -126,7 +102,7 @@ def tokens_seen(
     domains = [scores.domains[name] for name in scores.domains if blend is None or blend.get(name)]
     return {
         layer: tuple(int(n) for n in np.sum([domain[layer].counts for domain in domains], axis=0))
-        for layer in scores.top_k
+        for layer in scores.shape.layers
     }
 
 
@@ -141,8 +117,8 @@ def check_scores(scores: Scores, base: BaseFingerprint) -> None:
 
     :raises PruneError: if the scores were not made of this base
     """
-    if not scores.base.matches(base):
+    if not scores.shape.base.matches(base):
         raise PruneError(
-            f"the scores are of another base ({scores.base.name or 'unnamed'})",
+            f"the scores are of another base ({scores.shape.base.name or 'unnamed'})",
             hint="score this model: vmprune score",
         )

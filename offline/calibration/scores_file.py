@@ -27,7 +27,9 @@ from offline.calibration.statistics import (
     LayerStatistics,
     WeightStatistics,
 )
+from offline.maps.moe_shape import MoeShape
 from vllm_moe_prune.errors import PruneError, one_line
+from vllm_moe_prune.layouts import LAYOUTS
 from vllm_moe_prune.provenance import Provenance, let_others_read, write_atomic
 from vllm_moe_prune.routing_map import BaseFingerprint
 
@@ -82,6 +84,21 @@ class ScoresRecord(BaseModel):
     provenance: Provenance
     tensors: str = ""  # sha256:... of scores.safetensors
 
+    @property
+    def shape(self) -> MoeShape:
+        """Return the shape of the scored model, its layers in order."""
+        layout = LAYOUTS.get(self.model_type)
+        return MoeShape(
+            model_type=self.model_type,
+            base=self.base,
+            num_experts=dict(sorted(self.num_experts.items())),
+            top_k=dict(sorted(self.top_k.items())),
+            num_groups=self.num_groups,
+            topk_group=self.topk_group,
+            slices=self.slices,
+            mappable=layout is not None and layout.mappable,
+        )
+
     def to_json(self) -> str:
         """Return readable JSON: each list of numbers on one line."""
         text = json.dumps(self.model_dump(mode="json", exclude_none=True), indent=2)
@@ -90,17 +107,24 @@ class ScoresRecord(BaseModel):
         return lists.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
-def record_of(domains: Domains, *, sequences: Mapping[str, int], **known: Any) -> ScoresRecord:
-    """Describe statistics.
+def record_of(
+    shape: MoeShape, domains: Domains, sequences: Mapping[str, int], provenance: Provenance
+) -> ScoresRecord:
+    """Describe statistics of a model of this shape.
 
-    :param known: the fields of the record that the statistics do not say
+    :param sequences: domain -> sequences of its text, where that is known
     """
-    layers = next(iter(domains.values()))
-    first = next(iter(layers.values()))
+    first = next(iter(next(iter(domains.values())).values()))
     return ScoresRecord(
+        model_type=shape.model_type,
+        base=shape.base,
         hidden=first.mean.shape[1],
         vocab=first.vocabulary.shape[1],
-        num_experts={number: seen.num_experts for number, seen in layers.items()},
+        num_groups=shape.num_groups,
+        topk_group=shape.topk_group,
+        slices=shape.slices,
+        top_k=dict(shape.top_k),
+        num_experts=dict(shape.num_experts),
         domains={
             name: DomainRecord(
                 tokens=int(max(seen.tokens for seen in found.values())),
@@ -113,7 +137,7 @@ def record_of(domains: Domains, *, sequences: Mapping[str, int], **known: Any) -
             )
             for name, found in domains.items()
         },
-        **known,
+        provenance=provenance,
     )
 
 

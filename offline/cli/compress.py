@@ -111,6 +111,7 @@ def _friendly(settings: CompressRecipe) -> CompressRecipe:
     """Round --keep, before anything is computed, and say so."""
     from offline.lint.friendly import friendly
     from offline.maps.map_space import Space
+    from offline.maps.moe_shape import MoeShape
     from vllm_moe_prune.checkpoint import Checkpoint
 
     if settings.keep is None:
@@ -118,7 +119,7 @@ def _friendly(settings: CompressRecipe) -> CompressRecipe:
             "--friendly rounds --keep; a search spreads --budget expert by expert",
             hint="give --keep, or plan with vmprune plan --budget N --friendly",
         )
-    space = Space.of(Checkpoint.open(settings.model), settings.keep, settings.top_k)
+    space = Space.of(MoeShape.of(Checkpoint.open(settings.model)), settings.keep, settings.top_k)
     rounded, changes = friendly(space, space.even_counts())
     keep = _one_count("--friendly", rounded.even_counts())
     for line in changes:

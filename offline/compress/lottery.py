@@ -94,7 +94,7 @@ class _Compression:
     ) -> _Compression:
         recipe, base, settings = subject.recipe, subject.base, subject.recipe.lottery
         assert recipe.keep is not None  # the recipe allows no budget
-        step = subject.space.num_groups
+        step = subject.space.shape.num_groups
         plans = schedule(settings, uniform_counts(base), recipe.keep, step)
         _check_length(base, settings.length)
         where = Where(

@@ -19,6 +19,7 @@ from offline.fitness.log import EvaluationLog
 from offline.fitness.objective import Objective
 from offline.fitness.racing import RacingSettings
 from offline.maps.map_space import Space
+from offline.maps.moe_shape import MoeShape
 from offline.methods import eep
 from offline.runs.progress import Reporter
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -46,7 +47,13 @@ class Subject:
             check_unquantised(recipe.model)
         check_choice(base, recipe.mtp, recipe.keep)
         check_routable(base.layout, base.layout.num_groups(base.config), recipe.engine)
-        space = Space.of(base, recipe.keep, recipe.top_k, budget=recipe.budget, floor=recipe.floor)
+        space = Space.of(
+            MoeShape.of(base),
+            recipe.keep,
+            recipe.top_k,
+            budget=recipe.budget,
+            floor=recipe.floor,
+        )
         if recipe.method == "eep":
             settings = eep_settings(recipe, len(space.layers))
             space.groups(settings.num_groups)
@@ -55,14 +62,14 @@ class Subject:
         objective = Objective.parse(
             recipe.task, measure=recipe.fitness, guard=recipe.guard, items=items_of(recipe)
         )
-        scores = check_scored(recipe, space.base)
+        scores = check_scored(recipe, space.shape.base)
         return cls(recipe, base, space, objective, provenance_of(recipe, objective, scores))
 
     def identity(self) -> dict[str, object]:
         """Return all that results depend on: a run with another identity is another run."""
         return {
             "recipe": self.recipe.model_dump(mode="json", exclude={*PLACES, "mtp"}),
-            "base": self.space.base.model_dump(exclude={"name"}),
+            "base": self.space.shape.base.model_dump(exclude={"name"}),
             "data": [data.model_dump() for data in self.provenance.data],
         }
 

@@ -63,7 +63,7 @@ def scores_of(run: Run) -> Scores:
         with staged(folder) as partial:
             made.save(partial)
     scores = Scores.load(folder)
-    check_scores(scores, run.space.base)
+    check_scores(scores, run.space.shape.base)
     return scores
 
 

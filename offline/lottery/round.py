@@ -21,6 +21,7 @@ from offline.lottery.measure import measure
 from offline.lottery.schedule import RANDOM, RoundPlan, rng_of
 from offline.maps.genome import Kept
 from offline.maps.map_space import Space
+from offline.maps.moe_shape import MoeShape
 from offline.methods.baselines import random_kept
 from offline.methods.keep_last import chosen
 from offline.results.lottery import (
@@ -137,8 +138,8 @@ class Round:
     def _decided(self, scores: Scores | None) -> RoutingMap:
         """Choose what stays. Rows of the gate go with their experts whether or not the model
         renormalises: that is what the paper deletes, and what the finetune then repairs."""
-        lottery, space = self.lottery, Space.of(Checkpoint.open(self.current), self.plan.keep)
-        space = replace(space, slices=True)
+        lottery, shape = self.lottery, MoeShape.of(Checkpoint.open(self.current))
+        space = Space.of(replace(shape, slices=True), self.plan.keep)
         settings: dict[str, JsonValue] = {
             "round": self.plan.number,
             "criterion": lottery.settings.criterion,

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from offline.maps.depth_groups import DepthGroup, Groups, depth_groups, even_rows, fits, total_kept
 from offline.maps.genome import Coefficients, Genome, Kept
 from offline.maps.map_entries import Entry, entry_of
-from offline.maps.per_layer import per_layer
+from offline.maps.moe_shape import MoeShape
+from offline.maps.per_layer import top_k_by_layer
 from offline.maps.router_groups import RouterGroups
-from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.provenance import Provenance
-from vllm_moe_prune.routing_map import BaseFingerprint, RoutingMap
+from vllm_moe_prune.routing_map import RoutingMap
 
 __all__ = ["Kept", "Space"]
 
@@ -25,26 +25,18 @@ class Space:
 
     Every layer keeps ``keep`` experts (or what it says of the layer); or all layers together at
     most ``budget`` and each at least ``floor``, spread by the method; or, where neither is given,
-    all. ``top_k`` says how many are active per token in each layer. ``num_groups`` counts the
-    groups that a group-limited router chooses among (1 for most families), ``topk_group`` those
-    that provide a token's experts: every group keeps equally many. ``slices`` says whether one-hot
-    maps keep gate rows rather than map the scores (`MoeLayout.slices`; with groups always),
-    ``mappable`` whether a W_RM can act at all.
+    all. ``top_k`` is decoder layer -> how many the maps activate per token. Where a router chooses
+    groups first, every group keeps equally many, and one-hot maps keep gate rows even where the
+    shape would have the scores mapped.
 
     :raises PruneError: if the model cannot keep or activate so many
     """
 
-    model_type: str
-    base: BaseFingerprint
-    num_experts: Mapping[int, int]
-    num_groups: int
+    shape: MoeShape
     top_k: Mapping[int, int]
     keep: int | Mapping[int, int] | None = None
     budget: int | None = None
     floor: int = 1
-    slices: bool = True
-    mappable: bool = True
-    topk_group: int = 1
 
     def __post_init__(self) -> None:
         if self.keep is not None and self.budget is not None:
@@ -58,43 +50,33 @@ class Space:
     @classmethod
     def of(
         cls,
-        checkpoint: Checkpoint,
-        keep: int | None = None,
+        shape: MoeShape,
+        keep: int | Mapping[int, int] | None = None,
         top_k: int | str | Mapping[int, int] | None = None,
         *,
         budget: int | None = None,
         floor: int = 1,
     ) -> Space:
-        """Describe a checkpoint; ``top_k`` None means the model's own in every layer.
+        """Say what maps of a model may keep; ``top_k`` None means its own in every layer.
 
-        :param top_k: also as text, see `parse_top_k`
+        :param top_k: also as text, see `top_k_by_layer`
         """
-        num_experts = checkpoint.expert_counts()
-        own = checkpoint.layout.top_k(checkpoint.config)
-        router = RouterGroups.of(checkpoint.layout, checkpoint.config)
-        return cls(
-            model_type=checkpoint.layout.model_type,
-            base=checkpoint.fingerprint(),
-            num_experts=num_experts,
-            num_groups=router.count,
-            topk_group=router.active,
-            top_k=per_layer(top_k, tuple(num_experts), own),
-            keep=keep,
-            budget=budget,
-            floor=floor,
-            slices=checkpoint.layout.slices,
-            mappable=checkpoint.layout.mappable,
-        )
+        return cls(shape, top_k_by_layer(top_k, shape.top_k), keep, budget, floor)
+
+    @property
+    def num_experts(self) -> Mapping[int, int]:
+        """Return decoder layer -> E."""
+        return self.shape.num_experts
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Return the decoder layers that have experts, in order."""
-        return tuple(self.num_experts)
+        return self.shape.layers
 
     @property
     def router_groups(self) -> RouterGroups:
         """Return the groups that the router chooses among first."""
-        return RouterGroups(self.num_groups, self.topk_group)
+        return self.shape.router_groups
 
     @property
     def keeps_all(self) -> bool:
@@ -173,7 +155,7 @@ class Space:
 
     def _entry(self, coefficients: Coefficients, name: str) -> Entry:
         # A router that chooses groups first cannot be mapped: it can only be sliced.
-        return entry_of(coefficients, name, slices=self.slices or self.num_groups > 1)
+        return entry_of(coefficients, name, slices=self.shape.slices or self.shape.num_groups > 1)
 
     def _build(
         self,
@@ -198,9 +180,9 @@ class Space:
             {k: tuple(int(n) for n in v) for k, v in tokens_seen.items()} if tokens_seen else None
         )
         return RoutingMap.build(
-            model_type=self.model_type,
-            base=self.base,
-            num_groups=self.num_groups,
+            model_type=self.shape.model_type,
+            base=self.shape.base,
+            num_groups=self.shape.num_groups,
             layers=layers,
             matrices={k: v for entry in entries.values() for k, v in entry.matrices.items()},
             tokens_seen=seen,
@@ -232,7 +214,7 @@ class Space:
                 )
         least = max(self._bounds(layer)[0] for layer in layers)
         experts, most = self.num_experts[layers[0]], self._bounds(layers[0])[1]
-        return DepthGroup(layers, experts, least, most, self.num_groups)
+        return DepthGroup(layers, experts, least, most, self.shape.num_groups)
 
     def _check_counts(self) -> None:
         for layer, experts in self.num_experts.items():

@@ -10,18 +10,6 @@ from vllm_moe_prune.errors import PruneError
 _PART = re.compile(r"(\d+)(?:-(\d+))?:(\d+)")
 
 
-def parse_top_k(text: str, layers: Sequence[int], own: int) -> dict[int, int]:
-    """Read a top-k for all layers, or for ranges of layers; the others keep the model's own.
-
-    :param text: a number, or parts ``FIRST-LAST:K`` and ``LAYER:K`` with commas between them
-    :param layers: the decoder layers that have experts
-    :param own: the model's top-k
-    :returns: decoder layer -> active experts per token
-    :raises PruneError: naming the part that is wrong
-    """
-    return parse_numbers("--top-k", "activates", text, dict.fromkeys(layers, own))
-
-
 def parse_numbers(flag: str, does: str, text: str, own: Mapping[int, int]) -> dict[int, int]:
     """Read a number for all layers, or for ranges of layers; the others have their own.
 
@@ -65,18 +53,22 @@ def _at_least_one(number: str, where: str, does: str) -> int:
     return int(number)
 
 
-def per_layer(
-    top_k: int | str | Mapping[int, int] | None, layers: Sequence[int], own: int
+def top_k_by_layer(
+    top_k: int | str | Mapping[int, int] | None, own: Mapping[int, int]
 ) -> dict[int, int]:
-    """Return the top-k of every layer from any way of giving it; None is the model's own.
+    """Return the top-k of every layer from any way of giving it; the others keep the model's own.
 
-    :raises PruneError: as `parse_top_k`, and for a mapping that names an unknown layer
+    :param top_k: for all layers; by layer; or as text: a number, or parts ``FIRST-LAST:K`` and
+        ``LAYER:K`` with commas between them
+    :param own: decoder layer that has experts -> the model's top-k
+    :returns: decoder layer -> active experts per token
+    :raises PruneError: naming the part of the text that is wrong, or the layer that is unknown
     """
     if top_k is None:
-        return dict.fromkeys(layers, own)
+        return dict(own)
     if not isinstance(top_k, Mapping):
-        return parse_top_k(str(top_k), layers, own)
-    unknown = sorted(set(top_k) - set(layers))
+        return parse_numbers("--top-k", "activates", str(top_k), own)
+    unknown = sorted(top_k.keys() - own.keys())
     if unknown:
         raise PruneError(f"--top-k: layer {unknown[0]} has no experts")
-    return {layer: top_k.get(layer, own) for layer in layers}
+    return {**own, **top_k}

@@ -83,7 +83,7 @@ def naee(
         if not subsets:
             raise PruneError(
                 f"naee: no subset that was measured keeps equally many experts in each of the "
-                f"{space.num_groups} groups that the router chooses among",
+                f"{space.shape.num_groups} groups that the router chooses among",
                 hint="use another method, such as frequency",
             )
         total = {kept: math.fsum(layer[kept] for layer in each) for kept in subsets}

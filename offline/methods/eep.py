@@ -142,14 +142,14 @@ def check_phases(space: Space, settings: EepSettings, *, has_initial: bool) -> N
             "merging alone needs maps to begin with where experts are dropped",
             hint="run both phases, --seeding, or keep all experts",
         )
-    if settings.phases != "prune" and space.num_groups > 1:
+    if settings.phases != "prune" and space.shape.num_groups > 1:
         raise PruneError(
-            f"a router that first chooses among {space.num_groups} groups cannot be mapped",
+            f"a router that first chooses among {space.shape.num_groups} groups cannot be mapped",
             hint="run the pruning phase only",
         )
-    if settings.phases != "prune" and not space.mappable:
+    if settings.phases != "prune" and not space.shape.mappable:
         raise PruneError(
-            f"the router of a {space.model_type} model cannot be mapped, as merging would",
+            f"the router of a {space.shape.model_type} model cannot be mapped, as merging would",
             hint="run the pruning phase only: --phases prune",
         )
 

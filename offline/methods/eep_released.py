@@ -17,6 +17,7 @@ from typing import Any
 
 from offline.maps.genome import Coefficients, Genome
 from offline.maps.map_space import Space
+from offline.maps.moe_shape import MoeShape
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import LAYOUTS
@@ -114,22 +115,22 @@ def space_for(released: ReleasedCoefficients, base: Checkpoint) -> Space:
             f"{released.file} is for {released.num_experts} experts per layer, "
             f"the model has {'/'.join(map(str, sorted(counts)))}"
         )
-    return Space.of(base, keep=released.num_kept)
+    return Space.of(MoeShape.of(base), keep=released.num_kept)
 
 
 def mixtral_8x7b(keep: int) -> Space:
     """Describe Mixtral-8x7B without its weights: a map for it needs ``--allow-other-base``."""
     layout = LAYOUTS["mixtral"]
     layers = range(_MIXTRAL_LAYERS)
-    return Space(
+    shape = MoeShape(
         model_type=layout.model_type,
         base=BaseFingerprint(config="", index="", routers="", name="Mixtral-8x7B"),
         num_experts=dict.fromkeys(layers, _MIXTRAL_EXPERTS),
-        num_groups=1,
         top_k=dict.fromkeys(layers, _MIXTRAL_TOP_K),
-        keep=keep,
         slices=layout.slices,
+        mappable=layout.mappable,
     )
+    return Space.of(shape, keep)
 
 
 def _load(path: Path) -> dict[str, Any]:

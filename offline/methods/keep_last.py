@@ -36,6 +36,7 @@ def last_dropped(
     :raises PruneError: naming the layer in which the protected experts do not fit
     """
     assert groups is None or not protected
+    parts_each = space.router_groups.count
     safe = {layer: set((protected or {}).get(layer, ())) for layer in space.layers}
     groups = space.groups() if groups is None else groups
     groups = tuple(_with_room(space, group, safe[group.layers[0]]) for group in groups)
@@ -48,12 +49,12 @@ def last_dropped(
 
     def worth(number: int, rows: int) -> float:
         """What the best expert that is still dropped counts for, in all router groups together."""
-        at = rows // space.num_groups
+        at = rows // parts_each
         return float(sum(shared[number].importance[part[at]] for part in ranked[number]))
 
     rows = spread_rows(groups, space.budget, worth)
     kept = [
-        tuple(sorted(expert for part in parts for expert in part[: count // space.num_groups]))
+        tuple(sorted(expert for part in parts for expert in part[: count // parts_each]))
         for parts, count in zip(ranked, rows, strict=True)
     ]
     return dict(by_layer(kept, groups))

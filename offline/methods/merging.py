@@ -133,15 +133,15 @@ def merged_map(
 
 
 def _check_router(space: Space, router: MergeRouter) -> None:
-    if space.num_groups > 1:
+    if space.shape.num_groups > 1:
         raise PruneError(
-            f"--merge: the router first chooses among {space.num_groups} groups, and experts "
+            f"--merge: the router first chooses among {space.shape.num_groups} groups, and experts "
             "merged across them would be in none",
             hint="drop experts instead: leave out --merge",
         )
-    if router == "sum" and not space.mappable:
+    if router == "sum" and not space.shape.mappable:
         raise PruneError(
-            f"--merge: the router of a {space.model_type} model cannot add up scores",
+            f"--merge: the router of a {space.shape.model_type} model cannot add up scores",
             hint="--merge-router dominant",
         )
 

@@ -8,13 +8,11 @@ from offline.calibration.scores import Evidence, Scores, tokens_seen
 from offline.lint.friendly import friendly
 from offline.lint.lint import Finding, ModelFacts, Target, lint
 from offline.maps.map_space import Space
-from offline.maps.per_layer import parse_numbers
-from offline.maps.router_groups import RouterGroups
+from offline.maps.moe_shape import MoeShape
 from offline.methods.keep_last import last_dropped
 from offline.methods.merging import merged_map
 from offline.plan.protection import Protected, joined, parse_protected, super_experts
 from offline.plan.recipe import PlanRecipe
-from vllm_moe_prune.layouts import LAYOUTS
 from vllm_moe_prune.provenance import DataIdentity, Provenance
 from vllm_moe_prune.routing_map import RoutingMap
 
@@ -44,7 +42,7 @@ def plan(scores: Scores, recipe: PlanRecipe, source: DataIdentity | None = None)
     :raises PruneError: if the scores do not hold what the recipe needs, or it cannot be kept to
     """
     rule, evidence = recipe.rule, scores.evidence(recipe.blend)
-    space = space_of(scores, evidence, recipe)
+    space = space_of(scores.shape, recipe)
     outliers = (
         super_experts(evidence, recipe.outlier_percentile, recipe.outlier_share)
         if recipe.protect_outliers
@@ -75,31 +73,18 @@ def plan(scores: Scores, recipe: PlanRecipe, source: DataIdentity | None = None)
     )
 
 
-def space_of(scores: Scores, evidence: Evidence, recipe: PlanRecipe) -> Space:
-    """Describe the scored model and what the recipe keeps of it.
+def space_of(shape: MoeShape, recipe: PlanRecipe) -> Space:
+    """Say what a recipe keeps of a model.
 
     :raises PruneError: if the model cannot keep or activate so many
     """
-    num_experts = {layer: one.seen.num_experts for layer, one in sorted(evidence.items())}
-    own = {layer: scores.top_k[layer] for layer in num_experts}
-    return Space(
-        model_type=scores.model_type,
-        base=scores.base,
-        num_experts=num_experts,
-        num_groups=scores.num_groups,
-        topk_group=scores.topk_group,
-        top_k=parse_numbers("--top-k", "activates", recipe.top_k, own) if recipe.top_k else own,
-        keep=recipe.counts(num_experts, RouterGroups(scores.num_groups, scores.topk_group)),
-        budget=recipe.budget,
-        floor=recipe.floor,
-        slices=scores.slices,
-        mappable=LAYOUTS[scores.model_type].mappable,
-    )
+    keep = recipe.counts(shape.num_experts, shape.router_groups)
+    return Space.of(shape, keep, recipe.top_k or None, budget=recipe.budget, floor=recipe.floor)
 
 
 def _rounded(space: Space, recipe: PlanRecipe) -> tuple[str, ...]:
     """Say where the groups that a router chooses among take less, or keep more, than asked for."""
-    count = space.num_groups
+    count = space.shape.num_groups
     if recipe.budget is not None and (rest := recipe.budget % count):
         text = f"--budget {recipe.budget}: {recipe.budget - rest} experts at most"
     elif recipe.ratio is not None and space.keep != recipe.counts(space.num_experts):
@@ -113,7 +98,7 @@ def _rounded(space: Space, recipe: PlanRecipe) -> tuple[str, ...]:
 def _findings(scores: Scores, recipe: PlanRecipe, routing_map: RoutingMap) -> tuple[Finding, ...]:
     layers = next(iter(scores.domains.values()))
     hidden = next(iter(layers.values())).mean.shape[1]
-    facts = ModelFacts(hidden=hidden, topk_group=scores.topk_group)
+    facts = ModelFacts(hidden=hidden, topk_group=scores.shape.topk_group)
     return tuple(lint(routing_map, facts, Target(recipe.serve_tp, recipe.serve_ep)))
 
 

@@ -17,6 +17,7 @@ from offline.calibration.statistics import (
     WeightStatistics,
 )
 from offline.maps.map_space import Space
+from tests.sample_shapes import shape_of
 from tests.vllm_moe_prune.bare import BASE
 from vllm_moe_prune.provenance import DataIdentity, Provenance, sha256_text
 from vllm_moe_prune.routing_map import BaseFingerprint, RoutingMap
@@ -171,9 +172,7 @@ def scores_of(
         DataIdentity(name=name, count=1, sha256=sha256_text(f"text of {name}")) for name in domains
     )
     return Scores(
-        model_type="mixtral",
-        base=base,
-        top_k=dict.fromkeys(numbers, top_k),
+        shape=shape_of(numbers, top_k, base=base),
         domains=found,
         weights=weights or {n: weight_statistics(count, n) for n, count in numbers.items()},
         provenance=Provenance(method="score", data=data),
@@ -191,5 +190,5 @@ def two_domains(layers: Sequence[int] = (0, 1, 4), **options: Any) -> dict[str, 
 def map_keeping(kept: Mapping[int, Sequence[int]], experts: int = 6) -> RoutingMap:
     """Return the one-hot map of a model of ``experts`` per layer."""
     counts = dict.fromkeys(kept, experts)
-    space = Space("mixtral", BASE, counts, 1, dict.fromkeys(kept, 2))
+    space = Space.of(shape_of(counts))
     return space.routing_map({n: tuple(ids) for n, ids in kept.items()}, Provenance(method="hand"))

@@ -21,6 +21,7 @@ from offline.maps.map_space import Space
 from offline.methods.merging import merged_map
 from offline.results.analysis import ANALYSIS_FILE, Analysis
 from tests.analysis.samples import Routed, map_keeping, masked, scores_of, sliced, two_domains
+from tests.sample_shapes import shape_of
 from tests.vllm_moe_prune.bare import BASE
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import DataIdentity, Provenance
@@ -44,7 +45,7 @@ MASKED, SLICED = pruned(masked), pruned(sliced)
 
 
 def merging_map() -> RoutingMap:
-    space = Space("mixtral", BASE, dict.fromkeys(KEPT, 6), 1, dict.fromkeys(KEPT, 2))
+    space = Space.of(shape_of(dict.fromkeys(KEPT, 6)))
     keep = dict.fromkeys(KEPT, 3)
     provenance = Provenance(method="merge")
     return merged_map(space, SCORES.evidence(), keep, "router-similarity", "sum", provenance)

@@ -8,6 +8,7 @@ from offline.calibration.scores import Scores
 from offline.calibration.statistics import GradientStatistics, WeightStatistics
 from tests.calibration.naive import Pass
 from tests.calibration.passes import accumulate, random_pass
+from tests.sample_shapes import shape_of
 from vllm_moe_prune.provenance import DataIdentity, Provenance
 from vllm_moe_prune.routing_map import BaseFingerprint
 
@@ -48,9 +49,12 @@ def make_scores(seed: int = 0, *, gradients: bool = True) -> Scores:
     }
     rng = np.random.default_rng(seed)
     return Scores(
-        model_type="mixtral",
-        base=BaseFingerprint(config="a", index="b", routers="c", name="a [ model ]"),
-        top_k=dict.fromkeys(EXPERTS, 2),
+        shape=shape_of(
+            EXPERTS,
+            base=BaseFingerprint(config="a", index="b", routers="c", name="a [ model ]"),
+            num_groups=4,
+            topk_group=2,
+        ),
         domains=domains,
         weights={
             layer: WeightStatistics(rng.random((e, e)), rng.random(e), rng.random(e), rng.random(e))
@@ -62,6 +66,4 @@ def make_scores(seed: int = 0, *, gradients: bool = True) -> Scores:
             data=(DataIdentity(name="code", split="train", count=2, sha256="sha256:x"),),
         ),
         sequences={"code": 5, "prose": 11},
-        num_groups=4,
-        topk_group=2,
     )

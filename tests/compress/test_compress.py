@@ -19,6 +19,7 @@ from offline.compress.recipe import CompressRecipe
 from offline.engines.base import Engine
 from offline.engines.local.transformers import TransformersEngine
 from offline.maps.map_space import Space
+from offline.maps.moe_shape import MoeShape
 from offline.methods.baselines import most_used
 from offline.results.compression import RESULT_FILE, RunResult
 from offline.tasks.catalog import get_task
@@ -153,7 +154,7 @@ def test_frequency_keeps_the_experts_that_its_usage_shows(
     engine: TransformersEngine, model: Path, task_file: Path, tmp_path: Path
 ) -> None:
     result = run(engine, model, task_file, tmp_path / "out", method="frequency", random_maps=0)
-    space = Space.of(Checkpoint.open(model), 4, None)
+    space = Space.of(MoeShape.of(Checkpoint.open(model)), 4)
     usage = {layer.layer: layer.usage for layer in result.layers}
     kept = {layer.layer: layer.kept for layer in result.layers}
     assert kept == most_used(space, usage)

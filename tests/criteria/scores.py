@@ -6,6 +6,7 @@ from typing import Any
 
 from offline.calibration.scores import Scores
 from tests.criteria.samples import evidence_of, sample
+from tests.sample_shapes import shape_of
 from tests.vllm_moe_prune.bare import BASE
 from vllm_moe_prune.provenance import DataIdentity, Provenance
 from vllm_moe_prune.routing_map import BaseFingerprint
@@ -34,10 +35,9 @@ def scores_of(
         for number, domain in enumerate(domains)
     }
     first = found[domains[0]]
+    experts = {layer: one.seen.num_experts for layer, one in first.items()}
     return Scores(
-        model_type="mixtral",
-        base=base,
-        top_k=dict.fromkeys(layers, top_k),
+        shape=shape_of(experts, top_k, base=base),
         domains={name: {n: one.seen for n, one in each.items()} for name, each in found.items()},
         weights={n: one.weights for n, one in first.items()},
         provenance=Provenance.now(

@@ -16,6 +16,7 @@ from offline.lint.counts import FUSED_TOPK, TUNED, nearest_friendly, spans
 from offline.lint.friendly import friendly
 from offline.lint.lint import Finding, ModelFacts, Target, lint
 from tests.maps.landscape import space_of
+from tests.sample_shapes import reshaped
 from tests.vllm_moe_prune.bare import BASE
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap, Selection
@@ -184,7 +185,7 @@ def test_friendly_never_takes_what_must_stay_nor_more_than_the_budget() -> None:
 
 
 def test_friendly_is_a_multiple_of_groups_and_ranks() -> None:
-    space = replace(space_of(1, 256, 200), num_groups=8)
+    space = reshaped(space_of(1, 256, 200), num_groups=8)
     assert friendly(space, {0: 200})[0].keep == {0: 192}
     assert friendly(space, {0: 40}, expert_parallel=64)[0].keep == {0: 64}
 

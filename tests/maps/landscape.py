@@ -17,7 +17,7 @@ from offline.maps.depth_groups import Groups
 from offline.maps.genome import Genome
 from offline.maps.map_space import Space
 from offline.methods.eep import Assessed
-from tests.vllm_moe_prune.bare import BASE
+from tests.sample_shapes import shape_of
 
 Array = NDArray[np.float64]
 
@@ -33,17 +33,9 @@ def space_of(
     slices: bool = True,
 ) -> Space:
     """A space without a checkpoint behind it."""
-    return Space(
-        model_type="mixtral",
-        base=BASE,
-        num_experts=MappingProxyType(dict.fromkeys(range(layers), experts)),
-        num_groups=1,
-        top_k=dict.fromkeys(range(layers), top_k),
-        keep=keep if budget is None else None,
-        budget=budget,
-        floor=floor,
-        slices=slices,
-    )
+    counts = MappingProxyType(dict.fromkeys(range(layers), experts))
+    shape = shape_of(counts, top_k, slices=slices)
+    return Space.of(shape, keep if budget is None else None, budget=budget, floor=floor)
 
 
 class Landscape:

@@ -11,6 +11,7 @@ import torch
 from offline.engines.local.transformers import TransformersEngine
 from offline.maps.genome import Coefficients, Genome
 from offline.maps.map_space import Space
+from offline.maps.moe_shape import MoeShape
 from tests.sample_maps import map_of
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -66,7 +67,7 @@ def test_a_genome_s_map_computes_what_its_matrices_say(
     kind: str, top_k: int, engine: TransformersEngine
 ) -> None:
     coefficients = Coefficients(*PAIRS[kind])
-    space = Space.of(Checkpoint.open(engine.folder), keep=3, top_k=top_k)
+    space = Space.of(MoeShape.of(Checkpoint.open(engine.folder)), keep=3, top_k=top_k)
     genome = Genome((coefficients,))
     routing_map = space.genome_map(genome, space.groups(1), Provenance(method="eep"))
     expected = logits(engine, by_hand(engine.folder, coefficients, top_k))
@@ -75,12 +76,12 @@ def test_a_genome_s_map_computes_what_its_matrices_say(
 
 
 def test_the_identity_with_the_model_s_top_k_changes_nothing(engine: TransformersEngine) -> None:
-    space = Space.of(Checkpoint.open(engine.folder))
+    space = Space.of(MoeShape.of(Checkpoint.open(engine.folder)))
     assert dict(space.top_k) == {0: 2, 1: 2, 2: 2}
     identity = Genome.identity([8])
     routing_map = space.genome_map(identity, space.groups(1), Provenance(method="eep"))
     torch.testing.assert_close(logits(engine, routing_map), logits(engine, None))
-    fewer = Space.of(Checkpoint.open(engine.folder), top_k="0-1:1")
+    fewer = Space.of(MoeShape.of(Checkpoint.open(engine.folder)), top_k="0-1:1")
     assert dict(fewer.top_k) == {0: 1, 1: 1, 2: 2}
     lowered = fewer.genome_map(identity, fewer.groups(1), Provenance(method="eep"))
     assert not torch.allclose(logits(engine, lowered), logits(engine, None), atol=1e-2)

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from offline.maps.depth_groups import depth_groups, even_rows, total_kept
 from offline.maps.genome import Coefficients, Genome
 from offline.maps.map_space import Space
-from offline.maps.per_layer import parse_top_k, per_layer
+from offline.maps.per_layer import top_k_by_layer
 from tests.maps.genomes import Case, cases, read_back
 from tests.maps.landscape import space_of
-from tests.vllm_moe_prune.bare import BASE
+from tests.sample_shapes import shape_of
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import Selection
 from vllm_moe_prune.provenance import Provenance
@@ -29,14 +29,10 @@ NOISE = np.full((2, 8), 0.25, np.float32)
 
 def space_with(**changes: Any) -> Space:
     """A space of 6 layers with 8 experts each."""
-    fields: dict[str, Any] = {
-        "model_type": "mixtral",
-        "base": BASE,
-        "num_experts": MappingProxyType(dict.fromkeys(range(6), 8)),
-        "num_groups": 1,
-        "top_k": dict.fromkeys(range(6), 2),
-    }
-    return Space(**fields | changes)
+    other = {"num_experts", "num_groups", "topk_group"} & changes.keys()
+    experts = {"num_experts": MappingProxyType(dict.fromkeys(range(6), 8))}
+    shape = shape_of(**experts | {name: changes.pop(name) for name in other})
+    return Space.of(shape, **changes)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -104,7 +100,7 @@ TOP_K: list[tuple[str, dict[int, int]]] = [
 
 @pytest.mark.parametrize(("text", "expected"), TOP_K)
 def test_top_k_is_for_all_layers_or_by_layer(text: str, expected: dict[int, int]) -> None:
-    assert parse_top_k(text, (3, 4, 5, 6), 2) == expected
+    assert top_k_by_layer(text, dict.fromkeys((3, 4, 5, 6), 2)) == expected
 
 
 BAD_TOP_K: list[tuple[str, str]] = [
@@ -123,7 +119,7 @@ BAD_TOP_K: list[tuple[str, str]] = [
 @pytest.mark.parametrize(("text", "message"), BAD_TOP_K)
 def test_a_wrong_top_k_names_the_wrong_part(text: str, message: str) -> None:
     with pytest.raises(PruneError) as caught:
-        parse_top_k(text, (3, 4, 5, 6), 2)
+        top_k_by_layer(text, dict.fromkeys((3, 4, 5, 6), 2))
     assert caught.value.message == message
 
 
@@ -131,9 +127,11 @@ def test_top_k_may_be_given_in_any_form() -> None:
     given: list[tuple[int | str | Mapping[int, int] | None, dict[int, int]]] = [
         (None, {0: 2, 1: 2}), (1, {0: 1, 1: 1}), ("1:1", {0: 2, 1: 1}), ({0: 1}, {0: 1, 1: 2}),
     ]  # fmt: skip
-    assert [per_layer(top_k, (0, 1), 2) for top_k, _ in given] == [wanted for _, wanted in given]
+    assert [top_k_by_layer(top_k, {0: 2, 1: 2}) for top_k, _ in given] == [
+        wanted for _, wanted in given
+    ]
     with pytest.raises(PruneError, match="layer 7 has no experts"):
-        per_layer({7: 1}, (0, 1), 2)
+        top_k_by_layer({7: 1}, {0: 2, 1: 2})
 
 
 @pytest.mark.parametrize(

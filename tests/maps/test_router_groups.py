@@ -21,6 +21,7 @@ from offline.methods.baselines import most_used, naee, random_kept
 from offline.methods.eep import check_phases, settings_of
 from offline.methods.keep_last import last_dropped
 from tests.maps.landscape import space_of
+from tests.sample_shapes import reshaped
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import LAYOUTS
 from vllm_moe_prune.provenance import Provenance
@@ -45,8 +46,8 @@ def cases(draw: st.DrawFn) -> Case:
     size = draw(st.integers(2, 5))
     active = draw(st.integers(1, router))
     top_k = draw(st.integers(1, active * size))
-    whole = replace(space_of(LAYERS, router * size, None, top_k=1), num_groups=router)
-    whole = replace(whole, topk_group=active, top_k=dict.fromkeys(range(LAYERS), top_k))
+    whole = space_of(LAYERS, router * size, None, top_k=top_k)
+    whole = reshaped(whole, num_groups=router, topk_group=active)
     least = whole.router_groups.least(top_k)
     if draw(st.booleans()):
         space = replace(whole, keep=router * draw(st.integers(least // router, size)))
@@ -59,12 +60,12 @@ def cases(draw: st.DrawFn) -> Case:
 
 def check(space: Space, kept: Mapping[int, Kept]) -> None:
     """Check counts and budget, and that the map can be made, which checks its groups again."""
-    size = space.num_experts[0] // space.num_groups
+    size = space.num_experts[0] // space.shape.num_groups
     for ids in kept.values():
         assert len(set(ids)) == len(ids)
-        each = [sum(i // size == group for i in ids) for group in range(space.num_groups)]
+        each = [sum(i // size == group for i in ids) for group in range(space.shape.num_groups)]
         assert len(set(each)) == 1 and each[0] >= 2
-        assert each[0] * space.topk_group >= space.top_k[0]
+        assert each[0] * space.shape.topk_group >= space.top_k[0]
     if isinstance(space.keep, int):
         assert {len(ids) for ids in kept.values()} == {space.keep}
     if space.budget is not None:
@@ -142,7 +143,7 @@ def test_a_swap_reaches_every_expert_of_its_own_group_and_no_other() -> None:
 
 
 def test_the_budget_moves_one_expert_of_each_group() -> None:
-    space = replace(space_of(2, 8, None), budget=8, num_groups=2)
+    space = reshaped(space_of(2, 8, budget=8), num_groups=2)
     groups = space.groups()
     start = kept_genome({0: (0, 1, 4, 5), 1: (2, 3, 6, 7)}, groups)
     assert variation.move_budget(start, groups, np.random.default_rng(0)) == start  # at the least
@@ -154,14 +155,14 @@ def test_the_budget_moves_one_expert_of_each_group() -> None:
 
 
 def test_a_space_that_keeps_less_than_a_group_can_share_refuses_a_genome() -> None:
-    space = replace(space_of(2, 8, 4), num_groups=2)
+    space = reshaped(space_of(2, 8, 4), num_groups=2)
     groups = space.groups(1)
     assert space.accepts(variation.Genome.of_kept([(0, 3, 4, 7)], [8]), groups)
     assert not space.accepts(variation.Genome.of_kept([(0, 1, 3, 7)], [8]), groups)
 
 
 def test_naee_compares_only_subsets_that_groups_share() -> None:
-    space = replace(space_of(1, 4, 2, top_k=1), num_experts={0: 8}, keep=4, num_groups=2)
+    space = reshaped(space_of(1, 8, 4), num_groups=2)
     fits, not_fits = (0, 1, 4, 5), (0, 1, 2, 4)
     assert naee(space, {0: {not_fits: 0.1, fits: 0.5}}) == {0: fits}
     with pytest.raises(PruneError, match="in each of the 2 groups"):
@@ -169,7 +170,7 @@ def test_naee_compares_only_subsets_that_groups_share() -> None:
 
 
 def test_a_grouped_router_cannot_be_merged() -> None:
-    space = replace(space_of(2, 8, 4), num_groups=2)
+    space = reshaped(space_of(2, 8, 4), num_groups=2)
     with pytest.raises(PruneError, match="first chooses among 2 groups cannot be mapped"):
         check_phases(space, settings_of("fast"), has_initial=False)
 

@@ -18,6 +18,7 @@ from offline.methods import eep
 from offline.methods.eep import Assess, Assessed, Genome, Population
 from offline.methods.eep_settings import PRESETS, settings_of
 from tests.maps.landscape import Landscape, space_of
+from tests.sample_shapes import shape_of
 from vllm_moe_prune.errors import PruneError
 
 FAST = settings(max_examples=8, deadline=None)
@@ -220,7 +221,7 @@ def test_pruning_cannot_begin_with_merged_experts() -> None:
 
 
 def test_a_router_that_chooses_groups_first_is_not_mapped() -> None:
-    limited = Space("mixtral", space_of().base, {0: 8}, 4, {0: 2})
+    limited = Space.of(shape_of({0: 8}, num_groups=4))
     with pytest.raises(PruneError, match="router that first chooses among 4 groups"):
         run(limited)
 

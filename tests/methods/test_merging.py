@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from offline.calibration.statistics import ExpertEvidence, LayerStatistics
 from offline.engines.local.transformers import TransformersEngine
 from offline.maps.map_space import Space
+from offline.maps.moe_shape import MoeShape
 from offline.methods.merging import (
     CLUSTERINGS,
     MergeKind,
@@ -29,8 +30,8 @@ from offline.methods.merging import (
     router_clusters,
 )
 from tests.analysis.samples import evidence, routed
+from tests.sample_shapes import shape_of
 from tests.tiny import make_tiny_mixtral
-from tests.vllm_moe_prune.bare import BASE
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance
@@ -41,7 +42,7 @@ KINDS = sorted(CLUSTERINGS)
 
 
 def space_of(experts: dict[int, int], top_k: int = 2, **more: Any) -> Space:
-    return Space("mixtral", BASE, experts, 1, dict.fromkeys(experts, top_k), **more)
+    return Space.of(shape_of(experts, top_k, **more))
 
 
 def seen_as(counts: list[float], **changes: Any) -> LayerStatistics:
@@ -215,7 +216,7 @@ def test_a_router_that_cannot_act_on_merged_experts_is_an_error() -> None:
     found, keep = evidence((0,)), {0: 4}
     for router in ("sum", "dominant"):
         with pytest.raises(PruneError, match="first chooses among 2 groups"):
-            grouped = dataclasses.replace(space_of({0: 6}), num_groups=2)
+            grouped = space_of({0: 6}, num_groups=2)
             merged_map(grouped, found, keep, "router-similarity", router, BY_HAND)  # type: ignore[arg-type]
     biased = space_of({0: 6}, mappable=False)
     with pytest.raises(PruneError, match="cannot add up scores"):
@@ -254,7 +255,7 @@ def twin_evidence() -> dict[int, ExpertEvidence]:
 
 
 def merged(engine: TransformersEngine, top_k: int, router: MergeRouter) -> RoutingMap:
-    space = Space.of(Checkpoint.open(engine.folder), top_k=top_k)
+    space = Space.of(MoeShape.of(Checkpoint.open(engine.folder)), top_k=top_k)
     keep = MappingProxyType({0: 4, 1: 4})
     made = merged_map(space, twin_evidence(), keep, "output-similarity", router, BY_HAND)
     for layer in made.layers:

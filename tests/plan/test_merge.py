@@ -36,7 +36,7 @@ def test_the_plan_is_the_merging_of_the_blend(kind: Any, router: Any) -> None:
     found = planned(merge=kind, merge_router=router, keep=3, domains="code:1,prose:3")
     recipe = PlanRecipe(keep=3, domains="code:1,prose:3")
     evidence = SCORES.evidence(recipe.blend)
-    space = space_of(SCORES, evidence, recipe)
+    space = space_of(SCORES.shape, recipe)
     keep = dict.fromkeys(space.layers, 3)
     assert (
         found.digest() == merged_map(space, evidence, keep, kind, router, found.provenance).digest()

@@ -84,7 +84,9 @@ def test_a_budget_goes_where_importance_lies() -> None:
     layers = dict(scores.domains["prose"])
     layers[0] = replace(layers[0], counts=np.array([95.0, 1, 1, 1, 1, 1]))
     layers[1] = replace(layers[1], counts=np.array([20.0, 20, 20, 20, 10, 10]))
-    scores = replace(scores, domains={"prose": layers}, top_k={0: 1, 1: 1})
+    scores = replace(
+        scores, domains={"prose": layers}, shape=replace(scores.shape, top_k={0: 1, 1: 1})
+    )
     found = planned(scores, criterion="euf", budget=6)
     assert kept(found) == {0: (0,), 1: (0, 1, 2, 3, 4)}
     assert rows(planned(scores, criterion="euf", budget=6, floor=2)) == [2, 4]

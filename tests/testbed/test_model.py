@@ -14,6 +14,7 @@ from benchmarks.testbed.taskfiles import GENERATED, TASKS
 from benchmarks.testbed.text import downloaded
 from offline.engines.local.transformers import TransformersEngine
 from offline.maps.map_space import Space
+from offline.maps.moe_shape import MoeShape
 from offline.tasks.catalog import get_task
 from offline.tasks.splits import load_items
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -65,7 +66,7 @@ def test_the_model_has_learnt_and_masking_half_hurts(bare_model: Path) -> None:
         return total / len(asked)
 
     whole = loss()
-    space = Space.of(Checkpoint.open(bare_model), 4, None)
+    space = Space.of(MoeShape.of(Checkpoint.open(bare_model)), 4)
     kept = {layer: (0, 1, 2, 3) for layer in space.layers}
     engine.apply(space.routing_map(kept, Provenance.now("test")))
     assert whole < 3  # chance is 8.3

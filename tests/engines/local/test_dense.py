@@ -115,7 +115,7 @@ def test_scores_of_a_whole_an_offloaded_and_a_pruned_model(folder: Path, tmp_pat
     domains = (domain("a", 3, vocab=128, length=32),)
     engine = TransformersEngine(folder, dtype="float32", tokens_per_batch=64)
     scores = calibrate(engine, domains, gradients=True)
-    assert scores.slices and scores.top_k == dict.fromkeys(range(3), 1)
+    assert scores.shape.slices and scores.shape.top_k == dict.fromkeys(range(3), 1)
     seen = everything(scores)
     assert all(np.isfinite(array.astype(float)).all() for array in seen.values())
     for layer in scores.domains["a"].values():
