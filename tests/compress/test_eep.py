@@ -154,8 +154,8 @@ def test_so_many_finalists_are_reranked_as_asked_for_or_as_the_preset_has(
     task_file: Path,
     tmp_path: Path,
 ) -> None:
-    more |= {"keep": 4, "phases": "prune", "seeding": False, "racing": False, "compare": "none"}
-    run(engine, model, task_file, tmp_path / "out", groups="layer", **more)
+    more |= {"phases": "prune", "prune_evaluations": 16, "groups": "layer", "seeding": False}
+    run(engine, model, task_file, tmp_path / "out", keep=4, racing=False, compare="none", **more)
     assert len(set(selected(tmp_path / "out"))) == expected
 
 
