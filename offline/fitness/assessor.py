@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from offline.engines.base import Engine
 from offline.fitness.candidate import Assessment
@@ -17,6 +17,15 @@ from offline.tasks.results import TaskResult
 from vllm_moe_prune.routing_map import RoutingMap
 
 _SEARCH: Split = "search"
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A map to assess; ``place`` is its assessment as far as known before: where it came up."""
+
+    key: CandidateKey
+    routing_map: RoutingMap
+    place: Assessment
 
 
 class Assessor:
@@ -44,7 +53,6 @@ class Assessor:
         self.objective = objective
         self.log = log
         self.racing = racing
-        self.fresh = 0  # maps that this process really evaluated, in whole or in part
         self._on_done = on_done
 
     def assess(
@@ -64,26 +72,12 @@ class Assessor:
         """
         base = self.evaluate(None, _SEARCH) if self.objective.needs_base else None
         race = self._race(reference)
-        name = self.objective.identity()
-        keys = [CandidateKey(m.digest(), name, race.digest() if race else "") for m in maps]
-        first = {key: number for number, key in reversed(list(enumerate(keys)))}
-        done: dict[CandidateKey, Assessment] = {}
-        waiting: list[tuple[CandidateKey, RoutingMap, Callable[[Engine], Assessment]]] = []
-        for key, number in sorted(first.items(), key=lambda entry: entry[1]):
-            place = Assessment(key.digest, 0.0, False, {}, 0.0, phase, generation, number)
-            known = self.log.candidate(key) or self._from_results(key, maps[number], place, base)
-            if known is not None:
-                done[key] = known
-                self._on_done(known)
-            else:
-                job = self._job(maps[number], place, race, base)
-                waiting.append((key, maps[number], job))
-        for index, assessment in run_on(self.engines, [job for _, _, job in waiting]):
-            key, routing_map, _ = waiting[index]
-            self.fresh += 1
-            done[key] = self._log_candidate(key, routing_map, assessment)
-            self._on_done(done[key])
-        return [done[key] for key in keys]
+        asked = self._candidates(maps, race, phase, generation)
+        done = self._known_candidates(asked, base)
+        for candidate, assessment in self._run(_missing(asked, done), race, base):
+            done[candidate.key] = self._log_candidate(candidate, assessment)
+            self._on_done(done[candidate.key])
+        return [done[candidate.key] for candidate in asked]
 
     def evaluate(
         self,
@@ -127,7 +121,6 @@ class Assessor:
                 begun.add(digest)
                 waiting.append((routing_map, _evaluation(routing_map, missing, how, split, limit)))
         for index, results in run_on(self.engines, [job for _, job in waiting]):
-            self.fresh += 1
             self.log.add_results(waiting[index][0], how, limit, results)
         return [self._known(digest_of(m), how, split, limit) for m in maps]
 
@@ -156,35 +149,63 @@ class Assessor:
     def _values(self, results: Results) -> dict[str, tuple[float, ...]]:
         return {n: item_values(results[n], self.objective.measure) for n in self.objective.names}
 
-    def _from_results(
-        self, key: CandidateKey, routing_map: RoutingMap, place: Assessment, base: Results | None
-    ) -> Assessment | None:
+    def _candidates(
+        self, maps: Sequence[RoutingMap], race: Race | None, phase: str, generation: int
+    ) -> list[_Candidate]:
+        name, digest = self.objective.identity(), race.digest() if race else ""
+        keys = [CandidateKey(m.digest(), name, digest) for m in maps]
+        return [
+            _Candidate(
+                key, m, Assessment(key.digest, 0.0, False, {}, 0.0, phase, generation, number)
+            )
+            for number, (key, m) in enumerate(zip(keys, maps, strict=True))
+        ]
+
+    def _known_candidates(
+        self, asked: Sequence[_Candidate], base: Results | None
+    ) -> dict[CandidateKey, Assessment]:
+        """Return what the log says of candidates, or of their results outside of the search."""
+        done: dict[CandidateKey, Assessment] = {}
+        for candidate in _missing(asked, {}):
+            known = self.log.candidate(candidate.key) or self._from_results(candidate, base)
+            if known is not None:
+                done[candidate.key] = known
+                self._on_done(known)
+        return done
+
+    def _run(
+        self, missing: Sequence[_Candidate], race: Race | None, base: Results | None
+    ) -> Iterator[tuple[_Candidate, Assessment]]:
+        """Evaluate candidates on all engines and yield each as it ends."""
+        jobs = [self._job(candidate, race, base) for candidate in missing]
+        for number, assessment in run_on(self.engines, jobs):
+            yield missing[number], assessment
+
+    def _from_results(self, candidate: _Candidate, base: Results | None) -> Assessment | None:
         """Assess a map that has been evaluated outside of the search, on the same items."""
         how, limit = _how(self.objective.measure), self.objective.items.get(_SEARCH)
-        results = self._known(key.digest, how, _SEARCH, limit)
+        results = self._known(candidate.key.digest, how, _SEARCH, limit)
         if len(results) < len(self.objective.tasks):
             return None
         assessment = replace(
-            place,
+            candidate.place,
             fitness=self.objective.fitness(results, base),
             complete=True,
             results=results,
             seconds=sum(result.seconds for result in results.values()),
         )
-        return self._log_candidate(key, routing_map, assessment)
+        return self._log_candidate(candidate, assessment)
 
-    def _log_candidate(
-        self, key: CandidateKey, routing_map: RoutingMap, assessment: Assessment
-    ) -> Assessment:
+    def _log_candidate(self, candidate: _Candidate, assessment: Assessment) -> Assessment:
         limit = (_how(self.objective.measure), self.objective.items.get(_SEARCH))
         limits = dict.fromkeys(self.objective.names, limit) if assessment.complete else {}
-        self.log.add_candidate(key, assessment, routing_map, limits)
-        known = self.log.candidate(key)
+        self.log.add_candidate(candidate.key, assessment, candidate.routing_map, limits)
+        known = self.log.candidate(candidate.key)
         assert known is not None
         return known
 
     def _job(
-        self, routing_map: RoutingMap, place: Assessment, race: Race | None, base: Results | None
+        self, candidate: _Candidate, race: Race | None, base: Results | None
     ) -> Callable[[Engine], Assessment]:
         """Return what evaluates one candidate, block by block where it races."""
         limit = self.objective.items.get(_SEARCH)
@@ -192,7 +213,7 @@ class Assessor:
 
         def run(engine: Engine) -> Assessment:
             begin = time.perf_counter()
-            engine.apply(routing_map)
+            engine.apply(candidate.routing_map)
             results: dict[str, TaskResult] = {}
             complete = True
             for end in ends:
@@ -201,7 +222,7 @@ class Assessor:
                     complete = False
                     break
             return replace(
-                place,
+                candidate.place,
                 fitness=self.objective.fitness(results, base),
                 complete=complete,
                 results=results,
@@ -223,6 +244,15 @@ class Assessor:
                 continue
             block = _ask(engine, how, entry.task, _SEARCH, end[name], first)
             results[name] = _joined(before, block) if before else block
+
+
+def _missing(asked: Sequence[_Candidate], done: Collection[CandidateKey]) -> list[_Candidate]:
+    """Return the candidates that are not done, of twins the first."""
+    found: dict[CandidateKey, _Candidate] = {}
+    for candidate in asked:
+        if candidate.key not in done:
+            found.setdefault(candidate.key, candidate)
+    return list(found.values())
 
 
 def _how(measure: Measure) -> How:
