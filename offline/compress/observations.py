@@ -15,7 +15,7 @@ from offline.maps.genome import Genome
 from offline.maps.map_entries import kept_genome
 from offline.maps.map_space import Kept
 from offline.methods.baselines import ONE_SHOT, Evidence
-from offline.methods.keep_last import chosen
+from offline.methods.keep_last import keep_by_criterion
 from vllm_moe_prune.routing_map import RoutingMap
 
 
@@ -58,7 +58,7 @@ class Observations:
         """
         if name not in ONE_SHOT:
             self.scores()
-            return chosen(self.run.space, self._scored, name, groups)
+            return keep_by_criterion(self.run.space, self._scored, name, groups)
         method = ONE_SHOT[name]
         found = self._measured() if "discrepancies" in method.needs else None
         return method.choose(self.run.space, Evidence(self.usage, found), rng, groups)

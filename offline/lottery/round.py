@@ -23,7 +23,7 @@ from offline.maps.genome import Kept
 from offline.maps.map_space import Space
 from offline.maps.moe_shape import MoeShape
 from offline.methods.baselines import random_kept
-from offline.methods.keep_last import chosen
+from offline.methods.keep_last import keep_by_criterion
 from offline.results.lottery import (
     Measured,
     RoundRecord,
@@ -152,7 +152,7 @@ class Round:
             kept = random_kept(space, rng_of(lottery.seed, self.plan.number))
         else:
             evidence, data = scores.evidence(lottery.blend), scores.provenance.data
-            kept = chosen(space, evidence, lottery.settings.criterion)
+            kept = keep_by_criterion(space, evidence, lottery.settings.criterion)
         made = Provenance.now("lottery round", settings=settings, seed=lottery.seed, data=data)
         seen = None if scores is None else tokens_seen(scores, lottery.blend)
         return space.routing_map(kept, made, seen)

@@ -141,7 +141,7 @@ class Space:
         return (
             columns == [g.num_experts for g in groups]
             and fits(genome.rows, groups, self.budget)
-            and all(self.router_groups.share(c.main, c.num_experts) for c in genome.groups)
+            and all(self.router_groups.are_balanced(c.main, c.num_experts) for c in genome.groups)
         )
 
     def even_counts(self, groups: Groups | None = None) -> dict[int, int]:

@@ -51,6 +51,6 @@ class RouterGroups:
         size = num_experts // self.count
         return tuple(range(start, start + size) for start in range(0, size * self.count, size))
 
-    def share(self, kept: Collection[int], num_experts: int) -> bool:
+    def are_balanced(self, kept: Collection[int], num_experts: int) -> bool:
         """Whether every group keeps the same number of these experts."""
         return len({sum(i in part for i in kept) for part in self.parts(num_experts)}) == 1

@@ -18,7 +18,7 @@ from offline.criteria.order import order_of
 from offline.engines.base import ExpertUse
 from offline.maps.depth_groups import Groups, by_layer, even_rows
 from offline.maps.map_space import Kept, Space
-from offline.methods.keep_last import last_dropped
+from offline.methods.keep_last import keep_last
 from vllm_moe_prune.errors import PruneError
 
 # decoder layer -> subset that is kept -> how far the layer's output is from the whole layer's
@@ -45,7 +45,7 @@ def _sample(space: Space, experts: int, count: int, rng: random.Random) -> Kept:
 def most_used(
     space: Space, usage: Mapping[int, Sequence[int]], groups: Groups | None = None
 ) -> dict[int, Kept]:
-    """Drop the experts that the fewest tokens were routed to (EEP's Frequency; `min-euf`).
+    """Keep the experts that the most tokens were routed to (EEP's Frequency; `min-euf`).
 
     :param usage: decoder layer -> tokens routed to each expert, [E]; ties keep the lower id
     :param groups: keep the same experts within each, by the sum over its layers; None: every
@@ -57,7 +57,7 @@ def most_used(
 def soft_activation(
     space: Space, scores: Mapping[int, Sequence[float]], groups: Groups | None = None
 ) -> dict[int, Kept]:
-    """Drop the experts with the lowest router score, summed over all tokens.
+    """Keep the experts with the highest router score, summed over all tokens.
 
     :param scores: decoder layer -> accumulated score of each expert, [E]
     :param groups: as `most_used`
@@ -79,7 +79,7 @@ def naee(
     chosen = []
     for group, rows in zip(groups, even_rows(groups, space.budget), strict=True):
         each = [discrepancies[layer] for layer in group.layers]
-        subsets = [k for k in each[0] if space.router_groups.share(k, group.num_experts)]
+        subsets = [k for k in each[0] if space.router_groups.are_balanced(k, group.num_experts)]
         if not subsets:
             raise PruneError(
                 f"naee: no subset that was measured keeps equally many experts in each of the "
@@ -165,4 +165,4 @@ def _highest(
         if not np.isfinite(row).all() or (row < 0).any():
             raise PruneError("an expert's score is negative or not finite")
         orders[layer] = order_of(row, "min", np.zeros(len(row), dtype=bool))
-    return last_dropped(space, orders, groups)
+    return keep_last(space, orders, groups)

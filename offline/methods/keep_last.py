@@ -16,7 +16,7 @@ from offline.maps.map_space import Space
 from vllm_moe_prune.errors import PruneError
 
 
-def last_dropped(
+def keep_last(
     space: Space,
     orders: Mapping[int, DropOrder],
     groups: Groups | None = None,
@@ -100,14 +100,14 @@ def _check_budget(space: Space, groups: Groups) -> None:
         )
 
 
-def chosen(
+def keep_by_criterion(
     space: Space, evidence: Evidence, criterion: str, groups: Groups | None = None
 ) -> dict[int, Kept]:
     """Return what a criterion keeps of each layer of a space.
 
     :param criterion: a word such as `min-ean`
-    :param groups: as `last_dropped`
+    :param groups: as `keep_last`
     :raises PruneError: as `Rule.parse` and `Rule.order`
     """
     rule = Rule.parse(criterion)
-    return last_dropped(space, {n: rule.order(evidence[n]) for n in space.layers}, groups)
+    return keep_last(space, {n: rule.order(evidence[n]) for n in space.layers}, groups)

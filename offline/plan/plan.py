@@ -9,7 +9,7 @@ from offline.lint.friendly import friendly
 from offline.lint.lint import Finding, ModelFacts, Target, lint
 from offline.maps.map_space import Space
 from offline.maps.moe_shape import MoeShape
-from offline.methods.keep_last import last_dropped
+from offline.methods.keep_last import keep_last
 from offline.methods.merging import merged_map
 from offline.plan.protection import Protected, joined, parse_protected, super_experts
 from offline.plan.recipe import PlanRecipe
@@ -51,14 +51,14 @@ def plan(scores: Scores, recipe: PlanRecipe, source: DataIdentity | None = None)
     named = parse_protected(recipe.protect, space.num_experts) if recipe.protect else {}
     protected = joined(named, outliers)
     orders = {n: rule.order(one, protected.get(n, ())) for n, one in evidence.items()}
-    kept = last_dropped(space, orders, protected=protected)
+    kept = keep_last(space, orders, protected=protected)
     rounded = _rounded(space, recipe)
     if recipe.friendly:
         counts = {layer: len(ids) for layer, ids in kept.items()}
         space, changes = friendly(
             space, counts, protected=protected, expert_parallel=recipe.serve_ep
         )
-        kept = last_dropped(space, orders, protected=protected)
+        kept = keep_last(space, orders, protected=protected)
         rounded += changes
     provenance = _provenance(scores, recipe, protected, source)
     seen = tokens_seen(scores, recipe.blend)

@@ -19,7 +19,7 @@ from offline.maps.router_groups import RouterGroups
 from offline.methods import eep_operators as variation
 from offline.methods.baselines import most_used, naee, random_kept
 from offline.methods.eep import check_phases, settings_of
-from offline.methods.keep_last import last_dropped
+from offline.methods.keep_last import keep_last
 from tests.maps.landscape import space_of
 from tests.sample_shapes import reshaped
 from vllm_moe_prune.errors import PruneError
@@ -86,8 +86,8 @@ def test_one_shot_choices_and_baselines_share_equally(case: Case) -> None:
     values = {n: rng.random(count) for n, count in space.num_experts.items()}
     none = {n: np.zeros(len(v), bool) for n, v in values.items()}
     orders = {n: order_of(v, "min", none[n]) for n, v in values.items()}
-    check(space, last_dropped(space, orders))
-    check(space, last_dropped(space, orders, case.groups))
+    check(space, keep_last(space, orders))
+    check(space, keep_last(space, orders, case.groups))
     check(space, random_kept(space, random.Random(case.seed)))
     check(space, most_used(space, {n: v.tolist() for n, v in values.items()}, case.groups))
 
@@ -103,7 +103,7 @@ def test_protected_experts_stay_and_groups_stay_equal(case: Case, data: st.DataO
         for n, count in space.num_experts.items()
     }
     try:
-        kept = last_dropped(space, orders, protected=protected)
+        kept = keep_last(space, orders, protected=protected)
     except PruneError as error:
         assert "protected" in error.message
         return

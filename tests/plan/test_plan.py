@@ -14,7 +14,7 @@ from offline.calibration.blend import parse_blend
 from offline.calibration.scores import Scores, tokens_seen
 from offline.criteria.registry import CRITERIA
 from offline.methods.baselines import most_used, soft_activation
-from offline.methods.keep_last import chosen
+from offline.methods.keep_last import keep_by_criterion
 from offline.plan.plan import Plan, plan
 from offline.plan.protection import named, parse_protected, super_experts
 from offline.plan.recipe import PlanRecipe
@@ -56,11 +56,13 @@ def test_usage_and_router_scores_are_the_baselines() -> None:
     counts = {n: layer.counts.astype(int).tolist() for n, layer in seen.items()}
     router = {n: layer.scores.tolist() for n, layer in seen.items()}
     for same in (space, budget):
-        assert chosen(same, scores.evidence(), "min-euf") == most_used(same, counts)
-        assert chosen(same, scores.evidence(), "euf", same.groups(1)) == most_used(
+        assert keep_by_criterion(same, scores.evidence(), "min-euf") == most_used(same, counts)
+        assert keep_by_criterion(same, scores.evidence(), "euf", same.groups(1)) == most_used(
             same, counts, same.groups(1)
         )
-        assert chosen(same, scores.evidence(), "soft_activation") == soft_activation(same, router)
+        assert keep_by_criterion(same, scores.evidence(), "soft_activation") == soft_activation(
+            same, router
+        )
 
 
 @pytest.mark.parametrize(("ratio", "left"), [(0.0, 6), (0.16, 6), (0.5, 3), (0.34, 4), (0.6, 3)])
