@@ -10,7 +10,7 @@ from offline.maps.depth_groups import Groups
 from offline.maps.genome import Genome
 from offline.maps.map_entries import kept_genome
 from offline.maps.map_space import Space
-from offline.methods.baselines import ONE_SHOT, Evidence
+from offline.methods.baselines import ONE_SHOT, OneShotInput
 
 
 def seeds(engine: Engine, space: Space, objective: Objective, groups: Groups) -> list[Genome]:
@@ -19,6 +19,6 @@ def seeds(engine: Engine, space: Space, objective: Objective, groups: Groups) ->
     use = engine.usage(objective.tasks[0].task, "search", objective.items["search"])
     genomes = []
     for name in ("frequency", "soft_activation"):
-        kept = ONE_SHOT[name].choose(space, Evidence(use), random.Random(0), groups)
+        kept = ONE_SHOT[name].keep(space, OneShotInput(use), random.Random(0), groups)
         genomes.append(kept_genome(kept, groups))
     return genomes

@@ -13,7 +13,7 @@ from offline.analysis.rankings import Dropped, changes, overlap, rules_of
 from offline.analysis.specialisation import domain_use
 from offline.analysis.subset import only
 from offline.analysis.use import use_of
-from offline.calibration.statistics import ExpertEvidence
+from offline.calibration.statistics import Evidence
 from offline.results.analysis import Analysis, CoActivation, DomainUse, LayerFate
 from offline.results.balance import shares
 from vllm_moe_prune.errors import PruneError
@@ -23,7 +23,6 @@ from vllm_moe_prune.routing_map import RoutingMap
 if TYPE_CHECKING:
     from offline.calibration.scores import Scores
 
-Evidence = Mapping[int, ExpertEvidence]  # by decoder layer
 THE_MAP = "the map"  # among the criteria, what the given routing map drops
 
 
@@ -72,7 +71,7 @@ def analyse(
         _same_text(scores.provenance.data, after.provenance.data)
         seen = after.evidence(domains)
         _check_seen("--after", seen)
-        pruned = lined_up(base, seen, routing_map)
+        pruned = match_to_base(base, seen, routing_map)
     shown = [*base.values(), *(pruned.evidence.values() if pruned is not None else ())]
     rules = rules_of(criteria, shown)
     gone = None if routing_map is None else _gone(routing_map)
@@ -99,7 +98,7 @@ def analyse(
     )
 
 
-def lined_up(base: Evidence, after: Evidence, routing_map: RoutingMap | None) -> After:
+def match_to_base(base: Evidence, after: Evidence, routing_map: RoutingMap | None) -> After:
     """Find out which experts of the base those of the pruned model are.
 
     Scores of a base with a map applied have the base's ids, and experts that were dropped saw no

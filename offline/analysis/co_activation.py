@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from offline.calibration.statistics import ExpertEvidence, Floats, LayerStatistics
+from offline.calibration.statistics import Floats, LayerEvidence, LayerStatistics
 from offline.results.analysis import CoActivation, Pair
 
 
@@ -39,7 +39,7 @@ def strongest_pair(seen: LayerStatistics, experts: Sequence[int]) -> Pair | None
 
 
 def co_activation(
-    evidence: ExpertEvidence, experts: Sequence[int] | None = None
+    evidence: LayerEvidence, experts: Sequence[int] | None = None
 ) -> CoActivation | None:
     """Return the whole matrix of a layer; None where no token chose two experts."""
     seen = evidence.seen

@@ -1,4 +1,4 @@
-"""What criteria would drop: where they agree, and what pruning does to their opinion."""
+"""What criteria would drop: where they agree, and what pruning does to their order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from offline.calibration.statistics import ExpertEvidence
+from offline.calibration.statistics import Evidence, LayerEvidence
 from offline.criteria.registry import CRITERIA, Rule
 from offline.results.analysis import Change, LayerChange, Overlap
 from vllm_moe_prune.errors import PruneError
@@ -15,7 +15,7 @@ from vllm_moe_prune.errors import PruneError
 Dropped = frozenset[tuple[int, int]]  # (decoder layer, expert)
 
 
-def rules_of(words: Sequence[str] | None, evidence: Sequence[ExpertEvidence]) -> list[Rule]:
+def rules_of(words: Sequence[str] | None, evidence: Sequence[LayerEvidence]) -> list[Rule]:
     """Read criterion words; None means all that the scores allow, in their better direction.
 
     :param evidence: of all layers that will be looked at
@@ -34,7 +34,7 @@ def rules_of(words: Sequence[str] | None, evidence: Sequence[ExpertEvidence]) ->
 
 def overlap(
     rules: Sequence[Rule],
-    evidence: Mapping[int, ExpertEvidence],
+    evidence: Evidence,
     keep: Mapping[int, int],
     others: Mapping[str, Dropped] | None = None,
 ) -> Overlap:
@@ -61,7 +61,7 @@ def overlap(
     )
 
 
-def dropped(rule: Rule, evidence: Mapping[int, ExpertEvidence], keep: Mapping[int, int]) -> Dropped:
+def dropped(rule: Rule, evidence: Evidence, keep: Mapping[int, int]) -> Dropped:
     """Return what a criterion drops in all layers."""
     return frozenset(
         (layer, expert)
@@ -89,8 +89,8 @@ def by_chance(counts: Mapping[int, int], keep: Mapping[int, int]) -> float:
 
 def changes(
     rules: Iterable[Rule],
-    base: Mapping[int, ExpertEvidence],
-    after: Mapping[int, ExpertEvidence],
+    base: Evidence,
+    after: Evidence,
     survivors: Mapping[int, Sequence[int]],
 ) -> tuple[Change, ...]:
     """Compare the order in which criteria would drop the survivors, before and after pruning.

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from offline.calibration.statistics import (
-    ExpertEvidence,
     GradientStatistics,
+    LayerEvidence,
     LayerStatistics,
     WeightStatistics,
 )
@@ -19,7 +19,7 @@ _SQUARE = frozenset({"similarity", "logit_gram", "pairs"})  # [E, E]; all else i
 _Statistics = TypeVar("_Statistics", LayerStatistics, WeightStatistics, GradientStatistics)
 
 
-def only(evidence: ExpertEvidence, experts: Sequence[int]) -> ExpertEvidence:
+def only(evidence: LayerEvidence, experts: Sequence[int]) -> LayerEvidence:
     """Return a layer's evidence of these experts, in this order."""
     ids = list(experts)
     seen = _of(evidence.seen, ids)

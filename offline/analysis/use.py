@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from offline.analysis.co_activation import strongest_pair
-from offline.calibration.statistics import ExpertEvidence, Floats
+from offline.calibration.statistics import Floats, LayerEvidence
 from offline.results.analysis import LayerUse
 from offline.results.balance import coefficient_of_variation, shares
 
 
-def use_of(evidence: ExpertEvidence, experts: Sequence[int] | None = None) -> LayerUse:
+def use_of(evidence: LayerEvidence, experts: Sequence[int] | None = None) -> LayerUse:
     """Describe one layer.
 
     :param experts: ids to call its experts by, if they are not 0..E-1

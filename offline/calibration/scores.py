@@ -10,7 +10,7 @@ import numpy as np
 
 from offline.calibration.blend import blended, factors
 from offline.calibration.scores_file import SCORES_FILE, read, record_of, write
-from offline.calibration.statistics import ExpertEvidence, LayerStatistics, WeightStatistics
+from offline.calibration.statistics import LayerEvidence, LayerStatistics, WeightStatistics
 from offline.maps.moe_shape import MoeShape
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import DataIdentity, Provenance, sha256_text
@@ -42,7 +42,7 @@ class Scores:
         """Return the number of tokens of a domain."""
         return int(next(iter(self.domains[domain].values())).tokens)
 
-    def evidence(self, blend: Mapping[str, float] | None = None) -> dict[int, ExpertEvidence]:
+    def evidence(self, blend: Mapping[str, float] | None = None) -> dict[int, LayerEvidence]:
         """Return decoder layer -> what criteria look at, for a blend of the domains.
 
         :param blend: domain -> weight; domains not named have weight 0; None pools all domains, so
@@ -51,15 +51,13 @@ class Scores:
         """
         return {number: self._evidence(number, blend) for number in sorted(self.shape.layers)}
 
-    def _evidence(self, number: int, blend: Mapping[str, float] | None) -> ExpertEvidence:
+    def _evidence(self, number: int, blend: Mapping[str, float] | None) -> LayerEvidence:
         tokens = {domain: layers[number].tokens for domain, layers in self.domains.items()}
         parts = [
             (factor, self.domains[domain][number])
             for domain, factor in factors(tokens, blend).items()
         ]
-        return ExpertEvidence(
-            number, self.shape.top_k[number], blended(parts), self.weights[number]
-        )
+        return LayerEvidence(number, self.shape.top_k[number], blended(parts), self.weights[number])
 
     def save(self, folder: Path) -> None:
         """Write ``scores.json`` and ``scores.safetensors`` into ``folder``.
@@ -90,9 +88,6 @@ class Scores:
 
 
 SOURCE = "scores"  # name of the scores in the data of what they decided
-
-
-Evidence = Mapping[int, ExpertEvidence]  # decoder layer -> what criteria look at
 
 
 def tokens_seen(

@@ -7,6 +7,7 @@ routed to it. Everything is numpy in float64, so that planning needs no torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,10 +75,13 @@ class WeightStatistics:
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertEvidence:
+class LayerEvidence:
     """All that a criterion may look at in one layer."""
 
     layer: int
     top_k: int
     seen: LayerStatistics
     weights: WeightStatistics
+
+
+Evidence = Mapping[int, LayerEvidence]  # decoder layer -> what criteria look at

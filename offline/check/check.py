@@ -37,7 +37,7 @@ _MORE_THAN_BASE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckItem:
     """One check: what was measured, what it must not exceed, and whether it held."""
 
     name: str
@@ -49,17 +49,17 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """All findings on one model."""
+    """All checks of one model."""
 
     model: str
     served_as: str
     startup_seconds: float
-    checks: tuple[Finding, ...]
+    checks: tuple[CheckItem, ...]
 
     @property
     def ok(self) -> bool:
         """Whether every check held."""
-        return all(finding.ok for finding in self.checks)
+        return all(item.ok for item in self.checks)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for ``json.dumps``."""
@@ -67,7 +67,7 @@ class CheckResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class CheckInputs:
     """What is to be checked, and what it is compared with."""
 
     folder: Path
@@ -93,22 +93,22 @@ def check(folder: Path, base: Path | None, *, dtype: str = "auto", log: Path) ->
     """
     from offline.engines.local.transformers import TransformersEngine
 
-    subject = _subject(folder, base, dtype)
-    engine = TransformersEngine(subject.reference, dtype=subject.dtype)  # type: ignore[arg-type]
+    inputs = _inputs(folder, base, dtype)
+    engine = TransformersEngine(inputs.reference, dtype=inputs.dtype)  # type: ignore[arg-type]
     prompts = [engine.tokenizer.encode(prompt) for prompt in PROMPTS]
-    with Server(subject.spec, log=log) as server:
+    with Server(inputs.spec, log=log) as server:
         answers = [_complete(server, prompt, _PROBE_TOKENS) for prompt in prompts]
         chats = [_chat(server, prompt) for prompt in CHAT_PROMPTS]
         startup = server.startup_seconds
     looping = [repetition(answer.tokens) for answer in answers]
-    before = _base_repetition(engine, prompts) if subject.routing_map else None
-    engine.apply(subject.routing_map)
-    findings = (
-        *_parity(engine, prompts, answers, subject.dtype),
+    before = _base_repetition(engine, prompts) if inputs.routing_map else None
+    engine.apply(inputs.routing_map)
+    items = (
+        *_parity(engine, prompts, answers, inputs.dtype),
         _collapse(looping, before),
         *_endpoint(answers, chats),
     )
-    return CheckResult(folder.name, subject.spec.load_format, startup, findings)
+    return CheckResult(folder.name, inputs.spec.load_format, startup, items)
 
 
 def check_free(folder: Path, log: Path) -> None:
@@ -132,7 +132,7 @@ def save(result: CheckResult, folder: Path) -> None:
     write_atomic(folder / CHECK_FILE, json.dumps(result.to_json(), indent=1) + "\n")
 
 
-def _subject(folder: Path, base: Path | None, dtype: str) -> Subject:
+def _inputs(folder: Path, base: Path | None, dtype: str) -> CheckInputs:
     has_map = (folder / MAP_FILE).exists()
     routing_map = RoutingMap.load(folder) if has_map else None
     is_map_only = has_map and not (folder / "config.json").exists()
@@ -155,7 +155,7 @@ def _subject(folder: Path, base: Path | None, dtype: str) -> Subject:
         enforce_eager=True,
         loader_extra_config={"routing_map": str(folder)} if is_map_only else None,
     )
-    return Subject(folder, spec, base or folder, routing_map if base else None, dtype)
+    return CheckInputs(folder, spec, base or folder, routing_map if base else None, dtype)
 
 
 def _post(server: Server, path: str, body: dict[str, Any]) -> Any:
@@ -186,7 +186,7 @@ def _chat(server: Server, prompt: str) -> str:
 
 def _parity(
     engine: TransformersEngine, prompts: list[list[int]], answers: list[Answer], dtype: str
-) -> tuple[Finding, ...]:
+) -> tuple[CheckItem, ...]:
     """Compare log-probabilities of the server's tokens, and whose token is the likeliest."""
     differences, agreed, total = [], 0, 0
     for prompt, answer in zip(prompts, answers, strict=True):
@@ -202,14 +202,14 @@ def _parity(
     share = agreed / total
     least = 0.99 if dtype == "float32" else 0.9
     return (
-        Finding(
+        CheckItem(
             "parity of log-probabilities",
             mean <= limit,
             mean,
             limit,
             f"mean difference to transformers over {total} tokens in {dtype}, largest {worst:.2g}",
         ),
-        Finding("parity of greedy tokens", share >= least, share, least, "share that agrees"),
+        CheckItem("parity of greedy tokens", share >= least, share, least, "share that agrees"),
     )
 
 
@@ -219,19 +219,19 @@ def _base_repetition(engine: TransformersEngine, prompts: list[list[int]]) -> fl
     return statistics.fmean(repetition(answer.token_ids) for answer in answers)
 
 
-def _collapse(looping: list[float], before: float | None) -> Finding:
+def _collapse(looping: list[float], before: float | None) -> CheckItem:
     mean = statistics.fmean(looping)
     limit = _MAX_REPETITION if before is None else max(_MAX_REPETITION, before + _MORE_THAN_BASE)
     known = "" if before is None else f"; the base repeats {before:.2f}"
     detail = f"share of repeated 4-grams in greedy text{known}"
-    return Finding("no repetition collapse", mean <= limit, mean, limit, detail)
+    return CheckItem("no repetition collapse", mean <= limit, mean, limit, detail)
 
 
-def _endpoint(answers: list[Answer], chats: list[str]) -> tuple[Finding, ...]:
+def _endpoint(answers: list[Answer], chats: list[str]) -> tuple[CheckItem, ...]:
     empty = sum(not chat.strip() for chat in chats) + sum(not a.tokens for a in answers)
     broken = sum(not math.isfinite(value) for a in answers for value in a.logprobs)
     example = " ".join(chats[0].split())[:120]
     return (
-        Finding("answers are not empty", empty == 0, empty, 0, f"chat says: {example}"),
-        Finding("log-probabilities are finite", broken == 0, broken, 0, "of all probed tokens"),
+        CheckItem("answers are not empty", empty == 0, empty, 0, f"chat says: {example}"),
+        CheckItem("log-probabilities are finite", broken == 0, broken, 0, "of all probed tokens"),
     )

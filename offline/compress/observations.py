@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field
 
 from offline.calibration.scores import SOURCE, Scores, tokens_seen
-from offline.calibration.scores import Evidence as Scored
+from offline.calibration.statistics import Evidence
 from offline.compress.run import Run, Usage
 from offline.compress.scores import blend_of, scores_of
 from offline.engines.base import ExpertUse
@@ -14,7 +14,7 @@ from offline.maps.depth_groups import Groups
 from offline.maps.genome import Genome
 from offline.maps.map_entries import kept_genome
 from offline.maps.map_space import Kept
-from offline.methods.baselines import ONE_SHOT, Evidence
+from offline.methods.baselines import ONE_SHOT, OneShotInput
 from offline.methods.keep_last import keep_by_criterion
 from vllm_moe_prune.routing_map import RoutingMap
 
@@ -27,7 +27,7 @@ class Observations:
     usage: Usage
     _discrepancies: dict[int, dict[Kept, float]] | None = field(default=None)
     _scores: Scores | None = field(default=None)
-    _scored: Scored = field(default_factory=dict)
+    _evidence: Evidence = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: Run) -> Observations:
@@ -48,9 +48,7 @@ class Observations:
         """Return decoder layer -> tokens routed to each expert."""
         return {layer: tuple(int(n) for n in use.tokens) for layer, use in self.usage.items()}
 
-    def choose(
-        self, name: str, rng: random.Random, groups: Groups | None = None
-    ) -> dict[int, Kept]:
+    def kept(self, name: str, rng: random.Random, groups: Groups | None = None) -> dict[int, Kept]:
         """Return decoder layer -> what a one-shot method or a criterion keeps.
 
         :param name: of ``ONE_SHOT``, or a criterion's word such as `min-ean`
@@ -58,16 +56,16 @@ class Observations:
         """
         if name not in ONE_SHOT:
             self.scores()
-            return keep_by_criterion(self.run.space, self._scored, name, groups)
+            return keep_by_criterion(self.run.space, self._evidence, name, groups)
         method = ONE_SHOT[name]
         found = self._measured() if "discrepancies" in method.needs else None
-        return method.choose(self.run.space, Evidence(self.usage, found), rng, groups)
+        return method.keep(self.run.space, OneShotInput(self.usage, found), rng, groups)
 
     def scores(self) -> Scores:
         """Return the scores that criteria go by; made on the first call if none were given."""
         if self._scores is None:
             self._scores = scores_of(self.run)
-            self._scored = self._scores.evidence(blend_of(self.run.recipe))
+            self._evidence = self._scores.evidence(blend_of(self.run.recipe))
         return self._scores
 
     def maps(self, name: str, rng: random.Random, count: int = 1) -> list[RoutingMap]:
@@ -79,7 +77,7 @@ class Observations:
             made = made.model_copy(update={"data": data})
             tokens = tokens_seen(scores, blend_of(self.run.recipe))
         return [
-            self.run.space.routing_map(self.choose(name, rng), made, tokens) for _ in range(count)
+            self.run.space.routing_map(self.kept(name, rng), made, tokens) for _ in range(count)
         ]
 
     def genomes(self, names: tuple[str, ...], groups: Groups) -> list[Genome]:
@@ -87,7 +85,7 @@ class Observations:
         rng = random.Random(f"one-shot {self.run.recipe.seed}")
         found = []
         for name in names:
-            found.append(kept_genome(self.choose(name, rng, groups), groups))
+            found.append(kept_genome(self.kept(name, rng, groups), groups))
         return found
 
     def _measured(self) -> dict[int, dict[Kept, float]]:

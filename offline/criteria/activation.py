@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from offline.calibration.statistics import ExpertEvidence, Floats
+from offline.calibration.statistics import Floats, LayerEvidence
 from offline.criteria.weight import to_others
 
 LEAST_DEVIATION = 1e-8  # the log of a smaller one would drown the other dimensions
 
 
-def activation_similarity(evidence: ExpertEvidence) -> Floats:
+def activation_similarity(evidence: LayerEvidence) -> Floats:
     """EAS: mean cosine of the expert's outputs with each other expert's, summed, [E].
 
     The mean over all pairs of tokens is the product of the experts' mean unit vectors.
@@ -22,7 +22,7 @@ def activation_similarity(evidence: ExpertEvidence) -> Floats:
     return to_others(directions @ directions.T)
 
 
-def activation_entropy(evidence: ExpertEvidence) -> Floats:
+def activation_entropy(evidence: LayerEvidence) -> Floats:
     """EAE: sum over hidden dimensions of ln(standard deviation over the tokens), [E].
 
     The deviation is the population's: 0, so at its floor, for fewer than two tokens.
@@ -32,17 +32,17 @@ def activation_entropy(evidence: ExpertEvidence) -> Floats:
     return np.asarray(np.log(deviation).sum(axis=1))
 
 
-def activation_outliers(evidence: ExpertEvidence) -> Floats:
+def activation_outliers(evidence: LayerEvidence) -> Floats:
     """EAO: entries outside mean +- 3 standard deviations of their dimension, [E]."""
     return evidence.seen.outliers
 
 
-def activation_norm(evidence: ExpertEvidence) -> Floats:
+def activation_norm(evidence: LayerEvidence) -> Floats:
     """EAN: sum over hidden dimensions of the l2 norm over the tokens, [E]."""
     return np.asarray(np.sqrt(evidence.seen.squares).sum(axis=1))
 
 
-def _at_least_one(evidence: ExpertEvidence) -> Floats:
+def _at_least_one(evidence: LayerEvidence) -> Floats:
     """Return T_p to divide sums by, [E]; those of an expert without tokens are zero already."""
     counts = evidence.seen.counts
     return np.where(counts > 0, counts, 1.0)

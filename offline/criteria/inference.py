@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 
-from offline.calibration.statistics import ExpertEvidence, Floats
+from offline.calibration.statistics import Floats, LayerEvidence
 
 
-def usage(evidence: ExpertEvidence) -> Floats:
+def usage(evidence: LayerEvidence) -> Floats:
     """EUF: tokens routed to the expert, [E]."""
     return evidence.seen.counts
 
 
-def collaboration(evidence: ExpertEvidence) -> Floats:
+def collaboration(evidence: LayerEvidence) -> Floats:
     """ECC: tokens routed to both experts of a pair, [E, E]."""
     return evidence.seen.pairs
 
 
-def vocabulary_coverage(evidence: ExpertEvidence) -> Floats:
+def vocabulary_coverage(evidence: LayerEvidence) -> Floats:
     """EVTC: share of the vocabulary that the expert saw, [E]."""
     return np.asarray(evidence.seen.vocabulary.mean(axis=1, dtype=np.float64))
 
 
-def token_similarity(evidence: ExpertEvidence) -> Floats:
+def token_similarity(evidence: LayerEvidence) -> Floats:
     """ETS: token ids that both experts of a pair saw, [E, E].
 
     Ids, not positions: of top-2 routing the positions that two experts share are those of ECC.

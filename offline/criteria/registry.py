@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from offline.calibration.statistics import ExpertEvidence, Floats
+from offline.calibration.statistics import Floats, LayerEvidence
 from offline.criteria.activation import (
     activation_entropy,
     activation_norm,
@@ -48,7 +48,7 @@ class Criterion:
     ``of_pairs`` says that it values pairs [E, E], not experts [E].
     """
 
-    function: Callable[[ExpertEvidence], Floats]
+    function: Callable[[LayerEvidence], Floats]
     group: Group
     better: Direction
     grounds: Grounds
@@ -144,7 +144,7 @@ class Rule:
         """Return the criterion's line of the table."""
         return CRITERIA[self.name]
 
-    def order(self, evidence: ExpertEvidence, protected: Collection[int] = ()) -> DropOrder:
+    def order(self, evidence: LayerEvidence, protected: Collection[int] = ()) -> DropOrder:
         """Return in which order the experts of a layer go.
 
         :param protected: experts that will stay: a pair's rule takes the other one. Criteria that
@@ -160,7 +160,7 @@ class Rule:
         return order_of(values, self.direction, unseen)
 
 
-def values_of(name: str, evidence: ExpertEvidence) -> Floats:
+def values_of(name: str, evidence: LayerEvidence) -> Floats:
     """Return a criterion's values in one layer: [E], or [E, E] if it is of pairs.
 
     :raises PruneError: as `Rule.order`

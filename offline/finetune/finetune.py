@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from offline.build.build import copy_companions
 from offline.build.quantised import check_unquantised
 from offline.finetune.examples import Examples
-from offline.finetune.job import Job, StoredDtype, Trained
+from offline.finetune.job import Job, JobResult, StoredDtype
 from offline.finetune.launch import Launch
 from offline.finetune.memory import check_memory, memory_need
 from offline.finetune.parts import FLOAT32
@@ -123,7 +123,7 @@ def finetune(
     return result
 
 
-def _train(launch: Launch, job: Job, examples: Examples, reporter: Reporter | None) -> Trained:
+def _train(launch: Launch, job: Job, examples: Examples, reporter: Reporter | None) -> JobResult:
     if not launch.in_this_process:
         return launch.run(job, examples, reporter)
     from offline.finetune.trainer import train
@@ -220,7 +220,7 @@ def _verify(folder: Path, base: Checkpoint, dtype: StoredDtype) -> None:
     assert len(written) == len(base.tensors), "tensors too many"
 
 
-def _finetuned(trained: Trained, examples: Examples, settings: FinetuneSettings) -> Finetuned:
+def _finetuned(trained: JobResult, examples: Examples, settings: FinetuneSettings) -> Finetuned:
     return Finetuned(
         tuning=Tuning(
             trainable=settings.trainable,

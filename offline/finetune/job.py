@@ -1,4 +1,4 @@
-"""`Job`: all that a process needs to know to train; `Trained`: what it has to say afterwards."""
+"""`Job`: all that a process needs to know to train; `JobResult`: what it has to say afterwards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Job(BaseModel):
     parent: int | None = None
 
 
-class Trained(BaseModel):
+class JobResult(BaseModel):
     """What training did: numbers only, the weights are in the job's folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

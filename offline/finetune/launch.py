@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offline.finetune.examples import Examples
-from offline.finetune.job import Job, Trained
+from offline.finetune.job import Job, JobResult
 from offline.finetune.worker import EXAMPLES, JOB, PROGRESS, TRAINED
 from vllm_moe_prune.errors import PruneError
 
@@ -53,7 +53,7 @@ class Launch:
         """Whether no other process is needed."""
         return self.processes == 1 and self.config is None
 
-    def run(self, job: Job, examples: Examples, reporter: Reporter | None) -> Trained:
+    def run(self, job: Job, examples: Examples, reporter: Reporter | None) -> JobResult:
         """Start the processes and wait; the weights are then in the job's folder.
 
         :raises PruneError: if one fails, with its reason
@@ -66,7 +66,7 @@ class Launch:
                 code = _wait(self._command(job, folder), errors, reporter)
             if code != 0 or not (folder / TRAINED).exists():
                 raise _failure(folder, code)
-            return Trained.model_validate_json((folder / TRAINED).read_text())
+            return JobResult.model_validate_json((folder / TRAINED).read_text())
 
     def _command(self, job: Job, folder: Path) -> list[str]:
         """Return `accelerate launch`; "multi_gpu" is its word for processes of one machine.

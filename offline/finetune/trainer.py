@@ -26,7 +26,7 @@ from offline.engines.local.pretrained import from_pretrained
 from offline.finetune import trainable
 from offline.finetune.examples import NO_LOSS, Examples
 from offline.finetune.heap import give_blocks_back
-from offline.finetune.job import Job, Trained
+from offline.finetune.job import Job, JobResult
 from offline.finetune.mixed import autocast_experts
 from offline.finetune.peak import PeakMemory
 from offline.finetune.save import check_names, save_weights
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from offline.runs.progress import Reporter
 
 
-def train(job: Job, examples: Examples, reporter: Reporter | None = None) -> Trained:
+def train(job: Job, examples: Examples, reporter: Reporter | None = None) -> JobResult:
     """Train as the job says and put the weights into its folder.
 
     Every process of a distributed run calls this with the same arguments; the main one writes.
@@ -68,7 +68,7 @@ def train(job: Job, examples: Examples, reporter: Reporter | None = None) -> Tra
             torch.manual_seed(job.seed)
             training.run()
         training.save(base)
-        return Trained(
+        return JobResult(
             parameters=parameters,
             tokens=training.tokens(),
             losses=tuple(training.losses),

@@ -26,8 +26,8 @@ from offline.methods.baselines import random_kept
 from offline.methods.keep_last import keep_by_criterion
 from offline.results.lottery import (
     Measured,
+    RoundFinetune,
     RoundRecord,
-    Trained,
     kept_ids,
     read_measured,
 )
@@ -86,7 +86,7 @@ class Round:
         if self.plan.tokens:
             if not self.tuned.exists():
                 self._tune()
-            trained = _trained(self.tuned)
+            trained = _finetune_of(self.tuned)
             tuned = self._measured("tuned", self.tuned, kept)
         record = RoundRecord(
             number=self.plan.number,
@@ -228,10 +228,10 @@ class Round:
         return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
-def _trained(checkpoint: Path) -> Trained:
+def _finetune_of(checkpoint: Path) -> RoundFinetune:
     """Return what a finetune says of itself in its checkpoint."""
     told = Finetuned.load(checkpoint)
-    return Trained(
+    return RoundFinetune(
         tuning=told.tuning,
         first_loss=told.losses[0],
         last_loss=told.losses[-1],

@@ -94,7 +94,7 @@ def naee(
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class OneShotInput:
     """What was seen of the base; a one-shot method says which of it it `needs`."""
 
     use: Mapping[int, ExpertUse] | None = None
@@ -103,14 +103,14 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class OneShot:
-    """A one-shot method: how it chooses (groups None: each layer apart), and from what."""
+    """A one-shot method: what it keeps (groups None: each layer apart), and from what."""
 
-    choose: Callable[[Space, Evidence, random.Random, Groups | None], dict[int, Kept]]
+    keep: Callable[[Space, OneShotInput, random.Random, Groups | None], dict[int, Kept]]
     needs: frozenset[Need] = frozenset()
 
 
 def _random(
-    space: Space, _: Evidence, rng: random.Random, groups: Groups | None
+    space: Space, _: OneShotInput, rng: random.Random, groups: Groups | None
 ) -> dict[int, Kept]:
     if groups is None:
         return random_kept(space, rng)
@@ -123,23 +123,23 @@ def _random(
 
 
 def _frequency(
-    space: Space, evidence: Evidence, _: random.Random, groups: Groups | None
+    space: Space, measured: OneShotInput, _: random.Random, groups: Groups | None
 ) -> dict[int, Kept]:
-    use = _given(evidence.use)
+    use = _given(measured.use)
     return most_used(space, {n: layer.tokens.tolist() for n, layer in use.items()}, groups)
 
 
 def _soft_activation(
-    space: Space, evidence: Evidence, _: random.Random, groups: Groups | None
+    space: Space, measured: OneShotInput, _: random.Random, groups: Groups | None
 ) -> dict[int, Kept]:
-    use = _given(evidence.use)
+    use = _given(measured.use)
     return soft_activation(space, {n: layer.scores.tolist() for n, layer in use.items()}, groups)
 
 
 def _naee(
-    space: Space, evidence: Evidence, _: random.Random, groups: Groups | None
+    space: Space, measured: OneShotInput, _: random.Random, groups: Groups | None
 ) -> dict[int, Kept]:
-    return naee(space, _given(evidence.discrepancies), groups)
+    return naee(space, _given(measured.discrepancies), groups)
 
 
 ONE_SHOT: Mapping[str, OneShot] = {
@@ -150,9 +150,9 @@ ONE_SHOT: Mapping[str, OneShot] = {
 }
 
 
-def _given(evidence: T | None) -> T:
-    assert evidence is not None, "the method needs what was not measured"
-    return evidence
+def _given(measured: T | None) -> T:
+    assert measured is not None, "the method needs what was not measured"
+    return measured
 
 
 def _highest(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from offline.calibration.scores import Evidence
+from offline.calibration.statistics import Evidence
 from offline.criteria.order import DropOrder, order_of
 from offline.criteria.registry import Rule
 from offline.maps.depth_groups import DepthGroup, Groups, by_layer, spread_rows, total_kept

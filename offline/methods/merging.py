@@ -21,7 +21,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from offline.calibration.statistics import ExpertEvidence, Floats, LayerStatistics
+from offline.calibration.statistics import Evidence, Floats, LayerStatistics
 from offline.maps.genome import Coefficients, Genome
 from offline.maps.map_space import Space
 from vllm_moe_prune.errors import PruneError
@@ -95,7 +95,7 @@ def merged_coefficients(
 
 def merged_map(
     space: Space,
-    evidence: Mapping[int, ExpertEvidence],
+    evidence: Evidence,
     keep: Mapping[int, int],
     kind: MergeKind,
     router: MergeRouter,
@@ -146,7 +146,7 @@ def _check_router(space: Space, router: MergeRouter) -> None:
         )
 
 
-def _seen(evidence: Mapping[int, ExpertEvidence], layer: int) -> LayerStatistics:
+def _seen(evidence: Evidence, layer: int) -> LayerStatistics:
     found = evidence.get(layer)
     if found is None or found.seen.tokens <= 0:
         raise PruneError(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from offline.calibration.scores import Evidence, Scores, tokens_seen
+from offline.calibration.scores import Scores, tokens_seen
+from offline.calibration.statistics import Evidence
 from offline.lint.friendly import friendly
 from offline.lint.lint import Finding, ModelFacts, Target, lint
 from offline.maps.map_space import Space
 from offline.maps.moe_shape import MoeShape
 from offline.methods.keep_last import keep_last
 from offline.methods.merging import merged_map
-from offline.plan.protection import Protected, joined, parse_protected, super_experts
+from offline.plan.protection import Protected, parse_protected, super_experts, union_of
 from offline.plan.recipe import PlanRecipe
 from vllm_moe_prune.provenance import DataIdentity, Provenance
 from vllm_moe_prune.routing_map import RoutingMap
@@ -49,7 +50,7 @@ def plan(scores: Scores, recipe: PlanRecipe, source: DataIdentity | None = None)
         else {}
     )
     named = parse_protected(recipe.protect, space.num_experts) if recipe.protect else {}
-    protected = joined(named, outliers)
+    protected = union_of(named, outliers)
     orders = {n: rule.order(one, protected.get(n, ())) for n, one in evidence.items()}
     kept = keep_last(space, orders, protected=protected)
     rounded = _rounded(space, recipe)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from offline.calibration.statistics import ExpertEvidence
+from offline.calibration.statistics import Evidence
 from vllm_moe_prune.errors import PruneError
 
 # Of Super Experts (arXiv 2507.23279), section 3: both conditions must hold.
@@ -45,7 +45,7 @@ def parse_protected(text: str, num_experts: Mapping[int, int]) -> Protected:
 
 
 def super_experts(
-    evidence: Mapping[int, ExpertEvidence], percentile: float = PERCENTILE, share: float = SHARE
+    evidence: Evidence, percentile: float = PERCENTILE, share: float = SHARE
 ) -> Protected:
     """Return the experts whose largest output entry stands out in the whole model.
 
@@ -63,7 +63,7 @@ def super_experts(
     return {layer: tuple(ids.tolist()) for layer, ids in found.items() if len(ids)}
 
 
-def joined(*protections: Protected) -> Protected:
+def union_of(*protections: Protected) -> Protected:
     """Return what any of them protects."""
     layers = sorted({layer for one in protections for layer in one})
     return {

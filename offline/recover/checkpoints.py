@@ -1,4 +1,4 @@
-"""`Subjects`: the checkpoints of a recovery, opened and checked before any work."""
+"""`Checkpoints`: the checkpoints of a recovery, opened and checked before any work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RECORDS = (MAP_FILE, "finetune.json")
 
 
 @dataclass(frozen=True, slots=True)
-class Subjects:
+class Checkpoints:
     """The checkpoint that is trained and kept, its routing map if it has one, and its base."""
 
     model: Checkpoint
@@ -26,7 +26,7 @@ class Subjects:
     base: Checkpoint | None
 
     @classmethod
-    def open(cls, recipe: RecoverRecipe) -> Subjects:
+    def open(cls, recipe: RecoverRecipe) -> Checkpoints:
         """Open what the recipe names.
 
         :raises PruneError: if one cannot be read or is compact, or the base is another model's

@@ -83,7 +83,7 @@ def file_lessons(file: Path, tokenizer: Any) -> list[Lesson]:
     return [Lesson(file.name, *each) for each in read_instructions(file, tokenizer)]
 
 
-def choose(
+def mix_lessons(
     found: Sequence[Lesson], held_out: Iterable[Task], *, count: int | None, seed: int
 ) -> Lessons:
     """Mix the examples of all sources, without what the tasks' held-out items ask.

@@ -57,7 +57,7 @@ class Cells:
         self._known[(cell.subject, cell.mode, cell.task)] = cell
 
 
-def wanted(tasks: tuple[Task, ...], shots: int) -> Iterator[tuple[Mode, Task]]:
+def before_finetune(tasks: tuple[Task, ...], shots: int) -> Iterator[tuple[Mode, Task]]:
     """Yield what is measured before a finetune: mode, and the task as it is asked."""
     for task in tasks:
         yield "zero-shot", task

@@ -43,7 +43,7 @@ def recover(
     """
     check_outputs(out, force=force, inputs=recipe.inputs)
     session = Session.begin(recipe, training, out, reporter, force=force)
-    for subject, folder in session.subjects.folders():
+    for subject, folder in session.checkpoints.folders():
         session.treat(subject, folder)
     result = session.result(out)
     _write(session, result, out, force=force)
@@ -59,8 +59,8 @@ def _write(session: Session, result: Recovery, out: Path, *, force: bool) -> Non
         for file in sorted(tuned.iterdir()):  # a plain checkpoint has no folders
             if file.name not in _NOT_KEPT:
                 _link(file, partial / file.name)
-        if session.subjects.routing_map is not None:
-            _save_map(session.subjects.routing_map, session.tuning, partial)
+        if session.checkpoints.routing_map is not None:
+            _save_map(session.checkpoints.routing_map, session.tuning, partial)
         result.save(partial)
         write_page(partial)
     shutil.rmtree(tuned)

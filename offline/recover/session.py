@@ -13,11 +13,11 @@ from offline.engines.local.transformers import TransformersEngine
 from offline.finetune.examples import supervised
 from offline.finetune.finetune import Finetuned, finetune
 from offline.finetune.where import Where
-from offline.recover.checkpoints import Subjects
-from offline.recover.lessons import Lessons, choose, file_lessons, task_lessons
-from offline.recover.measure import Cells, measure, wanted
+from offline.recover.checkpoints import Checkpoints
+from offline.recover.lessons import Lessons, file_lessons, mix_lessons, task_lessons
+from offline.recover.measure import Cells, before_finetune, measure
 from offline.recover.recipe import RecoverRecipe, SftSettings
-from offline.results.recovery import Mode, Recovery, Subject, Trained
+from offline.results.recovery import Mode, Recovery, Subject, SubjectFinetune
 from offline.runs.device import pick_device, pick_dtype
 from offline.runs.progress import Reporter
 from offline.runs.resume import run_folder
@@ -33,7 +33,7 @@ class Session:
 
     recipe: RecoverRecipe
     training: SftSettings
-    subjects: Subjects
+    checkpoints: Checkpoints
     lessons: Lessons
     provenance: Provenance
     folder: Path  # keeps what lets it continue after a kill
@@ -55,7 +55,7 @@ class Session:
         recipe = recipe.model_copy(
             update={"device": device, "dtype": pick_dtype(recipe.dtype, device)}
         )
-        subjects = Subjects.open(recipe)
+        checkpoints = Checkpoints.open(recipe)
         lessons = _lessons(recipe)
         training = _with_steps(training, recipe.steps, len(lessons.each))
         provenance = _provenance(recipe, training, lessons)
@@ -63,11 +63,11 @@ class Session:
             "recipe": provenance.settings,
             "seed": recipe.seed,
             "data": [data.model_dump() for data in provenance.data],
-            **subjects.identity(),
+            **checkpoints.identity(),
         }
         folder = run_folder(out, identity, force=force)
         cells = Cells(folder / "cells.json")
-        return cls(recipe, training, subjects, lessons, provenance, folder, cells, reporter)
+        return cls(recipe, training, checkpoints, lessons, provenance, folder, cells, reporter)
 
     def treat(self, subject: Subject, folder: Path) -> None:
         """Train a subject and measure it as it was and as it is, where that is not known.
@@ -75,7 +75,7 @@ class Session:
         Training is first, so that what does not fit into memory is refused before long work. The
         base's trained weights are gone afterwards.
         """
-        before = list(wanted(self.recipe.measured, self.recipe.shots))
+        before = list(before_finetune(self.recipe.measured, self.recipe.shots))
         after: list[tuple[Mode, Task]] = [("sft", task) for task in self.recipe.measured]
         treated = self._record(subject) and not self._missing(subject, [*before, *after])
         if subject == "model" or not treated:
@@ -111,7 +111,7 @@ class Session:
         """Train a subject, unless that was done."""
         out = self.tuned(subject)
         done = Finetuned.load(out) if out.exists() else self._finetune(folder, out)
-        write_atomic(self._record_file(subject), _trained(subject, done).model_dump_json())
+        write_atomic(self._record_file(subject), _finetune_of(subject, done).model_dump_json())
 
     def _finetune(self, folder: Path, out: Path) -> Finetuned:
         from transformers import AutoTokenizer
@@ -144,10 +144,10 @@ class Session:
     def _record_file(self, subject: Subject) -> Path:
         return self.folder / f"{subject}-trained.json"
 
-    def _record(self, subject: Subject) -> Trained | None:
+    def _record(self, subject: Subject) -> SubjectFinetune | None:
         """Return what a subject's finetune took, if it was done."""
         file = self._record_file(subject)
-        return Trained.model_validate_json(file.read_text()) if file.is_file() else None
+        return SubjectFinetune.model_validate_json(file.read_text()) if file.is_file() else None
 
     @property
     def tuning(self) -> Tuning:
@@ -158,15 +158,15 @@ class Session:
 
     def result(self, out: Path) -> Recovery:
         """Return the table, base first."""
-        recipe, subjects = self.recipe, self.subjects
-        names = [name for name, _ in subjects.folders()]
+        recipe, checkpoints = self.recipe, self.checkpoints
+        names = [name for name, _ in checkpoints.folders()]
         asked = [
-            *((mode, task.stem) for mode, task in wanted(recipe.measured, recipe.shots)),
+            *((mode, task.stem) for mode, task in before_finetune(recipe.measured, recipe.shots)),
             *(("sft", task.stem) for task in recipe.measured),
         ]
-        base, routing_map = subjects.base, subjects.routing_map
+        base, routing_map = checkpoints.base, checkpoints.routing_map
         return Recovery(
-            model=subjects.model.folder.resolve().name,
+            model=checkpoints.model.folder.resolve().name,
             base=None if base is None else base.folder.resolve().name,
             out=out.name,
             summary="" if routing_map is None else routing_map.summary(),
@@ -188,7 +188,7 @@ def _lessons(recipe: RecoverRecipe) -> Lessons:
         tokenizer = AutoTokenizer.from_pretrained(recipe.model, local_files_only=True)
         found = file_lessons(recipe.data, tokenizer)
     held_out = {task.name: task for task in (*recipe.trained, *recipe.measured)}
-    return choose(found, held_out.values(), count=recipe.examples, seed=recipe.seed)
+    return mix_lessons(found, held_out.values(), count=recipe.examples, seed=recipe.seed)
 
 
 def _with_steps(training: SftSettings, steps: int | None, examples: int) -> SftSettings:
@@ -210,10 +210,10 @@ def _provenance(recipe: RecoverRecipe, training: SftSettings, lessons: Lessons) 
     )
 
 
-def _trained(subject: Subject, done: Finetuned) -> Trained:
+def _finetune_of(subject: Subject, done: Finetuned) -> SubjectFinetune:
     tenth = max(len(done.losses) // 10, 1)
     first, last = done.losses[:tenth], done.losses[-tenth:]
-    return Trained(
+    return SubjectFinetune(
         subject=subject,
         tuning=done.tuning,
         losses=(sum(first) / len(first), sum(last) / len(last)),

@@ -28,7 +28,7 @@ def figures_of(analysis: Analysis) -> dict[str, Figure]:
         columns = {d.layer: _column(range(width), d.shares[domain]) for d in analysis.by_domain}
         plain = domain.replace("<", "").replace("&", "")  # a file's name: no markup in a title
         drawn.append(_map(f"domain-{number}", f"of {plain}", columns, width))
-    drawn += [together(matrix) for matrix in analysis.co_activation]
+    drawn += [co_activation_map(matrix) for matrix in analysis.co_activation]
     if analysis.overlap is not None:
         drawn.append(agreement(analysis.overlap.words, analysis.overlap.jaccard))
     return {figure.name: figure for figure in drawn}
@@ -106,7 +106,7 @@ def weights(analysis: Analysis) -> Figure:
     return Figure("weights", drawing, f"Histogram of routing weights, mean of layers: {said}.")
 
 
-def together(matrix: CoActivation) -> Figure:
+def co_activation_map(matrix: CoActivation) -> Figure:
     """One layer's co-activation: how much more often than by their use alone."""
     names = [str(expert) for expert in matrix.experts]
     label = (
@@ -115,7 +115,7 @@ def together(matrix: CoActivation) -> Figure:
     )
     table = [list(row) for row in matrix.lift]
     return _square(
-        f"together-{matrix.layer}",
+        f"co-activation-{matrix.layer}",
         names,
         table,
         label,

@@ -80,7 +80,7 @@ def overlap_table(analysis: Analysis) -> Table | None:
 
 
 def changes_table(analysis: Analysis) -> Table | None:
-    """How pruning changes the criteria's opinion of the survivors."""
+    """How pruning changes the order in which criteria would drop the survivors."""
     rows = tuple(
         (
             change.word,

@@ -98,7 +98,7 @@ class LayerChange(_Frozen):
 
 
 class Change(_Frozen):
-    """How a criterion's opinion of the survivors changes when the model is pruned."""
+    """How a criterion's order of the survivors changes when the model is pruned."""
 
     word: str
     rank_correlation: float | None  # mean over the layers

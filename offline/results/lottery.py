@@ -77,7 +77,7 @@ class Measured(_Frozen):
         write_atomic(file, self.model_dump_json(indent=1) + "\n")
 
 
-class Trained(_Frozen):
+class RoundFinetune(_Frozen):
     """A round's finetune and what it took."""
 
     tuning: Tuning
@@ -95,7 +95,7 @@ class RoundRecord(_Frozen):
     kept: dict[int, tuple[int, ...]]  # decoder layer -> ids of the model that it all began with
     map_digest: str  # of the round's own map
     dropped: Measured
-    trained: Trained | None = None
+    trained: RoundFinetune | None = None
     tuned: Measured | None = None
     seconds: dict[str, float]
 

@@ -42,7 +42,7 @@ class Cell(_Frozen):
     seconds: float = 0.0
 
 
-class Trained(_Frozen):
+class SubjectFinetune(_Frozen):
     """What the finetune of one subject took, and its loss at the beginning and the end.
 
     ``losses`` are means over the first and the last tenth of the steps.
@@ -71,7 +71,7 @@ class Recovery(ResultFile):
     lessons: int = Field(description="examples that were trained on")
     left_out: int = Field(description="examples that ask what a held-out item asks")
     cells: tuple[Cell, ...]
-    trained: tuple[Trained, ...]
+    trained: tuple[SubjectFinetune, ...]
     provenance: Provenance
 
     @property

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from offline.calibration.scores import Scores
 from offline.calibration.statistics import (
     WEIGHT_BINS,
-    ExpertEvidence,
+    LayerEvidence,
     LayerStatistics,
     WeightStatistics,
 )
@@ -122,13 +122,13 @@ def weight_statistics(experts: int, seed: int = 0) -> WeightStatistics:
 
 def evidence(
     layers: Sequence[int] = (0, 1), *, top_k: int = 2, seed: int = 0, **options: Any
-) -> dict[int, ExpertEvidence]:
+) -> dict[int, LayerEvidence]:
     """Return made-up evidence of some layers; options are those of `routed`."""
     found = {}
     for layer in layers:
         seen = routed(seed + layer, top_k=top_k, **options).statistics()
         weights = weight_statistics(seen.num_experts, seed + layer)
-        found[layer] = ExpertEvidence(layer, top_k, seen, weights)
+        found[layer] = LayerEvidence(layer, top_k, seen, weights)
     return found
 
 

@@ -128,7 +128,7 @@ def test_without_a_map_what_saw_no_token_counts_as_dropped() -> None:
     assert one.after[0] == use_of(only(MASKED.evidence()[0], KEPT[0]), KEPT[0])
 
 
-def test_merged_experts_have_a_use_but_no_old_opinions() -> None:
+def test_merged_experts_have_a_use_but_no_order_of_before() -> None:
     found = analyse(SCORES, after=SLICED, routing_map=merging_map())
     assert found.after[1].experts == (0, 1, 2)
     assert found.changes == ()

@@ -75,7 +75,7 @@ def test_the_page_holds_every_picture_and_loads_nothing(full: tuple[Result, Path
     assert page.loads == []
     assert set(page.figures) == {
         "use", "use-after", "balance", "weights", "coverage", "domain-0", "domain-1",
-        "together-1", "overlap",
+        "co-activation-1", "overlap",
     }  # fmt: skip
     policy = [a["content"] for a in page.named("meta") if a.get("http-equiv")]
     assert policy[0] is not None
@@ -105,7 +105,7 @@ def test_pictures_show_the_numbers(full: tuple[Result, Path]) -> None:
                 assert after[expert][column] is None
     assert found.overlap is not None
     assert page.figures["overlap"]["data"][0]["z"] == [list(r) for r in found.overlap.jaccard]
-    lift = page.figures["together-1"]["data"][0]["z"]
+    lift = page.figures["co-activation-1"]["data"][0]["z"]
     assert lift[0][0] is None
     assert "the map" in page.cells
     assert "Before and after pruning" in page.text

@@ -1,4 +1,4 @@
-"""What criteria would drop, where they agree, and how pruning changes their opinion."""
+"""What criteria would drop, where they agree, and how pruning changes their order."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_no_change_where_survivors_are_seen_as_before() -> None:
     assert [layer.layer for layer in found[0].layers] == [0, 1, 4]
 
 
-def test_opinions_turn_where_use_turns() -> None:
+def test_the_order_turns_where_use_turns() -> None:
     """What was used least is used most after pruning: the order is reversed."""
     ids = (0, 2, 3, 5)
     before = np.array([10.0, 50, 20, 30, 60, 40])

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from offline.analysis.co_activation import co_activation, lift
 from offline.analysis.specialisation import divergence, domain_use
 from offline.analysis.use import entropy, entropy_share, use_of
-from offline.calibration.statistics import ExpertEvidence
+from offline.calibration.statistics import LayerEvidence
 from offline.results.balance import coefficient_of_variation, shares
 from tests.analysis.samples import Routed, histogram, routed, weight_statistics
 
 SEEDS = st.integers(0, 10_000)
 
 
-def shown(part: Routed, layer: int = 3, top_k: int = 2) -> ExpertEvidence:
+def shown(part: Routed, layer: int = 3, top_k: int = 2) -> LayerEvidence:
     seen = part.statistics()
-    return ExpertEvidence(layer, top_k, seen, weight_statistics(seen.num_experts))
+    return LayerEvidence(layer, top_k, seen, weight_statistics(seen.num_experts))
 
 
 @given(st.integers(1, 300), st.floats(0.5, 1e6))

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from offline.calibration.statistics import (
     WEIGHT_BINS,
-    ExpertEvidence,
     GradientStatistics,
+    LayerEvidence,
     LayerStatistics,
     WeightStatistics,
 )
@@ -76,7 +76,7 @@ def sample(
     )
 
 
-def evidence_of(layer: Sample, number: int = 0, *, gradients: bool = True) -> ExpertEvidence:
+def evidence_of(layer: Sample, number: int = 0, *, gradients: bool = True) -> LayerEvidence:
     """Sum a sample up as a calibration pass does."""
     every = range(layer.num_experts)
     own = [layer.activations(p) for p in every]
@@ -107,7 +107,7 @@ def evidence_of(layer: Sample, number: int = 0, *, gradients: bool = True) -> Ex
         peaks=np.array([np.abs(a).max(initial=0) for a in own]),
         gradient=gradient(layer.num_experts, number) if gradients else None,
     )
-    return ExpertEvidence(number, layer.ids.shape[1], seen, weights(layer.num_experts, number))
+    return LayerEvidence(number, layer.ids.shape[1], seen, weights(layer.num_experts, number))
 
 
 def weights(experts: int, seed: int = 0) -> WeightStatistics:
@@ -131,7 +131,7 @@ def cosines(rng: np.random.Generator, experts: int) -> Array:
     return vectors @ vectors.T
 
 
-def permuted(evidence: ExpertEvidence, order: Array) -> ExpertEvidence:
+def permuted(evidence: LayerEvidence, order: Array) -> LayerEvidence:
     """Number the experts anew: new expert i is old expert ``order[i]``."""
     seen, gradients = evidence.seen, evidence.seen.gradient
     square = {"pairs", "logit_gram", "similarity"}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from offline.finetune.job import Job, Trained
+from offline.finetune.job import Job, JobResult
 from offline.finetune.launch import Launch, _failure
 from offline.finetune.where import Where
 from offline.finetune.worker import EXAMPLES, JOB, PROGRESS, TRAINED, main
@@ -100,7 +100,7 @@ def test_a_worker_does_its_job_and_says_what_it_did(
     folder = job(model, tmp_path / "job")
     assert main(folder) == 0
     here = tune(model, tmp_path / "here")
-    there = Trained.model_validate_json((folder / TRAINED).read_text())
+    there = JobResult.model_validate_json((folder / TRAINED).read_text())
     assert there.losses == here.losses
     assert load_file(folder / "weights" / "model.safetensors").keys() == weights_of(model).keys()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(PROGRESS)]

@@ -14,7 +14,7 @@ from offline.maps.depth_groups import total_kept
 from offline.maps.genome import Genome
 from offline.methods.baselines import (
     ONE_SHOT,
-    Evidence,
+    OneShotInput,
     most_used,
     naee,
     random_kept,
@@ -96,7 +96,7 @@ def test_the_same_seed_draws_the_same_random_map() -> None:
     assert random_kept(space, random.Random(1)) == random_kept(space, random.Random(1))
 
 
-def evidence_of(layers: int) -> Evidence:
+def input_of(layers: int) -> OneShotInput:
     rng = np.random.default_rng(0)
     use = {
         layer: ExpertUse(tokens=rng.integers(1, 99, 8), scores=rng.random(8))
@@ -106,7 +106,7 @@ def evidence_of(layers: int) -> Evidence:
         layer: {kept: float(rng.random()) for kept in itertools.combinations(range(8), 4)}
         for layer in range(layers)
     }
-    return Evidence(use, losses)
+    return OneShotInput(use, losses)
 
 
 @pytest.mark.parametrize("name", ONE_SHOT)
@@ -114,14 +114,14 @@ def evidence_of(layers: int) -> Evidence:
 def test_every_one_shot_method_gives_genomes_that_a_search_can_begin_with(
     name: str, budget: int | None
 ) -> None:
-    space, evidence = space_of(budget=budget), evidence_of(6)
+    space, evidence = space_of(budget=budget), input_of(6)
     method = ONE_SHOT[name]
     for groups in (space.groups(3), space.groups()):
-        kept = method.choose(space, evidence, random.Random(0), groups)
+        kept = method.keep(space, evidence, random.Random(0), groups)
         genome = Genome.of_kept([kept[g.layers[0]] for g in groups], [8] * len(groups))
         assert space.accepts(genome, groups)
         assert all(kept[layer] == kept[g.layers[0]] for g in groups for layer in g.layers)
-    assert set(method.choose(space, evidence, random.Random(0), None)) == set(range(6))
+    assert set(method.keep(space, evidence, random.Random(0), None)) == set(range(6))
 
 
 def test_methods_say_what_they_need() -> None:
@@ -131,8 +131,8 @@ def test_methods_say_what_they_need() -> None:
         "soft_activation": {"use"},
         "naee": {"discrepancies"},
     }
-    space, evidence = space_of(), evidence_of(6)
+    space, evidence = space_of(), input_of(6)
     assert evidence.use is not None
     tokens = {layer: use.tokens.tolist() for layer, use in evidence.use.items()}
-    chosen = ONE_SHOT["frequency"].choose(space, evidence, random.Random(0), None)
+    chosen = ONE_SHOT["frequency"].keep(space, evidence, random.Random(0), None)
     assert chosen == most_used(space, tokens)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from offline.calibration.statistics import ExpertEvidence, LayerStatistics
+from offline.calibration.statistics import LayerEvidence, LayerStatistics
 from offline.engines.local.transformers import TransformersEngine
 from offline.maps.map_space import Space
 from offline.maps.moe_shape import MoeShape
@@ -199,7 +199,7 @@ def test_dominant_routers_make_a_plain_file() -> None:
     ],
 )
 def test_what_does_not_fit_is_named(
-    found: dict[int, ExpertEvidence], keep: dict[int, int], said: str
+    found: dict[int, LayerEvidence], keep: dict[int, int], said: str
 ) -> None:
     with pytest.raises(PruneError, match=re.escape(said)):
         merged_map(space_of({0: 6, 1: 6}), found, keep, "router-similarity", "sum", BY_HAND)
@@ -245,7 +245,7 @@ def twin_model(folder: Path, *, top_k: int, twin_routers: bool) -> TransformersE
     return TransformersEngine(folder, dtype="float32")
 
 
-def twin_evidence() -> dict[int, ExpertEvidence]:
+def twin_evidence() -> dict[int, LayerEvidence]:
     """Return evidence that shows the twins as such, and that they were not used alike."""
     found = evidence((0, 1), experts=8)
     for layer, shown in found.items():

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from offline.finetune.examples import NO_LOSS, supervised
-from offline.recover.lessons import Lesson, choose, file_lessons, task_lessons
+from offline.recover.lessons import Lesson, file_lessons, mix_lessons, task_lessons
 from offline.tasks.catalog import get_task
 from offline.tasks.items import Item
 from offline.tasks.splits import load_items, training_items
@@ -28,7 +28,7 @@ def test_no_question_of_a_held_out_item_is_trained_on(
     trained: str, measured: str, tasks: dict[str, Path]
 ) -> None:
     learnt, tested = get_task(str(tasks[trained])), get_task(str(tasks[measured]))
-    lessons = choose(task_lessons(learnt), [learnt, tested], count=None, seed=0)
+    lessons = mix_lessons(task_lessons(learnt), [learnt, tested], count=None, seed=0)
     asked = {
         words(item.query)
         for task in (learnt, tested)
@@ -65,7 +65,7 @@ def test_only_the_answer_and_the_end_of_text_have_a_loss(
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     task = get_task(str(tasks["colours"]))
-    lessons = choose(task_lessons(task), [task], count=8, seed=0)
+    lessons = mix_lessons(task_lessons(task), [task], count=8, seed=0)
     examples = supervised(lessons.pairs, tokenizer, length=64, identity=lessons.identity, seed=0)
     answers = sorted(answer.strip() for _, answer in lessons.pairs)
     found = []
@@ -80,7 +80,7 @@ def test_only_the_answer_and_the_end_of_text_have_a_loss(
 def test_the_seed_mixes_the_sources_and_the_count_cuts_the_mixture() -> None:
     found = [Lesson(source, f"{source} {n}", f"{source} {n}", " x")
              for source in "ab" for n in range(50)]  # fmt: skip
-    one, again, other = (choose(found, [], count=40, seed=seed) for seed in (0, 0, 1))
+    one, again, other = (mix_lessons(found, [], count=40, seed=seed) for seed in (0, 0, 1))
     assert one == again and one.each != other.each
     assert len(one.each) == 40
     names = [lesson.source for lesson in one.each]
@@ -97,7 +97,7 @@ def test_nothing_left_to_train_on_is_said(tasks: dict[str, Path]) -> None:
     query = load_items(task, "test")[0].query
     held = [Lesson("file", query.upper(), query, " red")]
     with pytest.raises(PruneError, match="nothing to train on: all 1 examples"):
-        choose(held, [task], count=None, seed=0)
+        mix_lessons(held, [task], count=None, seed=0)
 
 
 def test_instructions_and_every_turn_of_the_assistant(base: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from offline.report import lottery as section
 from offline.report.render import render
-from offline.results.lottery import LayerLoad, LotteryRecord, Measured, RoundRecord, Trained
+from offline.results.lottery import LayerLoad, LotteryRecord, Measured, RoundFinetune, RoundRecord
 from tests.report.samples import run_result
 from vllm_moe_prune.tuning import Tuning
 
@@ -19,7 +19,9 @@ def measured(loss: float, *tokens: int) -> Measured:
 
 
 def record(*, tuned: bool) -> LotteryRecord:
-    trained = Trained(tuning=TUNING, first_loss=3, last_loss=2, peak_bytes=1, trained_bytes=40)
+    trained = RoundFinetune(
+        tuning=TUNING, first_loss=3, last_loss=2, peak_bytes=1, trained_bytes=40
+    )
     one = RoundRecord(
         number=1,
         criterion="min-ean",

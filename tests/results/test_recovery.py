@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from offline.cli.main import cli
 from offline.report.recovery_page import render
 from offline.report.recovery_tables import recovery_table
-from offline.results.recovery import Cell, Mode, Recovery, Subject, Trained
+from offline.results.recovery import Cell, Mode, Recovery, Subject, SubjectFinetune
 from tests.report.page import Page
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import DataIdentity, Provenance
@@ -33,7 +33,7 @@ def recovery(*cells: Cell) -> Recovery:
     tuning = Tuning(
         trainable="lora", parameters=1000, steps=5, tokens=70, learning_rate=1e-4, data=DATA
     )
-    trained = Trained(
+    trained = SubjectFinetune(
         subject="model", tuning=tuning, losses=(3.0, 1.5), seconds=61, peak_bytes=2**31,
         trained_bytes=4000,
     )  # fmt: skip
