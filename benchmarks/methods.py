@@ -20,7 +20,7 @@ import click
 
 from offline.cli.console import bars
 from offline.compress.compress import compress
-from offline.compress.recipe import CompressRecipe
+from offline.compress.recipe.reading import recipe_of
 from offline.engines.local.transformers import TransformersEngine
 from offline.results.compression import Quality, RunResult
 from offline.runs.device import pick_device, pick_dtype
@@ -78,7 +78,7 @@ def _run(engine: TransformersEngine, out: Path, settings: dict[str, Any]) -> Run
     """Return a run's result; its checkpoint is not kept."""
     kept = out.with_suffix(".result")
     if not kept.is_dir():
-        recipe = CompressRecipe.merge(None, settings)
+        recipe = recipe_of(settings)
         with bars() as reporter:
             result = compress(
                 recipe, out, make_engine=lambda _: engine, reporter=reporter, force=True

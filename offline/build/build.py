@@ -13,9 +13,9 @@ from pydantic import JsonValue
 
 from offline.build.card import model_card
 from offline.build.mtp import NUM_LAYERS_KEY, MtpChoice, decoder_tensors, plan_mtp
-from offline.runs.owned import MANIFEST
 from offline.build.quantised import follow
 from offline.runs.output import check_output, staged
+from offline.runs.owned import MANIFEST
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.rewrite import Combine, Drop, Mix, Operation, rewrite

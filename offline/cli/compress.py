@@ -2,74 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from offline.cli.findings import findings, say
-from offline.cli.options import options_of
-from offline.compress.recipe import CompressRecipe
+from offline.cli.options import Command, option_of
+from offline.compress.recipe.reading import read_recipe
+from offline.compress.recipe.recipe import DEFAULT_METHOD, RECIPES, sections_of
 from offline.results.compression import RunResult
-from vllm_moe_prune.errors import PruneError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from offline.results.lottery import LotteryRecord
 
+_ORDER = ("base", "method", "data", "search", "lottery", "measure", "engine", "output")
 
-@click.command(
+
+def _recipe_options(command: Command) -> Command:
+    """Add the flags of all recipes, a group for each section."""
+    titles: dict[str, str] = {}
+    options: dict[str, dict[str, Callable[[Command], Command]]] = {}
+    for recipe in RECIPES.values():
+        for name, section in sections_of(recipe).items():
+            titles[name] = section.title
+            for field, info in section.model_fields.items():
+                flag = name if field == "name" else field
+                options.setdefault(name, {}).setdefault(flag, option_of(flag, info))
+    options["method"]["method"] = cloup.option(
+        "--method",
+        type=click.Choice(list(RECIPES)),
+        help=f"how the kept experts are chosen  [default: {DEFAULT_METHOD}]",
+    )
+    for name in reversed(_ORDER):
+        command = cloup.option_group(titles[name], *options[name].values())(command)
+    return command
+
+
+@cloup.command(
     epilog="""\b
 Example:
   vmprune compress --model base --method eep --task sciq --keep 4 --out pruned
   vmprune compress --model base --method lottery --criterion min-ean --keep 4 --out pruned
-"""
+""",
 )
-@options_of(CompressRecipe)
-@click.option("--recipe", type=click.Path(path_type=Path), help="YAML file with these settings")
-@click.option(
-    "--ratio",
-    type=click.FloatRange(0, 1, max_open=True),
-    help="in place of --keep: share of its experts that every layer drops, rounded down",
+@_recipe_options
+@cloup.option_group(
+    "Writing",
+    cloup.option(
+        "--recipe",
+        type=click.Path(path_type=Path),
+        help="YAML file with the same settings, by sections (docs/recipe.md); flags override it",
+    ),
+    cloup.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write"),
+    cloup.option("--force", is_flag=True, help="replace OUT if it exists"),
+    cloup.option("--json", "as_json", is_flag=True, help="print the result as JSON on stdout"),
 )
-@click.option(
-    "--friendly",
-    is_flag=True,
-    help="round --keep to the nearest number that vLLM's GPU kernels are made for",
-)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write")
-@click.option("--force", is_flag=True, help="replace OUT if it exists")
-@click.option("--json", "as_json", is_flag=True, help="print the result as JSON on stdout")
-def compress(
-    recipe: Path | None,
-    ratio: float | None,
-    friendly: bool,
-    out: Path,
-    force: bool,
-    as_json: bool,
-    **flags: Any,
-) -> None:
+def compress(recipe: Path | None, out: Path, force: bool, as_json: bool, **flags: Any) -> None:
     """Choose which experts to keep, by a task, and write the smaller checkpoint.
 
     With --keep N a search prunes and then merges; with all experts kept it only merges (tuning
     without gradients); --top-k 1 activates fewer experts. With --method lottery rounds of dropping
     and finetuning on plain text make it, whatever the task. A run that was killed continues when
     the same command is given again.
+
+    Flags of another method than the one that runs are refused.
     """
     from offline.runs.resume import check_outputs
 
     check_outputs(out, force=force, inputs=(recipe, *flags.values()))
-    if ratio is not None:
-        flags["keep"] = _kept(recipe, ratio, flags)
-    settings = CompressRecipe.merge(recipe, flags)
+    settings, notes = read_recipe(flags, recipe)
     check_outputs(out, force=force, inputs=(recipe, *settings.inputs))
-    if friendly:
-        settings = _friendly(settings)
     from offline.cli.console import bars
     from offline.compress.compress import compress as run_compress
+    from offline.compress.size import sized
 
+    settings, changes = sized(settings)
+    for line in (*notes, *changes):
+        click.echo(f"note: {line}", err=True)
     with bars() as reporter:
         result = run_compress(settings, out, reporter=reporter, force=force)
     from offline.report.render import write_report
@@ -80,51 +94,6 @@ def compress(
         click.echo(result.model_dump_json())
     else:
         show(result, out, report)
-
-
-def _kept(recipe: Path | None, ratio: float, flags: dict[str, Any]) -> int:
-    """Return the E' that a ratio leaves of the model's layers, as `vmprune plan` counts it."""
-    from offline.maps.router_groups import RouterGroups
-    from offline.plan.recipe import PlanRecipe
-    from vllm_moe_prune.checkpoint import Checkpoint
-
-    if flags["keep"] is not None or flags["budget"] is not None:
-        raise PruneError("give one of --keep, --ratio and --budget")
-    base = Checkpoint.open(CompressRecipe.merge(recipe, flags | {"keep": 1}).model)
-    router = RouterGroups.of(base.layout, base.config)
-    counts = PlanRecipe(ratio=ratio).counts(base.expert_counts(), router)
-    assert isinstance(counts, dict)
-    return _one_count("--ratio", counts)
-
-
-def _one_count(flag: str, counts: Mapping[int, int]) -> int:
-    found = set(counts.values())
-    if len(found) > 1:
-        raise PruneError(
-            f"{flag}: layers of different sizes keep different counts",
-            hint=f"use vmprune plan {flag}",
-        )
-    return found.pop()
-
-
-def _friendly(settings: CompressRecipe) -> CompressRecipe:
-    """Round --keep, before anything is computed, and say so."""
-    from offline.lint.friendly import friendly
-    from offline.maps.map_space import Space
-    from offline.maps.moe_shape import MoeShape
-    from vllm_moe_prune.checkpoint import Checkpoint
-
-    if settings.keep is None:
-        raise PruneError(
-            "--friendly rounds --keep; a search spreads --budget expert by expert",
-            hint="give --keep, or plan with vmprune plan --budget N --friendly",
-        )
-    space = Space.of(MoeShape.of(Checkpoint.open(settings.model)), settings.keep, settings.top_k)
-    rounded, changes = friendly(space, space.even_counts())
-    keep = _one_count("--friendly", rounded.even_counts())
-    for line in changes:
-        click.echo(f"note: {line}", err=True)
-    return settings.model_copy(update={"keep": keep})
 
 
 def _cost(result: RunResult) -> str:

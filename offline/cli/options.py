@@ -1,4 +1,4 @@
-"""Command-line options made from a pydantic model, so that flags and files are one schema."""
+"""Command-line options made from pydantic models, so that flags and files are one schema."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
+import cloup
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -25,18 +27,24 @@ def options_of(model: type[BaseModel]) -> Callable[[Command], Command]:
         own = model.__annotations__  # before those that it inherits
         ordered = sorted(model.model_fields.items(), key=lambda entry: entry[0] not in own)
         for name, field in reversed(ordered):
-            text = field.description or ""
-            if field.default not in (PydanticUndefined, None):
-                text += f"  [default: {field.default}]"
-            flag = f"--{name.replace('_', '-')}"
-            if _of(field.annotation) is bool:
-                flag += f"/--no-{name.replace('_', '-')}"
-            command = click.option(
-                flag, name, type=_type(field.annotation), default=None, help=text
-            )(command)
+            command = option_of(name, field)(command)
         return command
 
     return add
+
+
+def option_of(name: str, field: FieldInfo) -> Callable[[Command], Command]:
+    """Make the option of one field."""
+    text = field.description or ""
+    if field.default not in (PydanticUndefined, None):
+        text += f"  [default: {field.default}]"
+    flag = f"--{name.replace('_', '-')}"
+    if _of(field.annotation) is bool:
+        flag += f"/--no-{name.replace('_', '-')}"
+    made: Callable[[Command], Command] = cloup.option(
+        flag, name, type=_type(field.annotation), default=None, help=text
+    )
+    return made
 
 
 def _type(annotation: Any) -> Any:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from offline.build.build import build, plan_build
-from offline.compress.choose import choose
 from offline.compress.engines import EngineFactory, load_engine, open_engines
 from offline.compress.held_out import measure_quality
+from offline.compress.methods import METHODS
 from offline.compress.observations import Observations
-from offline.compress.prepared import Subject
-from offline.compress.recipe import CompressRecipe
+from offline.compress.prepared import Prepared
+from offline.compress.recipe.recipe import CompressRecipe
 from offline.compress.scores import analysis_beside
+from offline.compress.size import sized
 from offline.compress.summary import planned_size, result_of
 from offline.results.compression import RESULT_FILE, RunResult
 from offline.runs.device import pick_device, pick_dtype
@@ -39,28 +40,25 @@ def compress(
     :raises PruneError: for anything in the recipe or the base that cannot work, before any work
     """
     check_outputs(out, force=force, inputs=recipe.inputs)
-    device = pick_device(recipe.device)
-    recipe = recipe.model_copy(
-        update={"device": device, "dtype": pick_dtype(recipe.dtype, device)}
-    )  # what is written down is what was computed in
-    subject = Subject.of(recipe)
-    if recipe.method == "lottery":
+    prepared = Prepared.of(_placed(sized(recipe)[0]))
+    method = METHODS[recipe.method.name]
+    if method.choose is None:
         from offline.compress.lottery import compress_lottery
 
-        return compress_lottery(subject, out, make_engine, reporter, force=force)
-    folder = run_folder(out, subject.identity(), force=force)
+        return compress_lottery(prepared, out, make_engine, reporter, force=force)
+    folder = run_folder(out, prepared.identity(), force=force)
     reporter.stage("loading the model", 1)
-    with open_engines(recipe, make_engine) as engines:
+    with open_engines(prepared.recipe, make_engine) as engines:
         reporter.step()
-        run = subject.begin(engines, folder, reporter)
+        run = prepared.begin(engines, folder, reporter)
         with run.timed("search"):
             seen = Observations.of(run)
-            found = choose(run, seen)
+            found = method.choose(run, seen)
             chosen = list(found.values())[-1]
             chosen.save(folder)
         with run.timed("held-out"):
             quality = measure_quality(run, found, seen)
-    plan = plan_build(run.base, chosen, mtp=recipe.mtp)
+    plan = plan_build(run.base, chosen, mtp=recipe.output.mtp)
     result = result_of(run, out, chosen, seen.tokens, quality, planned_size(chosen, plan))
     reporter.stage("writing the checkpoint", plan.num_bytes)
     beside = {RESULT_FILE: result.to_json(), **analysis_beside(run, chosen)}
@@ -69,8 +67,16 @@ def compress(
         chosen,
         out,
         force=force,
-        mtp=recipe.mtp,
+        mtp=recipe.output.mtp,
         progress=reporter.step,
         beside=beside,
     )
     return result
+
+
+def _placed(recipe: CompressRecipe) -> CompressRecipe:
+    """Return the recipe with a device and a dtype: what is written down is what was computed in."""
+    device = pick_device(recipe.engine.device)
+    dtype = pick_dtype(recipe.engine.dtype, device)
+    engine = recipe.engine.model_copy(update={"device": device, "dtype": dtype})
+    return recipe.model_copy(update={"engine": engine})

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-from offline.compress.recipe import CompressRecipe
+from offline.compress.recipe.recipe import CompressRecipe
 from offline.engines.base import Engine
 
 EngineFactory = Callable[[CompressRecipe], Engine]
@@ -17,18 +17,19 @@ def load_engine(recipe: CompressRecipe) -> Engine:
 
     :raises PruneError: if the model or the engine cannot be had
     """
-    if recipe.engine == "vllm":
+    settings = recipe.engine
+    if settings.name == "vllm":
         from offline.engines.live.engine import VllmEngine
 
         return VllmEngine(
-            recipe.model,
-            dtype=recipe.dtype,
-            tensor_parallel_size=recipe.tensor_parallel,
-            seed=recipe.seed,
+            recipe.base.model,
+            dtype=settings.dtype,
+            tensor_parallel_size=settings.tensor_parallel,
+            seed=recipe.method.seed,
         )
     from offline.engines.local.transformers import TransformersEngine
 
-    return TransformersEngine(recipe.model, device=recipe.device, dtype=recipe.dtype)
+    return TransformersEngine(recipe.base.model, device=settings.device, dtype=settings.dtype)
 
 
 @contextmanager
@@ -40,11 +41,13 @@ def open_engines(
     :param make_engine: makes one; it must pickle where there are replicas
     :raises PruneError: if one cannot be made
     """
-    if recipe.replicas > 1:
+    if recipe.engine.replicas > 1:
         from offline.engines.ray.replicas import start_replicas
 
         factory = partial(make_engine, recipe)
-        with start_replicas(factory, recipe.replicas, address=recipe.ray_address) as replicas:
+        with start_replicas(
+            factory, recipe.engine.replicas, address=recipe.engine.ray_address
+        ) as replicas:
             yield replicas
         return
     engine = make_engine(recipe)

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from offline.compress.choose import Chosen
+from offline.compress.methods import METHODS
 from offline.compress.observations import Observations
-from offline.compress.run import Run
+from offline.compress.run import MethodMaps, Run
 from offline.fitness.assessor import Assessor
 from offline.fitness.objective import Measure, Objective
 from offline.results.compression import VARIANTS, Quality, Variant
@@ -20,7 +20,7 @@ from vllm_moe_prune.routing_map import RoutingMap
 Variants = Mapping[Variant, Sequence[RoutingMap | None]]
 
 
-def measure_quality(run: Run, chosen: Chosen, seen: Observations) -> tuple[Quality, ...]:
+def measure_quality(run: Run, chosen: MethodMaps, seen: Observations) -> tuple[Quality, ...]:
     """Evaluate all variants on the held-out split; what EEP chose also where it was chosen."""
     variants = _variants(run, chosen, seen)
     assessors = _assessors(run)
@@ -31,11 +31,16 @@ def measure_quality(run: Run, chosen: Chosen, seen: Observations) -> tuple[Quali
     for measure, assessor in assessors:
         for variant, maps in variants.items():
             quality += _measured(run, assessor, measure, variant, maps, "test")
-        found: Variants = {v: [m] for v, m in chosen.items() if run.recipe.method == "eep"}
-        for variant, maps in found.items():
-            for split in ("search", "selection"):
-                quality += _measured(run, assessor, measure, variant, maps, split)
+        for variant, routing_map in chosen.items():
+            for split in _searched_on(run):
+                quality += _measured(run, assessor, measure, variant, [routing_map], split)
     return in_table_order(quality)
+
+
+def _searched_on(run: Run) -> tuple[Split, ...]:
+    """Return the splits on which a search chose, to show how much less it is on others."""
+    splits = METHODS[run.recipe.method.name].decided_on
+    return splits if "selection" in splits else ()
 
 
 def measure_as_it_is(run: Run, variant: Variant) -> tuple[Quality, ...]:
@@ -61,13 +66,13 @@ def _place(variant: Variant) -> float:
     return VARIANTS.index(variant) if variant in VARIANTS else VARIANTS.index("oneshot") - 0.5
 
 
-def _variants(run: Run, chosen: Chosen, seen: Observations) -> Variants:
+def _variants(run: Run, chosen: MethodMaps, seen: Observations) -> Variants:
     """Return what to measure: name -> maps, of which the mean is taken; None is the base."""
-    rng = random.Random(f"random maps {run.recipe.seed}")
+    rng = random.Random(f"random maps {run.recipe.method.seed}")
     variants: dict[Variant, Sequence[RoutingMap | None]] = {"base": [None]}
     if not run.space.keeps_all:
-        for name in run.recipe.baselines:
-            count = run.recipe.random_maps if name == "random" else 1
+        for name in run.recipe.measure.baselines:
+            count = run.recipe.measure.random_maps if name == "random" else 1
             variants[name] = seen.maps(name, rng, count)
     for variant, routing_map in chosen.items():
         before = variants.get(variant, ()) if variant == "random" else ()

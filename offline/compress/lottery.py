@@ -15,7 +15,9 @@ from offline.calibration.scores import Scores
 from offline.compress.engines import EngineFactory, open_engines
 from offline.compress.held_out import in_table_order, measure_as_it_is, measure_quality
 from offline.compress.observations import Observations
-from offline.compress.prepared import Subject
+from offline.compress.prepared import Prepared
+from offline.compress.recipe.recipe import LotteryRecipe
+from offline.compress.recipe.sections import BaseSection
 from offline.compress.run import Run
 from offline.compress.scores import blend_of
 from offline.compress.summary import result_of, size_of
@@ -38,7 +40,7 @@ from vllm_moe_prune.provenance import Provenance
 
 
 def compress_lottery(
-    subject: Subject,
+    prepared: Prepared,
     out: Path,
     make_engine: EngineFactory,
     reporter: Reporter,
@@ -49,8 +51,8 @@ def compress_lottery(
 
     :raises PruneError: for what the recipe, the base or the text does not allow
     """
-    check_outputs(out, force=force, inputs=subject.recipe.inputs)
-    one = _Compression.of(subject, out, make_engine, reporter, force=force)
+    check_outputs(out, force=force, inputs=prepared.recipe.inputs)
+    one = _Compression.of(prepared, out, make_engine, reporter, force=force)
     with one.timed("rounds"):
         played = play(one.lottery).made(one.provenance)
     stored = one.stored(played)
@@ -76,7 +78,7 @@ def compress_lottery(
 class _Compression:
     """A lottery with what surrounds it: the task, the folders, the engines."""
 
-    subject: Subject
+    prepared: Prepared
     lottery: Lottery
     make_engine: EngineFactory
     provenance: Provenance
@@ -85,46 +87,47 @@ class _Compression:
     @classmethod
     def of(
         cls,
-        subject: Subject,
+        prepared: Prepared,
         out: Path,
         make_engine: EngineFactory,
         reporter: Reporter,
         *,
         force: bool,
     ) -> _Compression:
-        recipe, base, settings = subject.recipe, subject.base, subject.recipe.lottery
-        assert recipe.keep is not None  # the recipe allows no budget
-        step = subject.space.shape.num_groups
-        plans = schedule(settings, uniform_counts(base), recipe.keep, step)
+        recipe, base = _recipe(prepared), prepared.base
+        settings, keep = recipe.settings_of_rounds(), recipe.method.keep
+        assert keep is not None  # the recipe allows no budget, and a ratio has been counted out
+        step = prepared.space.shape.num_groups
+        plans = schedule(settings, uniform_counts(base), keep, step)
         _check_length(base, settings.length)
         where = Where(
-            device=recipe.device,
-            processes=recipe.processes,
-            accelerate_config=recipe.accelerate_config,
-            save_every=recipe.save_every,
+            device=recipe.engine.device,
+            processes=recipe.lottery.processes,
+            accelerate_config=recipe.lottery.accelerate_config,
+            save_every=recipe.lottery.save_every,
         )
         if settings.finetune:
             first = _left(base, plans[0].keep)
             check_fits(first, settings.tuning, length=settings.length, where=where)
         reporter.stage("reading text", 1)
-        text = _text(subject, sum(plan.tokens for plan in plans))
+        text = _text(prepared, sum(plan.tokens for plan in plans))
         reporter.step()
         named = [d.identity.model_dump() for d in (*text.score, *text.tune, *text.held_out)]
-        folder = run_folder(out, subject.identity() | {"text": named}, force=force)
+        folder = run_folder(out, prepared.identity() | {"text": named}, force=force)
         lottery = Lottery(
             base=base,
             settings=settings,
             plans=plans,
             text=text,
             folder=folder,
-            seed=recipe.seed,
-            loaded=Loaded(recipe.device, compute_dtype(recipe.dtype, base)),
+            seed=recipe.method.seed,
+            loaded=Loaded(recipe.engine.device, compute_dtype(recipe.engine.dtype, base)),
             where=where,
             reporter=reporter,
             blend=blend_of(recipe),
-            scores=recipe.scores,
+            scores=recipe.data.scores,
         )
-        return cls(subject, lottery, make_engine, _provenance(subject, text))
+        return cls(prepared, lottery, make_engine, _provenance(prepared, text))
 
     def stored(self, played: Played) -> Path:
         """Return the result in the base's dtypes, written now or before."""
@@ -140,23 +143,24 @@ class _Compression:
 
     def base_quality(self) -> tuple[Run, Observations, tuple[Quality, ...]]:
         """Measure the base and the baselines on the task's held-out items."""
-        with open_engines(self.subject.recipe, self.make_engine) as engines:
-            run = self.subject.begin(engines, self.lottery.folder, self.lottery.reporter)
+        with open_engines(self.prepared.recipe, self.make_engine) as engines:
+            run = self.prepared.begin(engines, self.lottery.folder, self.lottery.reporter)
             seen = Observations.of(run)
             return run, seen, measure_quality(run, {}, seen)
 
     def result_quality(self, stored: Path) -> tuple[Quality, ...]:
         """Measure the result on the task's held-out items."""
-        recipe = self.subject.recipe.model_copy(update={"model": stored})
+        base = BaseSection(model=stored)
+        recipe = self.prepared.recipe.model_copy(update={"base": base})
         folder = self.lottery.folder / "on-result"
         folder.mkdir(exist_ok=True)
         with open_engines(recipe, self.make_engine) as engines:
-            run = self.subject.begin(engines, folder, self.lottery.reporter)
+            run = self.prepared.begin(engines, folder, self.lottery.reporter)
             return measure_as_it_is(run, "lottery")
 
     def analysis(self, played: Played) -> dict[str, str]:
         """Return what the report shows of the base's experts; nothing where none was scored."""
-        words, first = self.subject.recipe.lottery_words, self.lottery.plans[0].name
+        words, first = _recipe(self.prepared).rounds_by, self.lottery.plans[0].name
         if not words:
             return {}
         scores = Scores.load(self.lottery.scores or self.lottery.folder / first / "scores")
@@ -170,28 +174,32 @@ class _Compression:
         return timed(self.seconds, stage)
 
 
-def _text(subject: Subject, tune_tokens: int) -> LotteryText:
+def _text(prepared: Prepared, tune_tokens: int) -> LotteryText:
     from transformers import AutoTokenizer
 
-    recipe = subject.recipe
-    tokenizer = AutoTokenizer.from_pretrained(recipe.model)
+    recipe = _recipe(prepared)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.base.model)
     return load_text(
-        parse_calibration(recipe.calibration),
+        parse_calibration(recipe.data.calibration),
         tokenizer,
-        length=recipe.lottery.length,
-        held_out=recipe.held_out,
+        length=recipe.settings_of_rounds().length,
+        held_out=recipe.lottery.held_out,
         tune_tokens=tune_tokens,
-        seed=recipe.seed,
+        seed=recipe.method.seed,
     )
 
 
-def _provenance(subject: Subject, text: LotteryText) -> Provenance:
+def _provenance(prepared: Prepared, text: LotteryText) -> Provenance:
     """Say what decided: the text, of which `tuned` names its own part, and not the task."""
-    made = subject.provenance
-    settings = made.settings | {"lottery": subject.recipe.lottery.model_dump(mode="json")}
-    scored = tuple(domain.identity for domain in text.score) if subject.recipe.lottery_words else ()
+    made = prepared.provenance
+    scored = tuple(domain.identity for domain in text.score) if _recipe(prepared).rounds_by else ()
     given = tuple(one for one in made.data if one.name == "scores")
-    return made.model_copy(update={"settings": settings, "data": given or scored})
+    return made.model_copy(update={"data": given or scored})
+
+
+def _recipe(prepared: Prepared) -> LotteryRecipe:
+    assert isinstance(prepared.recipe, LotteryRecipe)
+    return prepared.recipe
 
 
 def _left(base: Checkpoint, keep: int) -> Checkpoint:

@@ -82,7 +82,7 @@ class Observations:
 
     def genomes(self, names: tuple[str, ...], groups: Groups) -> list[Genome]:
         """Return the methods' choices as genomes, to begin a search with."""
-        rng = random.Random(f"one-shot {self.run.recipe.seed}")
+        rng = random.Random(f"one-shot {self.run.recipe.method.seed}")
         found = []
         for name in names:
             found.append(kept_genome(self.kept(name, rng, groups), groups))
@@ -106,7 +106,7 @@ class Observations:
             self.run.items("search"),
             space.even_counts(),
             top_k=space.top_k,
-            seed=self.run.recipe.seed,
+            seed=self.run.recipe.method.seed,
         )
         self.run.reporter.step()
         return found

@@ -1,4 +1,4 @@
-"""`Subject`: what a recipe speaks of, before the model is loaded."""
+"""`Prepared`: what a recipe speaks of, before the model is loaded."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from offline.build.mtp import check_choice
 from offline.build.quantised import check_unquantised
-from offline.compress.choose import eep_settings
-from offline.compress.recipe import CompressRecipe
-from offline.compress.run import PLACES, Run, items_of, provenance_of
+from offline.compress.methods import METHODS
+from offline.compress.recipe.recipe import CompressRecipe
+from offline.compress.run import Run
 from offline.compress.scores import check_scored
 from offline.engines.base import Engine
 from offline.engines.local.correction import check_routable
@@ -20,14 +20,14 @@ from offline.fitness.objective import Objective
 from offline.fitness.racing import RacingSettings
 from offline.maps.map_space import Space
 from offline.maps.moe_shape import MoeShape
-from offline.methods import eep
 from offline.runs.progress import Reporter
+from offline.tasks.splits import data_identity
 from vllm_moe_prune.checkpoint import Checkpoint
-from vllm_moe_prune.provenance import Provenance
+from vllm_moe_prune.provenance import DataIdentity, Provenance
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class Prepared:
     """What a recipe speaks of, opened and checked before the model is loaded."""
 
     recipe: CompressRecipe
@@ -37,54 +37,44 @@ class Subject:
     provenance: Provenance
 
     @classmethod
-    def of(cls, recipe: CompressRecipe) -> Subject:
+    def of(cls, recipe: CompressRecipe) -> Prepared:
         """Open and check.
 
         :raises PruneError: for anything in the recipe or the base that cannot work
         """
-        base = Checkpoint.open(recipe.model)
-        if recipe.engine == "transformers":
-            check_unquantised(recipe.model)
-        check_choice(base, recipe.mtp, recipe.keep)
-        check_routable(base.layout, base.layout.num_groups(base.config), recipe.engine)
+        base, method = Checkpoint.open(recipe.base.model), recipe.method
+        if recipe.engine.name == "transformers":
+            check_unquantised(recipe.base.model)
+        check_choice(base, recipe.output.mtp, method.keep)
+        check_routable(base.layout, base.layout.num_groups(base.config), recipe.engine.name)
         space = Space.of(
-            MoeShape.of(base),
-            recipe.keep,
-            recipe.top_k,
-            budget=recipe.budget,
-            floor=recipe.floor,
+            MoeShape.of(base), method.keep, method.active, budget=method.total, floor=method.least
         )
-        if recipe.method == "eep":
-            settings = eep_settings(recipe, len(space.layers))
-            space.groups(settings.num_groups)
-            has_initial = recipe.seeds or bool(recipe.seed_words)
-            eep.check_phases(space, settings, has_initial=has_initial)
+        METHODS[method.name].check(recipe, space)
+        data = recipe.data
         objective = Objective.parse(
-            recipe.task, measure=recipe.fitness, guard=recipe.guard, items=items_of(recipe)
+            data.task, measure=data.fitness, guard=recipe.guard, items=recipe.items
         )
         scores = check_scored(recipe, space.shape.base)
-        return cls(recipe, base, space, objective, provenance_of(recipe, objective, scores))
+        made = _provenance(recipe, space, objective, scores)
+        return cls(recipe, base, space, objective, made)
 
     def identity(self) -> dict[str, object]:
         """Return all that results depend on: a run with another identity is another run."""
         return {
-            "recipe": self.recipe.model_dump(mode="json", exclude={*PLACES, "mtp"}),
+            "recipe": {k: v for k, v in self.recipe.settings().items() if k != "mtp"},
             "base": self.space.shape.base.model_dump(exclude={"name"}),
             "data": [data.model_dump() for data in self.provenance.data],
         }
 
-    @property
-    def slack(self) -> float:
-        """Return how far below the best a candidate may be and still become a parent."""
-        return eep_settings(self.recipe, len(self.space.layers)).mutation_threshold
-
     def begin(self, engines: Sequence[Engine], folder: Path, reporter: Reporter) -> Run:
         """Start the run, continuing what is in the folder's log."""
+        slack = self.recipe.slack(len(self.space.layers))
         assessor = Assessor(
             engines,
             self.objective,
             EvaluationLog(folder / "evaluations.jsonl"),
-            racing=RacingSettings(slack=self.slack) if self.recipe.races else None,
+            racing=None if slack is None else RacingSettings(slack=slack),
             on_done=lambda one: reporter.step(note=f"{one.fitness:.3f}"),
         )
         return Run(
@@ -98,3 +88,21 @@ class Subject:
             self.provenance,
             folder,
         )
+
+
+def _provenance(
+    recipe: CompressRecipe, space: Space, objective: Objective, scores: DataIdentity | None
+) -> Provenance:
+    """Say how a run's map is made: settings, seed, and the items and scores that decide."""
+    data: list[DataIdentity] = [
+        data_identity(entry.task, split, objective.items.get(split))
+        for entry in objective.tasks
+        for split in METHODS[recipe.method.name].decided_on
+    ]
+    settings = {name: value for name, value in recipe.settings().items() if name != "seed"}
+    return Provenance.now(
+        recipe.method.name,
+        settings=settings | recipe.numbers(len(space.layers)),
+        seed=recipe.method.seed,
+        data=(*data, *([scores] if scores else ())),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from offline.analysis.analyse import analyse
 from offline.calibration.blend import parse_blend
 from offline.calibration.scores import Scores, check_scores, identity_of
-from offline.compress.recipe import CompressRecipe
+from offline.compress.recipe.recipe import CompressRecipe
 from offline.compress.run import Run
 from offline.criteria.registry import Rule
 from offline.results.analysis import ANALYSIS_FILE
@@ -23,25 +23,25 @@ def check_scored(recipe: CompressRecipe, base: BaseFingerprint) -> DataIdentity 
     :returns: which scores the recipe gives; None if they are still to be made, or not needed
     :raises PruneError: naming what is wrong
     """
-    words = (*recipe.criteria, *recipe.lottery_words)
+    words = recipe.scored_by
     if not words:
         return None
-    if recipe.scores is None:
+    if recipe.data.scores is None:
         from offline.calibration.corpus import parse_calibration
 
-        names = {part.name for part in parse_calibration(recipe.calibration)}
+        names = {part.name for part in parse_calibration(recipe.data.calibration)}
         if unknown := sorted(set(blend_of(recipe) or ()) - names):
             raise PruneError(
                 f"--domains: {unknown[0]} is not in --calibration",
                 hint=f"it has {', '.join(sorted(names))}",
             )
         return None
-    scores = Scores.load(recipe.scores)
+    scores = Scores.load(recipe.data.scores)
     check_scores(scores, base)
     first = next(iter(scores.evidence(blend_of(recipe)).values()))
     for word in words:
         Rule.parse(word).order(first)
-    return identity_of(scores, recipe.scores)
+    return identity_of(scores, recipe.data.scores)
 
 
 def blend_of(recipe: CompressRecipe) -> dict[str, float] | None:
@@ -49,7 +49,7 @@ def blend_of(recipe: CompressRecipe) -> dict[str, float] | None:
 
     :raises PruneError: naming the weight that is wrong
     """
-    return None if recipe.domains is None else parse_blend(recipe.domains)
+    return None if recipe.data.domains is None else parse_blend(recipe.data.domains)
 
 
 def scores_of(run: Run) -> Scores:
@@ -57,7 +57,7 @@ def scores_of(run: Run) -> Scores:
 
     :raises PruneError: if they are of another base, or text cannot be had
     """
-    folder = run.recipe.scores or run.folder / _FOLDER
+    folder = run.recipe.data.scores or run.folder / _FOLDER
     if not folder.exists():
         made = _made(run)
         with staged(folder) as partial:
@@ -88,8 +88,8 @@ def _made(run: Run) -> Scores:
     assert isinstance(engine, TransformersEngine)  # the recipe allows no other
     engine.apply(None)
     gradients = any(Rule.parse(word).criterion.needs_gradients for word in recipe.criteria)
-    parts = parse_calibration(recipe.calibration)
+    parts = parse_calibration(recipe.data.calibration)
     run.reporter.stage("reading calibration text", 1)
-    domains = load_domains(parts, engine.tokenizer, seed=recipe.seed)
+    domains = load_domains(parts, engine.tokenizer, seed=recipe.method.seed)
     run.reporter.step()
     return calibrate(engine, domains, gradients=gradients, reporter=run.reporter)

@@ -42,8 +42,8 @@ def result_of(
     return RunResult(
         model=run.base.folder.resolve().name,
         out=out.name,
-        method=run.recipe.method,
-        task=run.recipe.task,
+        method=run.recipe.method.name,
+        task=run.recipe.data.task,
         tasks=run.objective.names,
         fitness=run.objective.measure,
         form=chosen.form,

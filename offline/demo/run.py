@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from offline.compress.compress import compress
-from offline.compress.recipe import CompressRecipe
+from offline.compress.recipe.reading import recipe_of
 from offline.demo.model import make_demo_model
 from offline.report.render import write_report
 from offline.results.compression import RunResult
@@ -46,9 +46,7 @@ def run_demo(out: Path, *, users: int, bars: Bars) -> None:
         if not base.exists():
             make_demo_model(base, reporter=reporter)
         if not pruned.exists():
-            recipe = CompressRecipe.model_validate(
-                {"model": base, **_RECIPE, **_SEARCH, **_ITEMS, **_LESS}
-            )
+            recipe = recipe_of({"model": base, **_RECIPE, **_SEARCH, **_ITEMS, **_LESS})
             compress(recipe, pruned, reporter=reporter)
     if not (pruned / SERVING_FILE).exists():
         _load_test(base, pruned, out / "load", users)

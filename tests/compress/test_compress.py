@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from offline.cli.main import cli
 from offline.compress.compress import compress
-from offline.compress.recipe import CompressRecipe
+from offline.compress.recipe.reading import recipe_of
 from offline.engines.base import Engine
 from offline.engines.local.transformers import TransformersEngine
 from offline.maps.map_space import Space
@@ -55,7 +55,7 @@ def run(
     listener: Listener | None = None,
     **more: Any,
 ) -> RunResult:
-    recipe = CompressRecipe.merge(None, SETTINGS | {"model": model, "task": str(task)} | more)
+    recipe = recipe_of(SETTINGS | {"model": model, "task": str(task)} | more)
     reporter = listener or Listener()
     return compress(recipe, out, make_engine=lambda _: engine, reporter=reporter)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from offline.compress.compress import compress
-from offline.compress.recipe import CompressRecipe
+from offline.compress.recipe.reading import recipe_of
 from offline.engines.local.transformers import TransformersEngine
 from offline.results.compression import RunResult
 from offline.tasks.catalog import get_task
@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
 def run(
     engine: TransformersEngine, model: Path, task: Path | str, out: Path, **more: Any
 ) -> RunResult:
-    recipe = CompressRecipe.merge(None, SETTINGS | {"model": model, "task": str(task)} | more)
+    recipe = recipe_of(SETTINGS | {"model": model, "task": str(task)} | more)
     listener = Listener()
     result = compress(recipe, out, make_engine=lambda _: engine, reporter=listener)
     assert all(done == total for _, total, done in listener.stages), listener.stages
@@ -209,7 +209,7 @@ def test_margin_and_guard_and_two_tasks(
 
 def test_vllm_is_refused_what_only_transformers_shows(model: Path) -> None:
     with pytest.raises(PruneError, match="naee reads what experts compute"):
-        CompressRecipe.merge(None, {"model": model, "keep": 4, "engine": "vllm", "method": "naee"})
+        recipe_of({"model": model, "keep": 4, "engine": "vllm", "method": "naee"})
 
 
 def test_naee_is_a_method(

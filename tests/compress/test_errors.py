@@ -14,10 +14,10 @@ COMPRESS: list[tuple[list[str], str]] = [
     (["--keep", "9"], "--keep 9: layer 0 has 8 experts"),
     (["--keep", "1"], "--top-k 2 does not fit 1 kept experts"),
     (["--keep", "4", "--groups", "none"], "--groups 'none' is neither a number nor `layer`"),
-    ([], "settings: give either --keep (experts per layer) or --budget (in all layers)"),
+    ([], "settings: give one of --keep (experts per layer), --ratio and --budget (in all layers)"),
     (
         ["--keep", "4", "--budget", "16"],
-        "settings: give either --keep (experts per layer) or --budget (in all layers)",
+        "settings: give one of --keep (experts per layer), --ratio and --budget (in all layers)",
     ),
     (
         ["--budget", "6"],
@@ -27,7 +27,7 @@ COMPRESS: list[tuple[list[str], str]] = [
     (["--budget", "40"], "--budget 40: the model has 32 experts in all"),
     (
         ["--budget", "16", "--method", "frequency"],
-        "settings: --budget is spread by the search; frequency needs --keep",
+        "settings: --budget is eep and oneshot's; this is frequency",
     ),
     (["--keep", "4", "--top-k", "0-9:1"], "--top-k 0-9:1: no layer 9; layers 0 to 3 have experts"),
     (

@@ -10,7 +10,7 @@ import pytest
 from offline.analysis.analyse import THE_MAP
 from offline.calibration.scores import Scores
 from offline.compress.compress import compress
-from offline.compress.recipe import CompressRecipe
+from offline.compress.recipe.reading import recipe_of
 from offline.engines.local.transformers import TransformersEngine
 from offline.plan.plan import plan
 from offline.plan.recipe import PlanRecipe
@@ -48,7 +48,7 @@ def scores(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compressed(
     engine: TransformersEngine, model: Path, task: Path, out: Path, **more: Any
 ) -> RunResult:
-    recipe = CompressRecipe.merge(None, SETTINGS | {"model": model, "task": str(task)} | more)
+    recipe = recipe_of(SETTINGS | {"model": model, "task": str(task)} | more)
     listener = Listener()
     result = compress(recipe, out, make_engine=lambda _: engine, reporter=listener)
     assert all(done == total for _, total, done in listener.stages), listener.stages
@@ -162,8 +162,6 @@ def test_scores_of_another_base_are_refused(
 
 def test_criteria_without_scores_need_the_engine_that_can_make_them() -> None:
     with pytest.raises(ValueError, match="min-ean reads what experts compute: give --scores"):
-        CompressRecipe.merge(
-            None, {"model": Path("base"), "method": "oneshot", "keep": 4, "engine": "vllm"}
-        )
+        recipe_of({"model": Path("base"), "method": "oneshot", "keep": 4, "engine": "vllm"})
     recipe = {"model": Path("base"), "method": "oneshot", "keep": 4, "engine": "vllm"}
-    assert CompressRecipe.merge(None, recipe | {"scores": Path("s")}).criteria == ("min-ean",)
+    assert recipe_of(recipe | {"scores": Path("s")}).criteria == ("min-ean",)

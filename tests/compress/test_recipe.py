@@ -7,68 +7,206 @@ from typing import Any
 
 import pytest
 
-from offline.compress.recipe import CompressRecipe
+from offline.compress.methods import METHODS
+from offline.compress.recipe.reading import read_recipe, recipe_of
+from offline.compress.recipe.recipe import (
+    RECIPES,
+    BaselineRecipe,
+    EepRecipe,
+    LotteryRecipe,
+    OneShotRecipe,
+    fields_of,
+    sections_of,
+)
 from vllm_moe_prune.errors import PruneError
 
+BASE: dict[str, Any] = {"model": Path("base"), "keep": 4}
+SECTIONS = """\
+base: {model: base}
+method: {keep: 4, seed: 7}
+search: {groups: layer, racing: false}
+"""
 
-def test_flags_override_the_recipe_and_the_recipe_the_defaults(tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("model: base\nkeep: 4\nseed: 7\ngroups: layer\n")
-    merged = CompressRecipe.merge(recipe, {"keep": 2, "seed": None, "top_k": "1"})
-    assert (merged.model, merged.keep, merged.seed, merged.top_k) == (Path("base"), 2, 7, "1")
-    assert (merged.groups, merged.method, merged.evaluations) == ("layer", "eep", None)
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "recipe.yaml"
 
 
-def test_a_number_of_active_experts_in_a_file_is_meant_for_all_layers(tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("model: base\nkeep: 4\ntop_k: 1\nracing: false\n")
-    merged = CompressRecipe.merge(recipe, {"racing": None})
-    assert (merged.top_k, merged.racing, merged.seeding) == ("1", False, None)
+def eep_of(flags: dict[str, Any], file: Path | None = None) -> EepRecipe:
+    recipe = recipe_of(flags, file)
+    assert isinstance(recipe, EepRecipe)
+    return recipe
+
+
+def test_every_method_has_its_own_recipe() -> None:
+    kinds = {name: type(recipe_of(BASE | {"method": name})) for name in RECIPES}
+    assert kinds == {
+        "eep": EepRecipe,
+        "oneshot": OneShotRecipe,
+        "lottery": LotteryRecipe,
+        "random": BaselineRecipe,
+        "frequency": BaselineRecipe,
+        "soft_activation": BaselineRecipe,
+        "naee": BaselineRecipe,
+    }
+    assert METHODS.keys() == RECIPES.keys()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_flag_says_one_thing(name: str) -> None:
+    """Flags have no sections: no two settings of one recipe may have the same flag."""
+    fields = sum(len(section.model_fields) for section in sections_of(RECIPES[name]).values())
+    assert len(fields_of(RECIPES[name])) == fields
+
+
+def test_flags_override_the_recipe_and_the_recipe_the_defaults(file: Path) -> None:
+    file.write_text(SECTIONS)
+    found = eep_of({"keep": 2, "seed": None, "top_k": "1"}, file)
+    method = found.method
+    assert (found.base.model, method.keep, method.seed, method.top_k) == (Path("base"), 2, 7, "1")
+    assert (found.search.groups, method.name, found.search.evaluations) == ("layer", "eep", None)
+    assert found.races is False and found.seeds is True
+
+
+def test_a_file_may_say_everything_that_flags_say(file: Path) -> None:
+    for name in RECIPES:
+        known = fields_of(RECIPES[name])
+        assert {"model", "method", "keep", "ratio", "friendly", "seed", "mtp"} <= known.keys()
+    file.write_text("base: {model: base}\nmethod: {name: eep, ratio: 0.5, friendly: true}\n")
+    assert (
+        eep_of({}, file).method == eep_of({"model": "base", "ratio": 0.5, "friendly": True}).method
+    )
+
+
+def test_the_method_and_the_engine_may_be_a_word(file: Path) -> None:
+    file.write_text("base: {model: base, }\nmethod: lottery\nengine: transformers\n")
+    found = recipe_of({"keep": 4}, file)
+    assert (found.method.name, found.engine.name) == ("lottery", "transformers")
+
+
+def test_a_number_of_active_experts_in_a_file_is_meant_for_all_layers(file: Path) -> None:
+    file.write_text("base: {model: base}\nmethod: {keep: 4, top_k: 1}\n")
+    assert recipe_of({}, file).method.active == "1"
+
+
+def test_a_file_of_version_0_1_is_read_with_a_note(file: Path) -> None:
+    file.write_text("model: base\nkeep: 4\nseed: 7\ngroups: layer\nheld_out: 8\ntask: sciq\n")
+    found, notes = read_recipe({"keep": 2}, file)
+    assert found == recipe_of(BASE | {"keep": 2, "seed": 7, "groups": "layer"})
+    assert notes == (
+        f"recipe {file} has no sections: it is read as version 0.1 wrote it (docs/recipe.md)",
+        f"recipe {file}: held_out is lottery's and is left out",
+    )
+
+
+def test_a_file_with_sections_is_read_without_a_note(file: Path) -> None:
+    file.write_text(SECTIONS)
+    assert read_recipe({}, file)[1] == ()
 
 
 def test_baselines_are_named_once_each() -> None:
-    recipe = CompressRecipe(model=Path("base"), keep=4, compare="naee, random,naee")
-    assert recipe.baselines == ("naee", "random")
-    assert CompressRecipe(model=Path("base"), keep=4, compare="none").baselines == ()
+    def baselines(words: str) -> tuple[str, ...]:
+        return recipe_of(BASE | {"compare": words}).measure.baselines
+
+    assert baselines("naee, random,naee") == ("naee", "random")
+    assert baselines("none") == ()
 
 
+def test_what_decided_comes_first_and_nothing_of_other_methods() -> None:
+    told = recipe_of(BASE | {"seed": 3, "children": 8, "device": "cpu"}).settings()
+    assert list(told)[:4] == ["method", "keep", "seed", "children"]
+    assert told["method"] == "eep" and told["search_items"] == 200
+    assert None not in told.values()
+    assert not {"model", "device", "rounds", "held_out", "criterion"} & told.keys()
+
+
+def test_numbers_are_those_that_were_used() -> None:
+    found = recipe_of(BASE | {"evaluations": 40}).numbers(24)["search"]
+    assert isinstance(found, dict)
+    assert (found["num_evaluations"], found["num_initial"], found["children"]) == (40, 4, 8)
+    found = recipe_of(BASE | {"method": "lottery", "preset": "paper"}).numbers(24)["lottery"]
+    assert isinstance(found, dict)
+    assert (found["round_tokens"], found["criterion"]) == (200_000, "min-ean")
+    assert recipe_of(BASE | {"method": "random"}).numbers(24) == {}
+
+
+OTHERS = [
+    ({"rounds": 3}, "settings: --rounds is lottery's; this is eep"),
+    ({"method": "lottery", "evaluations": 3}, "settings: --evaluations is eep's; this is lottery"),
+    ({"method": "lottery", "top_k": "1"}, "--top-k is eep and oneshot and random and frequency"),
+    ({"method": "random", "guard": 0.1}, "settings: --guard is eep's; this is random"),
+    ({"method": "frequency", "budget": 9}, "--budget is eep and oneshot's; this is frequency"),
+    ({"criterion": "min-ean"}, "settings: --criterion is oneshot and lottery's; this is eep"),
+    ({"magic": 1}, "settings: magic: there is no such setting"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), OTHERS, ids=[m for _, m in OTHERS])
+def test_a_setting_of_another_method_is_refused(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(PruneError) as caught:
+        recipe_of(BASE | flags)
+    assert message in caught.value.message
+
+
+SIZE = "give one of --keep (experts per layer), --ratio and --budget (in all layers)"
 MISTAKES = [
-    ("keep: 4\n", "model: Field required", "add --model"),
+    ("method: {keep: 4}\n", "model: Field required", "add --model"),
+    ("base: {model: base}\n", f"{SIZE}", None),
+    ("base: {model: base}\nmethod: {keep: 4, ratio: 0.5}\n", SIZE, None),
     (
-        "model: base\n",
-        "give either --keep (experts per layer) or --budget (in all layers)",
+        "base: {model: base}\nmethod: {budget: 4, friendly: true}\n",
+        "--friendly rounds --keep; a search spreads --budget expert by expert: plan with "
+        "vmprune plan --budget N --friendly",
         None,
     ),
     (
-        "model: base\nkeep: 4\ncompare: magic\n",
+        "base: {model: base}\nmethod: {keep: 4}\nmeasure: {compare: magic}\n",
         "--compare: 'magic' is none of random, frequency, soft_activation, naee, none, "
         "nor a criterion such as min-ean",
         None,
     ),
-    ("model: base\nkeep: 4\nexperts: 4\n", "experts: Extra inputs are not permitted", None),
-    ("model: base\nkeep: 0\n", "keep: Input should be greater than or equal to 1", None),
     (
-        "model: base\nkeep: 4\nmethod: magic\n",
-        "method: Input should be 'eep', 'oneshot', 'lottery', 'random', 'frequency', "
-        "'soft_activation' or 'naee'",
+        "base: {model: base}\nmethod: {experts: 4}\n",
+        "method.experts: there is no such setting",
+        "method has name, keep, ratio, friendly, seed, top_k, budget, floor, preset",
+    ),
+    (
+        "base: {model: base}\nspeed: {fast: true}\n",
+        "there is no section 'speed'",
+        "one of base, method, data, measure, engine, output, search",
+    ),
+    (
+        "base: {model: base}\nmethod: {keep: 4}\nlottery: {rounds: 2}\n",
+        "section lottery is not eep's",
+        None,
+    ),
+    ("base: {model: base}\ndata: sciq\n", "section data is not a table of settings", None),
+    (
+        "base: {model: base}\nmethod: {keep: 0}\n",
+        "keep: Input should be greater than or equal to 1",
+        None,
+    ),
+    (
+        "base: {model: base}\nmethod: {name: magic, keep: 4}\n",
+        "method 'magic' is none of eep, oneshot, lottery, random, frequency, soft_activation, naee",
         None,
     ),
 ]
 
 
 @pytest.mark.parametrize(("text", "message", "hint"), MISTAKES, ids=[m for _, m, _ in MISTAKES])
-def test_a_wrong_entry_is_named(text: str, message: str, hint: str | None, tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(text)
+def test_a_wrong_entry_is_named(text: str, message: str, hint: str | None, file: Path) -> None:
+    file.write_text(text)
     with pytest.raises(PruneError) as caught:
-        CompressRecipe.merge(recipe, {})
-    assert caught.value.message == f"recipe {recipe}: {message}"
+        recipe_of({}, file)
+    assert caught.value.message == f"recipe {file}: {message}"
     assert caught.value.hint == hint
 
 
 def test_without_a_recipe_the_missing_flag_is_named() -> None:
     with pytest.raises(PruneError) as caught:
-        CompressRecipe.merge(None, {"model": None, "keep": 4})
+        recipe_of({"model": None, "keep": 4})
     assert str(caught.value) == "settings: model: Field required (hint: add --model)"
 
 
@@ -81,25 +219,21 @@ def test_without_a_recipe_the_missing_flag_is_named() -> None:
         (None, "no recipe file at "),
     ],
 )
-def test_a_file_that_is_no_recipe_is_one_line(
-    text: str | None, message: str, tmp_path: Path
-) -> None:
+def test_a_file_that_is_no_recipe_is_one_line(text: str | None, message: str, file: Path) -> None:
     if text is not None:
-        (tmp_path / "recipe.yaml").write_text(text)
+        file.write_text(text)
     with pytest.raises(PruneError) as caught:
-        CompressRecipe.merge(tmp_path / "recipe.yaml", {})
+        recipe_of({}, file)
     assert message in caught.value.message
     assert "\n" not in caught.value.message
 
 
 @pytest.mark.parametrize(("groups", "count"), [("4", 4), ("layer", 24), ("1", 1)])
 def test_groups_are_a_number_or_one_per_layer(groups: str, count: int) -> None:
-    entries: dict[str, Any] = {"model": Path("base"), "keep": 4, "groups": groups}
-    assert CompressRecipe.merge(None, entries).num_groups(24) == count
+    assert eep_of(BASE | {"groups": groups}).search.num_groups(24) == count
 
 
 @pytest.mark.parametrize("groups", ["0", "-1", "many", ""])
 def test_other_groups_are_refused(groups: str) -> None:
-    recipe = CompressRecipe(model=Path("base"), keep=4, groups=groups)
     with pytest.raises(PruneError, match="is neither a number nor `layer`"):
-        recipe.num_groups(24)
+        eep_of(BASE | {"groups": groups}).search.num_groups(24)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from offline.compress.compress import compress
-from offline.compress.recipe import CompressRecipe
+from offline.compress.recipe.reading import recipe_of
 from tests.compress.test_eep import SETTINGS
 from tests.sample_runs import Listener, log_of
 from tests.tiny import make_tiny_mixtral
@@ -25,7 +25,7 @@ def test_two_replicas_give_the_log_and_the_map_of_one_engine(
         out = tmp_path / f"with-{replicas}"
         more: dict[str, Any] = {"keep": 4, "replicas": replicas, "compare": "frequency"}
         settings = SETTINGS | {"model": model, "task": str(task_file)} | more
-        compress(CompressRecipe.merge(None, settings), out, reporter=Listener())
+        compress(recipe_of(settings), out, reporter=Listener())
         lines = sorted((e["digest"], e["kind"], str(_values(e))) for e in log_of(out))
         found[replicas] = (RoutingMap.load(out).digest(), lines)
     assert found[1] == found[2]

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from offline.cli.main import cli
 from offline.compress.compress import compress
-from offline.compress.recipe import CompressRecipe
+from offline.compress.recipe.reading import recipe_of
 from offline.engines.local.transformers import TransformersEngine
 from offline.fitness.log import EvaluationLog
 from offline.results.compression import RunResult
@@ -85,7 +85,7 @@ def served(
         task = write_task(folder)
         engine = TransformersEngine(model, device="cpu", dtype="float32")
         settings = SETTINGS | FORMS[request.param] | {"model": model, "task": str(task)}
-        recipe = CompressRecipe.merge(None, settings)
+        recipe = recipe_of(settings)
         result = compress(recipe, out, make_engine=lambda _: engine, reporter=Listener())
         assert result.form == request.param
         spec = ServerSpec(

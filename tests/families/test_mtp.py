@@ -13,8 +13,8 @@ from offline.build.build import build, plan_build
 from offline.build.mtp import MtpChoice
 from offline.build.trained import finish
 from offline.cli.main import cli
-from offline.compress.prepared import Subject
-from offline.compress.recipe import CompressRecipe
+from offline.compress.prepared import Prepared
+from offline.compress.recipe.reading import recipe_of
 from tests.families.models import EXPERTS, make_family
 from tests.families.mtp import MTP, WITH_EXPERTS, add_mtp
 from tests.families.test_build import IDS, KEPT, loaded, sliced_map
@@ -189,8 +189,8 @@ def test_on_the_command_line(tmp_path: Path) -> None:
 def test_a_search_asks_before_it_begins(tmp_path: Path) -> None:
     glm = Case("glm4_moe", tmp_path)
     with pytest.raises(PruneError, match=r"has MTP \(draft\) layers"):
-        Subject.of(CompressRecipe(model=glm.base.folder, keep=4))
+        Prepared.of(recipe_of({"model": glm.base.folder, "keep": 4}))
     with pytest.raises(PruneError, match=r"has 8 experts and config\.json has one"):
-        Subject.of(CompressRecipe(model=glm.base.folder, keep=4, mtp="keep"))
+        Prepared.of(recipe_of({"model": glm.base.folder, "keep": 4, "mtp": "keep"}))
     with pytest.raises(ValueError, match="a lottery trains, and MTP layers not"):
-        CompressRecipe(model=glm.base.folder, keep=4, method="lottery", mtp="prune")
+        recipe_of({"model": glm.base.folder, "keep": 4, "method": "lottery", "mtp": "prune"})

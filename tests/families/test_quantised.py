@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline.build.build import build, plan_build
-from offline.compress.prepared import Subject
-from offline.compress.recipe import CompressRecipe
+from offline.compress.prepared import Prepared
+from offline.compress.recipe.reading import recipe_of
 from offline.engines.local.pretrained import from_pretrained
 from offline.finetune.finetune import check_fits
 from offline.finetune.settings import FinetuneSettings
@@ -232,7 +232,7 @@ def test_whoever_computes_with_weights_refuses_quantised_ones(plain: Path, tmp_p
     with pytest.raises(PruneError, match=complaint):
         from_pretrained(folder, "auto")
     with pytest.raises(PruneError, match=complaint):
-        Subject.of(CompressRecipe(model=folder, keep=4))
+        Prepared.of(recipe_of({"model": folder, "keep": 4}))
     with pytest.raises(PruneError, match=complaint):
         settings = FinetuneSettings(trainable="router")
         check_fits(Checkpoint.open(folder), settings, length=8, where=Where(device="cpu"))

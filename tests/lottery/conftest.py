@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from offline.compress.compress import compress
-from offline.compress.recipe import CompressRecipe
+from offline.compress.recipe.reading import recipe_of
 from offline.results.compression import RunResult
 from tests.sample_files import write_task, write_text
 from tests.sample_runs import Listener
@@ -26,7 +26,6 @@ SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "held_out": 4,
     "search_items": 10,
-    "selection_items": 10,
     "test_items": 10,
     "compare": "none",
     "dtype": "float32",
@@ -50,7 +49,7 @@ class Ground:
     def compress(self, out: Path, **more: Any) -> RunResult:
         """Run a lottery to its end."""
         listener = Listener()
-        recipe = CompressRecipe.merge(None, self.flags(**more))
+        recipe = recipe_of(self.flags(**more))
         result = compress(recipe, out, reporter=listener)
         wrong = [stage for stage in listener.stages if stage[1] != stage[2]]
         assert not wrong, wrong

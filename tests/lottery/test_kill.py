@@ -102,11 +102,11 @@ def test_a_finished_run_that_is_forced_begins_anew(
     ground: Ground, won: Path, tmp_path: Path
 ) -> None:
     from offline.compress.compress import compress
-    from offline.compress.recipe import CompressRecipe
+    from offline.compress.recipe.reading import recipe_of
     from tests.sample_runs import Listener
 
     shutil.copytree(won, tmp_path / "out")
     shutil.copytree(won.with_name("out.run"), tmp_path / "out.run")
-    recipe = CompressRecipe.merge(None, ground.flags())
+    recipe = recipe_of(ground.flags())
     compress(recipe, tmp_path / "out", reporter=Listener(), force=True)
     assert contents(tmp_path / "out") == contents(won)

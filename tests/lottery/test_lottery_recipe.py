@@ -8,7 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from offline.cli.main import cli
-from offline.compress.recipe import CompressRecipe
+from offline.compress.recipe.reading import recipe_of
+from offline.compress.recipe.recipe import LotteryRecipe
+from offline.lottery.schedule import LotterySettings
 from tests.lottery.conftest import Ground
 from vllm_moe_prune.errors import PruneError
 
@@ -18,25 +20,31 @@ GIVEN: dict[str, Any] = {"model": "base", "method": "lottery", "keep": 4}
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"top_k": "1"}, "--top-k: lottery keeps the model's own"),
+        ({"top_k": "1"}, "--top-k is .*; this is lottery"),
         ({"engine": "vllm"}, "lottery trains: it needs --engine transformers --replicas 1"),
         ({"replicas": 2}, "lottery trains: it needs --engine transformers --replicas 1"),
         ({"fitness": "agreement"}, "--fitness agreement is for searches"),
         ({"criterion": "min-luck"}, "unknown criterion 'min-luck', nor is it random"),
-        ({"keep": None, "budget": 9}, "--budget is spread by the search; lottery needs --keep"),
+        ({"keep": None, "budget": 9}, "--budget is eep and oneshot's; this is lottery"),
         ({"learning_rate": 0.0}, "learning_rate: Input should be greater than 0"),
     ],
 )
 def test_what_a_lottery_cannot_keep_to_is_refused(flags: dict[str, Any], message: str) -> None:
     with pytest.raises(PruneError, match=message):
-        CompressRecipe.merge(None, GIVEN | flags)
+        recipe_of(GIVEN | flags)
+
+
+def numbers(**flags: Any) -> LotterySettings:
+    recipe = recipe_of(GIVEN | flags)
+    assert isinstance(recipe, LotteryRecipe)
+    return recipe.settings_of_rounds()
 
 
 def test_flags_change_the_preset() -> None:
-    made = CompressRecipe.merge(None, GIVEN | {"preset": "paper", "trainable": "router"}).lottery
+    made = numbers(preset="paper", trainable="router")
     assert (made.tuning.trainable, made.tuning.learning_rate) == ("router", 1e-6)
     assert (made.round_tokens, made.token_cap, made.finetune) == (200_000, 1_100_000, True)
-    made = CompressRecipe.merge(None, GIVEN | {"finetune": False, "rounds": 2}).lottery
+    made = numbers(finetune=False, rounds=2)
     assert (made.finetune, made.rounds, made.round_tokens) == (False, 2, 50_000)
 
 

@@ -1,56 +1,46 @@
-"""Choosing the map: runs the recipe's method on the search and selection splits."""
+"""EEP on a run: searches on the search split, re-ranks on the selection split."""
 
 from __future__ import annotations
 
 import random
 
 from offline.compress.observations import Observations
-from offline.compress.recipe import CompressRecipe
-from offline.compress.run import Run
+from offline.compress.recipe.recipe import CompressRecipe, EepRecipe
+from offline.compress.run import MethodMaps, Run
 from offline.compress.search import Search
 from offline.fitness.candidate import Assessment
 from offline.maps.genome import Genome
+from offline.maps.map_space import Space
 from offline.methods import eep
-from offline.results.compression import SearchPoint, Variant
+from offline.results.compression import SearchPoint
 from vllm_moe_prune.routing_map import RoutingMap
 
-Chosen = dict[Variant, RoutingMap]  # what the method found; the last one is built
 _SEEDS = ("frequency", "soft_activation")
 
 
-def eep_settings(recipe: CompressRecipe, num_layers: int) -> eep.EepSettings:
-    """Return the search's numbers: the preset's, changed by what the recipe gives.
+def check_eep(recipe: CompressRecipe, space: Space) -> None:
+    """Refuse a search that cannot be.
 
-    :raises PruneError: if they do not fit together
+    :raises PruneError: naming what does not fit together
     """
-    return eep.settings_of(
-        recipe.preset,
-        phases=recipe.phases,
-        num_groups=recipe.num_groups(num_layers),
-        num_evaluations=recipe.evaluations,
-        prune_until=recipe.prune_evaluations,
-        num_initial=recipe.initial,
-        children=recipe.children,
-        finalists=recipe.finalists,
-    )
+    assert isinstance(recipe, EepRecipe)
+    settings = recipe.search.settings(recipe.method, len(space.layers))
+    space.groups(settings.num_groups)
+    has_initial = recipe.seeds or bool(recipe.searched_by)
+    eep.check_phases(space, settings, has_initial=has_initial)
 
 
-def choose(run: Run, seen: Observations) -> Chosen:
-    """Return the map that the recipe's method finds; of EEP also what pruning alone had found."""
-    method = run.recipe.method
-    if method == "eep":
-        return _eep(run, seen)
-    name = run.recipe.criteria[0] if method == "oneshot" else method
-    return {method: seen.maps(name, random.Random(run.recipe.seed))[0]}
+def choose_eep(run: Run, seen: Observations) -> MethodMaps:
+    """Search, then re-rank the best few on items that the search never saw.
 
-
-def _eep(run: Run, seen: Observations) -> Chosen:
-    """Search, then re-rank the best few on items that the search never saw."""
-    settings = eep_settings(run.recipe, len(run.space.layers))
+    :returns: also what pruning alone had found, before what is built
+    """
+    recipe = _recipe(run)
+    settings = recipe.search.settings(recipe.method, len(run.space.layers))
     search = Search(run.space, settings, run.assessor, run.provenance)
     initial = _initial(run, seen, search)
     run.reporter.stage("searching", settings.num_evaluations)
-    population = search.run(random.Random(run.recipe.seed), initial)
+    population = search.run(random.Random(recipe.method.seed), initial)
     run.reporter.step(settings.num_evaluations - len(population))  # where no more could be found
     only_merges = run.space.keeps_all or settings.phases == "merge"
     run.search_log += _points(search.candidates, population, only_merges=only_merges)
@@ -68,12 +58,12 @@ def _eep(run: Run, seen: Observations) -> Chosen:
 
 def _initial(run: Run, seen: Observations, search: Search) -> list[Genome]:
     """Return the one-shot methods' maps, where the first generation begins with them."""
-    recipe, space = run.recipe, run.space
+    recipe, space = _recipe(run), run.space
     if space.keeps_all:
         return []
-    more = ("naee",) if "naee" in recipe.baselines else ()
+    more = ("naee",) if "naee" in recipe.measure.baselines else ()
     found = seen.genomes(
-        (*((*_SEEDS, *more) if recipe.seeds else ()), *recipe.seed_words), search.groups
+        (*((*_SEEDS, *more) if recipe.seeds else ()), *recipe.searched_by), search.groups
     )
     return list({genome.key: genome for genome in reversed(found)}.values())[::-1]
 
@@ -122,3 +112,8 @@ def _finalist(
         scores.append(run.objective.fitness(run.assessor.evaluate(routing_map, "selection"), base))
         run.reporter.step()
     return maps[max(range(len(maps)), key=lambda number: scores[number])]
+
+
+def _recipe(run: Run) -> EepRecipe:
+    assert isinstance(run.recipe, EepRecipe)
+    return run.recipe

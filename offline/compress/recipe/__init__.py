@@ -1,0 +1,1 @@
+"""Recipes of `vmprune compress`: sections of settings, one recipe for each kind of method."""

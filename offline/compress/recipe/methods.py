@@ -1,0 +1,153 @@
+"""The `method` section of each kind of method: which it is, and what is kept."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from offline.compress.recipe.sections import Section, criterion_word
+from offline.methods.baselines import ONE_SHOT
+
+Preset = Literal["fast", "paper"]
+_PRESET = (
+    "eep's and lottery's numbers: the paper's, or ours (eep's races candidates, lottery's trains "
+    "small models)"
+)
+_CRITERION = (
+    "oneshot's and lottery's: min-NAME drops the lowest first, max-NAME the highest, a bare NAME "
+    "the better end; `vmprune criteria` lists all; lottery also takes random"
+)
+
+
+class MethodSection(Section):
+    """What every method is told."""
+
+    title = "Method, and what is kept"
+
+    name: str
+    keep: int | None = Field(
+        default=None, ge=1, description="experts to keep in every layer (E'); all to merge only"
+    )
+    ratio: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="in place of --keep: share of its experts that every layer drops, rounded down",
+    )
+    friendly: bool = Field(
+        default=False,
+        description="round --keep to the nearest number that vLLM's GPU kernels are made for",
+    )
+    seed: int = Field(default=0, ge=0, description="seed of all random choices")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if sum(size is not None for size in (self.keep, self.ratio, self.total)) != 1:
+            raise ValueError(
+                "give one of --keep (experts per layer), --ratio and --budget (in all layers)"
+            )
+        if self.friendly and self.total is not None:
+            raise ValueError(
+                "--friendly rounds --keep; a search spreads --budget expert by expert: plan with "
+                "vmprune plan --budget N --friendly"
+            )
+        return self
+
+    @property
+    def total(self) -> int | None:
+        """Return the experts to keep in all layers together; None where each layer is told."""
+        return None
+
+    @property
+    def active(self) -> str | None:
+        """Return the active experts per token, as --top-k says it; None is the model's own."""
+        return None
+
+    @property
+    def least(self) -> int:
+        """Return how many experts every layer keeps at least."""
+        return 1
+
+
+class _TopK(MethodSection):
+    top_k: str | None = Field(
+        default=None,
+        description="active experts per token, for all layers (1) or by layer (0-14:2,15-29:1); "
+        "the model's own if not given",
+    )
+
+    @field_validator("top_k", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        return str(value) if type(value) is int else value  # a YAML file says `top_k: 1`
+
+    @property
+    def active(self) -> str | None:
+        """Return the active experts per token, as the flag says it."""
+        return self.top_k
+
+
+class _Budget(_TopK):
+    budget: int | None = Field(
+        default=None, ge=1, description="experts to keep in all layers together, instead of --keep"
+    )
+    floor: int = Field(default=1, ge=1, description="with --budget: no layer keeps fewer")
+
+    @property
+    def total(self) -> int | None:
+        """Return the budget."""
+        return self.budget
+
+    @property
+    def least(self) -> int:
+        """Return the floor."""
+        return self.floor
+
+
+class EepMethod(_Budget):
+    """Evolutionary search."""
+
+    name: Literal["eep"]
+    preset: Preset = Field(default="fast", description=_PRESET)
+
+
+class CriterionMethod(_Budget):
+    """The experts that are lowest by a criterion go, in one step."""
+
+    name: Literal["oneshot"]
+    criterion: str = Field(default="min-ean", description=_CRITERION)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        self.word  # noqa: B018  # refuses what is none
+        return self
+
+    @property
+    def word(self) -> str:
+        """Return the criterion with its direction.
+
+        :raises ValueError: if there is none of this name
+        """
+        return criterion_word("criterion", self.criterion)
+
+
+class BaselineMethod(_TopK):
+    """A one-shot method that needs no scores."""
+
+    name: str
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in ONE_SHOT:
+            raise ValueError(f"none of {', '.join(ONE_SHOT)}")
+        return name
+
+
+class LotteryMethod(MethodSection):
+    """Rounds of dropping and finetuning."""
+
+    name: Literal["lottery"]
+    criterion: str = Field(default="min-ean", description=_CRITERION)
+    preset: Preset = Field(default="fast", description=_PRESET)

@@ -1,0 +1,101 @@
+"""The `search` section: EEP's search."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from offline.compress.recipe.methods import EepMethod
+from offline.compress.recipe.sections import Section, criterion_word
+from offline.methods import eep
+from vllm_moe_prune.errors import PruneError
+
+Phases = Literal["both", "prune", "merge"]
+
+
+class SearchSection(Section):
+    """What is not given is the preset's (docs/search.md has both presets' numbers)."""
+
+    title = "EEP's search"
+
+    phases: Phases = Field(default="both", description="prune, merge, or one after the other")
+    evaluations: int | None = Field(
+        default=None, ge=1, description="candidates that are evaluated; the preset's if not given"
+    )
+    prune_evaluations: int | None = Field(
+        default=None, ge=1, description="of these, before merging begins"
+    )
+    initial: int | None = Field(default=None, ge=1, description="random candidates to begin with")
+    children: int | None = Field(
+        default=None, ge=1, description="candidates per generation: what replicas can share"
+    )
+    groups: str = Field(
+        default="4", description="depth groups that share matrices: a number, or `layer`"
+    )
+    racing: bool | None = Field(
+        default=None, description="drop a candidate as soon as it is statistically hopeless"
+    )
+    seeding: bool | None = Field(
+        default=None, description="begin with the one-shot methods' maps beside random ones"
+    )
+    seed_criteria: str | None = Field(
+        default=None,
+        description="criteria whose maps the search also begins with: min-ean,max-rwn",
+    )
+    guard: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="no task may fall more than this below the base, e.g. 0.05",
+    )
+    finalists: int | None = Field(
+        default=None,
+        ge=1,
+        description="best candidates that are re-ranked on the selection split; the preset's if "
+        "not given",
+    )
+    selection_items: int = Field(
+        default=200, ge=1, description="items of each task to re-rank them by"
+    )
+
+    @model_validator(mode="after")
+    def _words(self) -> Self:
+        self.criteria  # noqa: B018  # refuses what is none
+        return self
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """Return the criteria whose maps the search begins with, with their directions.
+
+        :raises ValueError: naming the word that is none
+        """
+        words = self.seed_criteria.split(",") if self.seed_criteria else ()
+        return tuple(dict.fromkeys(criterion_word("seed-criteria", word) for word in words))
+
+    def settings(self, method: EepMethod, num_layers: int) -> eep.EepSettings:
+        """Return the search's numbers: the preset's, changed by what is given.
+
+        :raises PruneError: if they do not fit together
+        """
+        return eep.settings_of(
+            method.preset,
+            phases=self.phases,
+            num_groups=self.num_groups(num_layers),
+            num_evaluations=self.evaluations,
+            prune_until=self.prune_evaluations,
+            num_initial=self.initial,
+            children=self.children,
+            finalists=self.finalists,
+        )
+
+    def num_groups(self, num_layers: int) -> int:
+        """Return the number of depth groups.
+
+        :raises PruneError: if `groups` is neither a positive number nor `layer`
+        """
+        if self.groups == "layer":
+            return num_layers
+        if self.groups.isdigit() and int(self.groups) > 0:
+            return int(self.groups)
+        raise PruneError(f"--groups {self.groups!r} is neither a number nor `layer`")
