@@ -21,7 +21,7 @@ import click
 
 from benchmarks.criteria import Bed
 from benchmarks.lottery_runs import WAYS, Bench, Way
-from offline.cli.console import bars
+from offline.cli.progress import progress
 from offline.results.lottery import Measured
 
 Found = dict[tuple[str, Way, float], Measured]
@@ -54,7 +54,7 @@ def main(bed: Bed, model: Path, criteria: str, ways: str, ratios: str, **more: A
     """Run what is not there yet and print the tables."""
     words, chosen = criteria.split(","), [way for way in WAYS if way in ways.split(",")]
     dropped = sorted(float(ratio) for ratio in ratios.split(","))
-    with bars() as reporter:
+    with progress() as reporter:
         bench = Bench.begin(bed, model, words, dropped, more, reporter)
         found = {
             (word, way, ratio): result

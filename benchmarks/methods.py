@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from offline.cli.console import bars
+from offline.cli.progress import progress
 from offline.compress.compress import compress
 from offline.compress.recipe.reading import recipe_of
 from offline.engines.local.transformers import TransformersEngine
@@ -79,7 +79,7 @@ def _run(engine: TransformersEngine, out: Path, settings: dict[str, Any]) -> Run
     kept = out.with_suffix(".result")
     if not kept.is_dir():
         recipe = recipe_of(settings)
-        with bars() as reporter:
+        with progress() as reporter:
             result = compress(
                 recipe, out, make_engine=lambda _: engine, reporter=reporter, force=True
             )

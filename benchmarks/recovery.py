@@ -20,7 +20,7 @@ import click
 
 from benchmarks.criteria import Bed, scores_of, texts_of
 from offline.build.build import build
-from offline.cli.console import bars
+from offline.cli.progress import progress
 from offline.engines.local.transformers import TransformersEngine
 from offline.plan.plan import plan
 from offline.plan.recipe import PlanRecipe
@@ -104,7 +104,7 @@ def _recovered(
         kinds = ("learning_rate", "epochs", "trainable", "batch", "micro_batch")
         ways = ("mixed_precision", "checkpointing")
         training = {name: settings[name] for name in (*kinds, *ways)}
-        with bars() as reporter:
+        with progress() as reporter:
             recover(recipe, training_of(training, None), folder, reporter=reporter)
     return Recovery.load(folder)
 

@@ -44,7 +44,7 @@ def build(
         check_output(out, force=force, inputs=(model, map_path))
     from offline.build.build import build as run_build
     from offline.build.build import plan_build
-    from offline.cli.console import bars
+    from offline.cli.progress import progress
     from offline.runs.units import gib
     from vllm_moe_prune.checkpoint import Checkpoint
     from vllm_moe_prune.routing_map import RoutingMap
@@ -58,7 +58,7 @@ def build(
     )
     if dry_run:
         return
-    with bars() as reporter:
+    with progress() as reporter:
         reporter.stage("writing the checkpoint", plan.num_bytes)
         run_build(
             base,

@@ -24,14 +24,16 @@ def check(out: Path, base: Path | None, dtype: str, as_json: bool) -> None:
     """
     from offline.check.check import check as run_check
     from offline.check.check import check_free, save
-    from offline.cli.console import stderr
+    from offline.cli.progress import progress
 
     if not out.is_dir():
         raise click.BadParameter(f"no such folder: {out}")
     log = out.with_name(out.name + ".check.log")
     check_free(out, log)
-    with stderr.status("serving with vLLM and comparing with transformers"):
+    with progress() as reporter:
+        reporter.stage("serving with vLLM and comparing with transformers", 1)
         result = run_check(out, base, dtype=dtype, log=log)
+        reporter.step()
     save(result, out)
     if as_json:
         click.echo(json.dumps(result.to_json()))

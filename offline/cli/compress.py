@@ -77,14 +77,14 @@ def compress(recipe: Path | None, out: Path, force: bool, as_json: bool, **flags
     check_outputs(out, force=force, inputs=(recipe, *flags.values()))
     settings, notes = read_recipe(flags, recipe)
     check_outputs(out, force=force, inputs=(recipe, *settings.inputs))
-    from offline.cli.console import bars
+    from offline.cli.progress import progress
     from offline.compress.compress import compress as run_compress
     from offline.compress.size import sized
 
     settings, changes = sized(settings)
     for line in (*notes, *changes):
         click.echo(f"note: {line}", err=True)
-    with bars() as reporter:
+    with progress() as reporter:
         result = run_compress(settings, out, reporter=reporter, force=force)
     from offline.report.render import write_report
 

@@ -20,10 +20,10 @@ def model(out: Path, force: bool) -> None:
     from offline.runs.output import check_output
 
     check_output(out, force=force)
-    from offline.cli.console import bars
+    from offline.cli.progress import progress
     from offline.demo.model import make_demo_model
 
-    with bars() as reporter:
+    with progress() as reporter:
         make_demo_model(out, force=force, reporter=reporter)
     click.echo(f"written to {out}")
 
@@ -36,7 +36,7 @@ def run(out: Path, users: int) -> None:
 
     What is already there from an earlier run is kept; a run that was killed continues.
     """
-    from offline.cli.console import bars
+    from offline.cli.progress import progress
     from offline.demo.run import run_demo
 
-    run_demo(out, users=users, bars=bars)
+    run_demo(out, users=users, progress=progress)

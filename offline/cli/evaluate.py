@@ -53,6 +53,7 @@ def evaluate(
     With --endpoint URL the model is not loaded but asked over HTTP: --model is then the checkpoint
     that is served, of any form, or its base, for the tokenizer.
     """
+    from offline.cli.progress import progress
     from offline.tasks.catalog import check_split, get_task
 
     task, known_split = get_task(task_name), check_split(split)
@@ -67,8 +68,12 @@ def evaluate(
     if endpoint is None:
         if served_name is not None:
             raise PruneError("--served-name needs --endpoint")
-        engine = _loaded(model, map_path, allow_other_base, device, dtype)
-        result = engine.evaluate(task, known_split, limit)
+        with progress() as reporter:
+            reporter.stage("loading the model", 1)
+            engine = _loaded(model, map_path, allow_other_base, device, dtype)
+            reporter.stage(f"evaluating {task.name} ({split})", 1)
+            result = engine.evaluate(task, known_split, limit)
+            reporter.step()
     else:
         _refuse(
             {
@@ -81,8 +86,11 @@ def evaluate(
         from offline.engines.endpoint import EndpointLM, base_of
         from offline.tasks.harness import run
 
-        lm = EndpointLM.connect(endpoint, model, served_name)
-        result = run(lm, task, known_split, limit)
+        with progress() as reporter:
+            reporter.stage(f"evaluating {task.name} ({split}) at {endpoint}", 1)
+            lm = EndpointLM.connect(endpoint, model, served_name)
+            result = run(lm, task, known_split, limit)
+            reporter.step()
         more = {
             "endpoint": lm.endpoint.url,
             "served_name": lm.endpoint.model,

@@ -40,10 +40,10 @@ def recover(out: Path, force: bool, as_json: bool, **flags: Any) -> None:
     recipe = RecoverRecipe.of(flags)
     settings = training_of(training, recipe.steps)
     check_outputs(out, force=force, inputs=recipe.inputs)
-    from offline.cli.console import bars
+    from offline.cli.progress import progress
     from offline.recover.recover import recover as run_recover
 
-    with bars() as reporter:
+    with progress() as reporter:
         result = run_recover(recipe, settings, out, reporter=reporter, force=force)
     if as_json:
         click.echo(result.model_dump_json())

@@ -102,7 +102,7 @@ def _score(
 ) -> tuple[MemoryEstimate, tuple[Domain, ...], Scores]:
     from offline.calibration.corpus import load_domains
     from offline.calibration.memory import estimate
-    from offline.cli.console import bars
+    from offline.cli.progress import progress
     from offline.runs.device import batch_tokens, pick_device, pick_dtype
     from vllm_moe_prune.checkpoint import Checkpoint
     from vllm_moe_prune.provenance import Provenance
@@ -139,7 +139,7 @@ def _score(
         seed=seed,
         data=tuple(domain.identity for domain in domains),
     )
-    with _inside(settings["offload"]) as offload, bars() as reporter:
+    with _inside(settings["offload"]) as offload, progress() as reporter:
         engine = TransformersEngine(model, device=device, dtype=dtype, offload=offload)
         scores = calibrate(
             engine,

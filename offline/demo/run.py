@@ -28,10 +28,10 @@ _ITEMS = {"search_items": 40, "selection_items": 40, "test_items": 120}
 _LESS = {"finalists": 3, "random_maps": 2}
 _LOAD = ("--rounds", "1", "--duration", "20s", "--max-tokens", "48", "--enforce-eager")
 
-Bars = Callable[[], AbstractContextManager[Reporter]]
+Progress = Callable[[], AbstractContextManager[Reporter]]
 
 
-def run_demo(out: Path, *, users: int, bars: Bars) -> None:
+def run_demo(out: Path, *, users: int, progress: Progress) -> None:
     """Do the whole job in ``out``; steps whose output is there already are not repeated.
 
     :raises PruneError: as the steps do
@@ -42,7 +42,7 @@ def run_demo(out: Path, *, users: int, bars: Bars) -> None:
     base, pruned = out / "base", out / "pruned"
     if pruned.exists():
         RunResult.load(pruned)  # refuses what no run wrote, before hours of work on it
-    with bars() as reporter:
+    with progress() as reporter:
         if not base.exists():
             make_demo_model(base, reporter=reporter)
         if not pruned.exists():
