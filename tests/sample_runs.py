@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from offline.compress.recipe.recipe import DEFAULT_METHOD, RECIPES, fields_of
+
 
 @dataclass
 class Listener:
@@ -24,3 +26,9 @@ class Listener:
 def log_of(out: Path) -> list[dict[str, Any]]:
     lines = (out.with_name(out.name + ".run") / "evaluations.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def of_its_method(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what the method of some settings does not have, and would refuse."""
+    known = fields_of(RECIPES[settings.get("method", DEFAULT_METHOD)])
+    return {name: value for name, value in settings.items() if name in known}

@@ -25,7 +25,7 @@ from offline.results.compression import RESULT_FILE, RunResult
 from offline.tasks.catalog import get_task
 from offline.tasks.results import TaskResult
 from offline.tasks.splits import load_items
-from tests.sample_runs import Listener, log_of
+from tests.sample_runs import Listener, log_of, of_its_method
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
@@ -55,7 +55,7 @@ def run(
     listener: Listener | None = None,
     **more: Any,
 ) -> RunResult:
-    recipe = recipe_of(SETTINGS | {"model": model, "task": str(task)} | more)
+    recipe = recipe_of(of_its_method(SETTINGS | {"model": model, "task": str(task)} | more))
     reporter = listener or Listener()
     return compress(recipe, out, make_engine=lambda _: engine, reporter=reporter)
 

@@ -13,7 +13,7 @@ from offline.compress.recipe.reading import recipe_of
 from offline.engines.local.transformers import TransformersEngine
 from offline.results.compression import RunResult
 from offline.tasks.catalog import get_task
-from tests.sample_runs import Listener, log_of
+from tests.sample_runs import Listener, log_of, of_its_method
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import RoutingMap
@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
 def run(
     engine: TransformersEngine, model: Path, task: Path | str, out: Path, **more: Any
 ) -> RunResult:
-    recipe = recipe_of(SETTINGS | {"model": model, "task": str(task)} | more)
+    recipe = recipe_of(of_its_method(SETTINGS | {"model": model, "task": str(task)} | more))
     listener = Listener()
     result = compress(recipe, out, make_engine=lambda _: engine, reporter=listener)
     assert all(done == total for _, total, done in listener.stages), listener.stages

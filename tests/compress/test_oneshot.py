@@ -27,7 +27,6 @@ from vllm_moe_prune.routing_map import RoutingMap
 SETTINGS: dict[str, Any] = {
     "method": "oneshot",
     "search_items": 10,
-    "selection_items": 10,
     "test_items": 10,
     "compare": "none",
     "dtype": "float32",
