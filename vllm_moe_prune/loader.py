@@ -89,8 +89,8 @@ class PrunedMoELoader(DefaultModelLoader):
         # Whatever asks the config later, after the layers exist, gets the largest count.
         setattr(config, layout.num_experts_key, routing_map.max_kept)
         setattr(config, layout.top_k_key, routing_map.max_top_k)
-        mapped = _routing_functions(routing_map, layout)
-        with built_by_layer(layout, layers, mapped):
+        functions = _routing_functions(routing_map, layout)
+        with built_by_layer(layout, layers, functions):
             model = super().create_model(vllm_config, model_config, prefix)
         logger.info("pruned_moe: %s", routing_map.summary())
         return model

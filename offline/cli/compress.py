@@ -39,7 +39,8 @@ def _recipe_options(command: Command) -> Command:
         help=f"how the kept experts are chosen  [default: {DEFAULT_METHOD}]",
     )
     for name in reversed(_ORDER):
-        command = cloup.option_group(titles[name], *options[name].values())(command)
+        group: Any = cloup.option_group(titles[name], *list[Any](options[name].values()))
+        command = group(command)
     return command
 
 

@@ -13,6 +13,7 @@ from vllm_moe_prune.errors import PruneError
 
 if TYPE_CHECKING:
     from offline.engines.local.transformers import TransformersEngine
+    from vllm_moe_prune.routing_map import RoutingMap
 
 
 @click.command(name="eval", epilog="Example: vmprune eval --model pruned --task sciq --limit 200")
@@ -54,7 +55,9 @@ def evaluate(
     that is served, of any form, or its base, for the tokenizer.
     """
     from offline.cli.progress import progress
+    from offline.runs.device import pick_device
     from offline.tasks.catalog import check_split, get_task
+    from vllm_moe_prune.routing_map import RoutingMap
 
     task, known_split = get_task(task_name), check_split(split)
     if shots is not None:
@@ -68,9 +71,11 @@ def evaluate(
     if endpoint is None:
         if served_name is not None:
             raise PruneError("--served-name needs --endpoint")
+        routing_map = RoutingMap.load(map_path) if map_path else None
+        device = pick_device(device)
         with progress() as reporter:
             reporter.stage("loading the model", 1)
-            engine = _loaded(model, map_path, allow_other_base, device, dtype)
+            engine = _loaded(model, routing_map, allow_other_base, device, dtype)
             reporter.stage(f"evaluating {task.name} ({split})", 1)
             result = engine.evaluate(task, known_split, limit)
             reporter.step()
@@ -108,15 +113,12 @@ def evaluate(
 
 
 def _loaded(
-    model: Path, map_path: Path | None, allow_other_base: bool, device: str, dtype: DType
+    model: Path, routing_map: RoutingMap | None, allow_other_base: bool, device: str, dtype: DType
 ) -> TransformersEngine:
     """Load a checkpoint into this process and apply a routing map to it."""
     from offline.engines.local.transformers import TransformersEngine
-    from offline.runs.device import pick_device, pick_dtype
-    from vllm_moe_prune.routing_map import RoutingMap
+    from offline.runs.device import pick_dtype
 
-    routing_map = RoutingMap.load(map_path) if map_path else None
-    device = pick_device(device)
     engine = TransformersEngine(model, device=device, dtype=pick_dtype(dtype, device))
     if routing_map is not None:
         routing_map.check_base(

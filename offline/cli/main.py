@@ -46,6 +46,11 @@ _COMMANDS = (
         "Choose experts by a criterion from saved scores, and write their routing map.",
     ),
     (
+        "criteria",
+        "offline.cli.criteria:criteria",
+        "List the criteria: what each says of an expert, its formula and its source.",
+    ),
+    (
         "analyze",
         "offline.cli.analyze:analyze",
         "Show how a model's experts are used, and what criteria make of it.",

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from offline.cli.console import stderr
+from offline.runs.quiet import QUIET
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from offline.runs.progress import Reporter
 
-QUIET = "VMPRUNE_QUIET"  # set by --quiet; children of the command inherit it
 _EVERY_SECONDS = 30.0
 _EVERY_SHARE = 0.1
 

@@ -36,9 +36,11 @@ from offline.criteria.weight import router_norm, stable_rank, weight_norm, weigh
 from vllm_moe_prune.errors import PruneError
 
 Group = Literal["weight", "inference", "activation", "gradient"]
-# Where the better direction comes from: MC-Suite's figures and tables, our reading where it is
-# silent, or another paper than MC-Suite.
-Grounds = Literal["paper", "our reading", "other paper"]
+# Where the better direction comes from: the figures and tables of the source, or our reading where
+# it is silent.
+Grounds = Literal["paper", "our reading"]
+
+_MC_SUITE = "MC-Suite, arXiv 2504.05586"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Criterion:
     grounds: Grounds
     formula: str
     of_pairs: bool = False
+    source: str = _MC_SUITE
 
     @property
     def needs_gradients(self) -> bool:
@@ -68,7 +71,8 @@ class Criterion:
     @property
     def meaning(self) -> str:
         """Return what it is, in one line: how its function's docstring begins."""
-        return (self.function.__doc__ or "").splitlines()[0]
+        first = (self.function.__doc__ or "").splitlines()[0]
+        return first.removesuffix(".").removesuffix(", [E]").removesuffix(", [E, E]")
 
 
 CRITERIA: Mapping[str, Criterion] = {
@@ -85,10 +89,15 @@ CRITERIA: Mapping[str, Criterion] = {
         token_similarity, "inference", "max", "paper", "|ids_p and ids_q|", of_pairs=True
     ),
     "weighted_frequency": Criterion(
-        weighted_frequency, "inference", "min", "other paper", "sum_t g_t"
+        weighted_frequency, "inference", "min", "our reading", "sum_t g_t", source="ours"
     ),
     "soft_activation": Criterion(
-        soft_activation, "inference", "min", "other paper", "sum over all tokens of score_p"
+        soft_activation,
+        "inference",
+        "min",
+        "paper",
+        "sum over all tokens of score_p",
+        source="EEP, arXiv 2407.00945, appendix A.2",
     ),
     "eas": Criterion(
         activation_similarity, "activation", "max", "paper", "sum_q mean cos(a_p, a_q), q != p"
@@ -99,9 +108,21 @@ CRITERIA: Mapping[str, Criterion] = {
     ),
     "ean": Criterion(activation_norm, "activation", "min", "paper", "sum_j |A_p[:, j]|_2"),
     "ean_token_sum": Criterion(
-        ean_token_sum, "activation", "min", "other paper", "sum_t |A_p[t, :]|_2"
+        ean_token_sum,
+        "activation",
+        "min",
+        "our reading",
+        "sum_t |A_p[t, :]|_2",
+        source="other implementations of MC-Suite's EAN",
     ),
-    "reap": Criterion(reap, "activation", "min", "other paper", "mean_t g_t |A_p[t, :]|_2"),
+    "reap": Criterion(
+        reap,
+        "activation",
+        "min",
+        "paper",
+        "mean_t g_t |A_p[t, :]|_2",
+        source="REAP, arXiv 2510.13999",
+    ),
     "egs": Criterion(gradient_similarity, "gradient", "max", "our reading", "EWS of W_p^g"),
     "ege": Criterion(gradient_entropy, "gradient", "min", "paper", "sum_j ln std(W_p^g[:, j])"),
     "ego": Criterion(gradient_outliers, "gradient", "min", "our reading", "EAO of W_p^g"),

@@ -17,9 +17,10 @@ from vllm_moe_prune.provenance import write_atomic
 MANIFEST = ".vmprune.json"
 WRITER = "vllm-moe-prune"
 FOREIGN_HINT = "choose another --out, or move it away"
-# Put beside the rest when a folder is finished: by `vmprune report` and `check`, by load tests.
+# Put beside the rest when a folder is finished: by `vmprune report` and `check`, or copied there
+# for the report from a load test and `vmprune analyze`.
 _ADDED = re.compile(
-    r"(report\.html|check\.json|serving\.json)|\.(report\.html|check\.json)\.\w+\.tmp"
+    r"(report\.html|check\.json|serving\.json|analysis\.json)|\.(report\.html|check\.json)\.\w+\.tmp"
 )
 # Folders of versions without a manifest: one of these says in its provenance that it is ours ...
 _SIGNATURES = (

@@ -37,6 +37,7 @@ FLAGS = {
         "--keep-per-layer --merge --merge-router --out --outlier-percentile --outlier-share "
         "--protect --protect-outliers --ratio --scores --serve-ep --serve-tp --top-k"
     ),
+    "criteria": "--json",
     "analyze": "--after --criteria --domains --force --json --keep --layers --map --out --scores",
     "build": "--allow-other-base --dry-run --force --map --max-shard-gib --model --mtp --out",
     "inspect": "--json --serve-ep --serve-tp",

@@ -165,12 +165,8 @@ def test_so_many_of_the_best_as_asked_for_are_ranked_again(
 ) -> None:
     out, listener = tmp_path / "out", Listener()
     more = {"finalists": finalists, "seeding": False, "racing": False, "compare": "none"}
-    recipe = CompressRecipe.merge(
-        None,
-        SETTINGS
-        | {"model": model, "task": str(task_file), "keep": 4, "phases": "prune", "seed": 3}
-        | more,
-    )
+    given = {"model": model, "task": str(task_file), "keep": 4, "phases": "prune", "seed": 3}
+    recipe = recipe_of(SETTINGS | given | more)
     result = compress(recipe, out, make_engine=lambda _: engine, reporter=listener)
     assert ["re-ranking the finalists", finalists, finalists] in listener.stages
     candidates = {e["digest"]: e for e in log_of(out) if e["kind"] == "candidate"}

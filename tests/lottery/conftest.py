@@ -11,7 +11,7 @@ from offline.compress.compress import compress
 from offline.compress.recipe.reading import recipe_of
 from offline.results.compression import RunResult
 from tests.sample_files import write_task, write_text
-from tests.sample_runs import Listener
+from tests.sample_runs import Listener, of_its_method
 from tests.tiny import make_tiny_mixtral
 
 # Four rounds would be two: 8 experts, 3 dropped in rounds of 2 and 1.
@@ -49,7 +49,7 @@ class Ground:
     def compress(self, out: Path, **more: Any) -> RunResult:
         """Run a lottery to its end."""
         listener = Listener()
-        recipe = recipe_of(self.flags(**more))
+        recipe = recipe_of(of_its_method(self.flags(**more)))
         result = compress(recipe, out, reporter=listener)
         wrong = [stage for stage in listener.stages if stage[1] != stage[2]]
         assert not wrong, wrong

@@ -31,7 +31,7 @@ def test_a_folder_of_ours_is_ours_and_the_first_other_file_is_named(
     if not manifest:
         (pruned / MANIFEST).unlink()
     assert first_foreign(pruned) is None
-    for name in ("report.html", "check.json", "serving.json"):  # come later
+    for name in ("report.html", "check.json", "serving.json", "analysis.json"):  # come later
         (pruned / name).write_text("{}")
     assert first_foreign(pruned) is None
     (pruned / "empty").mkdir()
