@@ -25,7 +25,7 @@ def write_samples(folder: Path) -> None:
         for place in ("here", "big", "small", "good", "new", "one", "old", "red")
         for n, noun in enumerate(nouns)
     ]
-    for split, part in (("train", items[:48]), ("test", items[48:])):
+    for split, part in (("train", items[:66]), ("test", items[66:])):
         lines = "".join(json.dumps(item) + "\n" for item in part)
         (folder / f"{split}.jsonl").write_text(lines)
     files = {split: str(folder / f"{split}.jsonl") for split in ("train", "test")}

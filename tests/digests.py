@@ -58,18 +58,23 @@ FEW = ("--search-items", "15", "--selection-items", "15", "--test-items", "20")
 SEARCH = ("--evaluations", "16", "--prune-evaluations", "8", "--initial", "4", "--children", "4")
 COMPRESS = {
     "eep": (
-        *("--method", "eep", "--keep", "4", "--task", "colours.yaml", "--seed", "1"),
+        *("--method", "eep", "--keep", "4", "--task", "colours.yaml", "--seed", "3"),
         *("--fitness", "margin", "--no-racing", "--finalists", "2", "--random-maps", "2"),
         *("--compare", "random,frequency,naee,min-ege", "--seed-criteria", "min-ean,max-rwn"),
         *("--scores", "scores", *SEARCH, *FEW),
     ),
     "eep, budget": (
-        *("--method", "eep", "--budget", "9", "--floor", "2", "--groups", "layer", "--racing"),
+        *("--method", "eep", "--budget", "9", "--floor", "2", "--groups", "layer"),
         *("--task", "colours.yaml:2,written.yaml:1", "--compare", "none", *SEARCH, *FEW),
     ),
     "eep, agreement": (
         *("--method", "eep", "--keep", "8", "--top-k", "1", "--fitness", "agreement"),
         *("--task", "text:prose.txt", "--compare", "none", *SEARCH, *FEW),
+    ),
+    "eep, race": (  # a candidate is dropped after 16 items at the earliest
+        *("--method", "eep", "--keep", "2", "--phases", "prune", "--fitness", "margin"),
+        *("--task", "colours.yaml", "--racing", "--compare", "none", *SEARCH[:2], *SEARCH[4:]),
+        *("--search-items", "33", "--selection-items", "15", "--test-items", "20"),
     ),
     "oneshot": (
         *("--method", "oneshot", "--criterion", "min-ean", "--keep", "4", "--compare", "none"),
@@ -83,8 +88,9 @@ COMPRESS = {
     ),
 }
 IN_VLLM = (
-    *("--method", "eep", "--keep", "4", "--task", "colours.yaml", "--engine", "vllm"),
+    *("--method", "eep", "--keep", "4", "--task", "colours.yaml", "--seed", "3"),
     *("--fitness", "margin", "--no-racing", "--finalists", "2", "--compare", "none"),
+    *("--engine", "vllm"),
     *(*SEARCH, *FEW, *WHERE),
 )
 RECOVER = (
