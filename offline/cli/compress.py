@@ -11,6 +11,7 @@ import cloup
 
 from offline.cli.findings import findings, say
 from offline.cli.options import Command, option_of
+from offline.cli.quiet import QUIET_SETTINGS
 from offline.compress.recipe.reading import read_recipe
 from offline.compress.recipe.recipe import DEFAULT_METHOD, RECIPES, sections_of
 from offline.results.compression import RunResult
@@ -62,6 +63,7 @@ Example:
     cloup.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write"),
     cloup.option("--force", is_flag=True, help="replace OUT if it exists"),
     cloup.option("--json", "as_json", is_flag=True, help="print the result as JSON on stdout"),
+    cloup.option("-q", "--quiet", **QUIET_SETTINGS),  # in a group, as its other options are
 )
 def compress(recipe: Path | None, out: Path, force: bool, as_json: bool, **flags: Any) -> None:
     """Choose which experts to keep, by a task, and write the smaller checkpoint.

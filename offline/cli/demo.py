@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from offline.cli.quiet import with_quiet
+
 
 @click.group(epilog="Example: vmprune demo run --out demo")
 def demo() -> None:
@@ -40,3 +42,7 @@ def run(out: Path, users: int) -> None:
     from offline.demo.run import run_demo
 
     run_demo(out, users=users, progress=progress)
+
+
+for _command in (model, run):
+    with_quiet(_command)

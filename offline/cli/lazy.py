@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from typing import Any
 
 import click
 
-from offline.runs.quiet import QUIET
+from offline.cli.quiet import with_quiet
 
 
 class LazyCommand(click.Command):
@@ -41,24 +40,5 @@ class LazyGroup(click.Group):
         name, command, rest = super().resolve_command(ctx, args)
         found = command.load() if isinstance(command, LazyCommand) else command
         if found is not None and not isinstance(found, click.Group):
-            _with_quiet(found)
+            with_quiet(found)
         return name, found, rest
-
-
-def _with_quiet(command: click.Command) -> None:
-    """Let a command be told to show no progress: the last of its options, the same for all."""
-    if not any(parameter.name == "quiet" for parameter in command.params):
-        command.params.append(
-            click.Option(
-                ["-q", "--quiet"],
-                is_flag=True,
-                expose_value=False,
-                callback=_be_quiet,
-                help="show no progress",
-            )
-        )
-
-
-def _be_quiet(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    if value:
-        os.environ[QUIET] = "1"

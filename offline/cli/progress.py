@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from offline.cli.console import stderr
-from offline.runs.quiet import QUIET
+from offline.cli.quiet import QUIET
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

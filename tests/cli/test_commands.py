@@ -10,6 +10,7 @@ import click
 import pytest
 
 from offline.build.build import build
+from offline.cli.lazy import LazyCommand
 from offline.cli.main import cli
 from tests.command import invoke
 from tests.sample_maps import mixed_map, uniform_map
@@ -66,13 +67,18 @@ def command(path: str) -> click.Command:
     found: click.Command = cli
     for part in path.split():
         assert isinstance(found, click.Group)
-        found = found.commands[part]
+        found = loaded(found.commands[part])
     return found
+
+
+def loaded(found: click.Command) -> click.Command:
+    return found.load() if isinstance(found, LazyCommand) else found
 
 
 def every_command(group: click.Group, prefix: str = "") -> list[str]:
     names = []
-    for name, found in group.commands.items():
+    for name, entry in group.commands.items():
+        found = loaded(entry)
         names.append(prefix + name)
         if isinstance(found, click.Group):
             names += every_command(found, f"{prefix}{name} ")
@@ -86,7 +92,13 @@ def test_these_are_the_commands() -> None:
 @pytest.mark.parametrize("path", FLAGS)
 def test_the_flags_are_frozen(path: str) -> None:
     options = [p for p in command(path).params if isinstance(p, click.Option)]
-    assert sorted(name for p in options for name in p.opts) == FLAGS[path].split()
+    flags = {name for p in options for name in p.opts} - {"-q", "--quiet"}
+    assert sorted(flags) == FLAGS[path].split()
+
+
+@pytest.mark.parametrize("path", [path for path in FLAGS if path != "demo"])
+def test_every_command_can_be_told_to_be_quiet(path: str) -> None:
+    assert "-q, --quiet" in invoke(*path.split(), "--help").output
 
 
 @pytest.mark.parametrize("path", ["", *FLAGS])

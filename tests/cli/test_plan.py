@@ -60,7 +60,7 @@ def test_the_map_says_how_it_was_made(scores: Path, tmp_path: Path) -> None:
     assert made.method == "oneshot"
     assert (made.settings["criterion"], made.settings["budget"]) == ("max-rwn", 9)
     assert [data.name for data in made.data] == ["prose", "other", "scores"]
-    assert routing_map.base == read.base
+    assert routing_map.base == read.shape.base
     assert routing_map.tokens_seen is not None
     assert sum(routing_map.tokens_seen[0]) == 10 * 32 * 2
     assert sum(layer.num_kept for layer in routing_map.layers) == 9

@@ -1,0 +1,29 @@
+"""`--quiet`: the one option that every command has."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+QUIET = "VMPRUNE_QUIET"  # environment variable: it reaches the children of a command, too
+
+
+def with_quiet(command: click.Command) -> None:
+    """Let a command be told to show no progress: the last of its options, the same for all."""
+    if not any(parameter.name == "quiet" for parameter in command.params):
+        command.params.append(click.Option(["-q", "--quiet"], **QUIET_SETTINGS))
+
+
+def _be_quiet(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        os.environ[QUIET] = "1"
+
+
+QUIET_SETTINGS: dict[str, Any] = {
+    "is_flag": True,
+    "expose_value": False,
+    "callback": _be_quiet,
+    "help": "show no progress",
+}
