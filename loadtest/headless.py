@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from loadtest.metrics import Record, Summary, read_records, summarise
 from loadtest.results import Settings
 from loadtest.workload import DEFAULT_WORKLOAD
+from serve.process import python_module
 from vllm_moe_prune.errors import PruneError
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
@@ -30,7 +30,7 @@ def measure(url: str, users: int, settings: Settings, records: Path) -> Summary:
 
 def _run(url: str, settings: Settings, arguments: list[str], records: Path) -> list[Record]:
     records.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--host", url]
+    command = [*python_module("locust"), "-f", str(LOCUSTFILE), "--headless", "--host", url]
     command += [*arguments, "--spawn-rate", "1000", *_flags(settings), "--records", str(records)]
     # Failures are in the records; locust's own verdict would hide them behind an exit status.
     command += ["--only-summary", "--exit-code-on-error", "0"]

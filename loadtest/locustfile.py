@@ -30,6 +30,8 @@ from locust.env import Environment
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
+# locust puts the caller's folder first, where a user may have a `loadtest.py`.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from loadtest.client import (
     Exchange,
     Kind,
@@ -42,6 +44,8 @@ from loadtest.client import (
 from loadtest.metrics import Record
 from loadtest.workload import DEFAULT_WORKLOAD, Item, load_workload
 from vllm_moe_prune.errors import PruneError
+
+del sys.path[0]
 
 _BACK_OFF_SECONDS = 0.5  # a refused connection must not become a busy loop
 

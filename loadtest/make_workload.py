@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    # `python -m` looks first in the caller's folder, where a user may have a `serve.py`.
+    sys.path.append(sys.path.pop(0))
+
 from pathlib import Path
 from typing import Any
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,14 @@ from pathlib import Path
 import psutil
 
 _PROC = Path("/proc")
+#: For the environment of children that start Pythons of their own: none of them looks for modules
+#: in the folder it was started from, where a user may have a `serve.py` or an `offline.py`.
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+
+
+def python_module(name: str) -> list[str]:
+    """Return the command that runs a module, looked for everywhere but in the caller's folder."""
+    return [sys.executable, "-P", "-m", name]
 
 
 def group_members(pgid: int) -> list[int]:

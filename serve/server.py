@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any
 
 from serve.describe import get_json
 from serve.logs import last_error
-from serve.process import MemoryWatch, end_group
+from serve.process import SAFE_PATH, MemoryWatch, end_group, python_module
 from vllm_moe_prune.errors import PruneError
 
 HOST = "127.0.0.1"
@@ -58,7 +57,7 @@ class ServerSpec:
 
     def environment(self) -> dict[str, str]:
         """The child's whole environment: defaults, then this process's, then ``env``."""
-        defaults = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        defaults = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **SAFE_PATH}
         if Path(self.model).is_dir():
             defaults["HF_HUB_OFFLINE"] = "1"
         if cpu_build():
@@ -117,7 +116,7 @@ class Server:
 
     def command(self, arguments: Sequence[str]) -> list[str]:
         """The command line of the child; a seam for tests."""
-        return [sys.executable, "-m", "serve.launch", "--with-parent", "serve", *arguments]
+        return [*python_module("serve.launch"), "--with-parent", "serve", *arguments]
 
     def start(self) -> None:
         """Start the server and wait until it answers.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.sample_files import write_task
+from tests.sample_files import write_modules, write_task
 from tests.tiny import make_tiny_mixtral
 
 if TYPE_CHECKING:  # most tests need no engine, and its imports take seconds
@@ -56,6 +56,16 @@ def engine(model: Path) -> TransformersEngine:
     from offline.engines.local.transformers import TransformersEngine
 
     return TransformersEngine(model, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder is one with modules of a user's that are called like ours."""
+    folder = write_modules(tmp_path / "user")
+    monkeypatch.chdir(folder)
+    # children find this checkout, installed or not
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    return folder
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 _NOUNS = ("cat", "dog", "bird", "fish", "tree", "sun", "moon", "star", "king", "queen", "child")
@@ -42,3 +43,15 @@ def write_task(folder: Path) -> Path:
     file = folder / "colours.yaml"
     file.write_text(_YAML.format(folder=folder))
     return file
+
+
+#: Names of modules that a user may have, too.
+OWN_NAMES = ("serve", "offline", "loadtest", "vllm_moe_prune", "torch", "transformers", "vllm")
+
+
+def write_modules(folder: Path, names: Sequence[str] = OWN_NAMES) -> Path:
+    """Write modules that end whoever imports them in place of ours."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / f"{name}.py").write_text(f"raise SystemExit('imported the user's {name}.py')\n")
+    return folder

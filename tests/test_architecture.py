@@ -11,9 +11,15 @@ from tests.floors import FLOORS, PACKAGES, ROOT, circles, graph, imports, name_o
 
 MAY_IMPORT = {
     "vllm_moe_prune": ("vllm_moe_prune",),
-    "offline": ("offline", "vllm_moe_prune", "serve.server", "serve.logs"),
+    "offline": ("offline", "vllm_moe_prune", "serve.server", "serve.logs", "serve.process"),
     "serve": ("serve", "vllm_moe_prune"),
-    "loadtest": ("loadtest", "serve.server", "serve.describe", "vllm_moe_prune.errors"),
+    "loadtest": (
+        "loadtest",
+        "serve.server",
+        "serve.describe",
+        "serve.process",
+        "vllm_moe_prune.errors",
+    ),
 }
 MAY_IMPORT_VLLM = (
     "vllm_moe_prune/loader.py",

@@ -17,6 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.cli.test_lazy import LISTED, NOT_FOR_HELP
+from tests.sample_files import write_modules
 from tests.vllm_moe_prune.bare import map_of
 
 ROOT = Path(__file__).parent.parent
@@ -86,12 +87,12 @@ def closure(requirements: list[str]) -> set[str]:
     return found
 
 
-def alone(bin_: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def alone(bin_: Path, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command of the fresh environment without this one's paths."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "COV"))}
     words = [str(bin_ / command[0]), *command[1:]]
     return subprocess.run(
-        words, env=env, cwd=bin_, capture_output=True, text=True, timeout=60, check=True
+        words, env=env, cwd=cwd or bin_, capture_output=True, text=True, timeout=60, check=True
     )
 
 
@@ -153,7 +154,8 @@ def test_alone_it_describes_a_map_and_says_what_else_a_command_needs(
     fresh: Path, tmp_path: Path
 ) -> None:
     map_of().save(tmp_path)
-    assert "experts" in alone(fresh, "vmprune", "inspect", str(tmp_path)).stdout
+    write_modules(tmp_path)  # which a user may have, and which are none of the command's business
+    assert "experts" in alone(fresh, "vmprune", "inspect", ".", cwd=tmp_path).stdout
     with pytest.raises(subprocess.CalledProcessError) as caught:
         alone(fresh, "vmprune", "demo", "model", "--out", str(tmp_path / "model"))
     assert "the data of the demo model (20 MB) are not installed" in caught.value.stderr

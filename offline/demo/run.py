@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,6 +15,7 @@ from offline.demo.model import make_demo_model
 from offline.report.render import write_report
 from offline.results.compression import RunResult
 from offline.runs.progress import Reporter
+from serve.process import python_module
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import write_atomic
 
@@ -57,7 +57,7 @@ def run_demo(out: Path, *, users: int, progress: Progress) -> None:
 
 def _load_test(base: Path, pruned: Path, out: Path, users: int) -> None:
     """Run the load-test room as a user would: it imports nothing of ours but the server."""
-    command = [sys.executable, "-m", "loadtest.compare", "--base", str(base)]
+    command = [*python_module("loadtest.compare"), "--base", str(base)]
     command += ["--candidate", str(pruned), "--candidate-load-format", "pruned_moe"]
     command += ["--users", str(users), "--out", str(out), *_LOAD]
     if subprocess.run(command, check=False).returncode != 0:

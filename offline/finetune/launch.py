@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from offline.finetune.examples import Examples
 from offline.finetune.job import Job, JobResult
 from offline.finetune.worker import EXAMPLES, JOB, PROGRESS, TRAINED
+from serve.process import SAFE_PATH, python_module
 from vllm_moe_prune.errors import PruneError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Launch:
 
         They take the job's device, also a CPU, where its own word would need MPI.
         """
-        command = [sys.executable, "-m", "accelerate.commands.launch"]
+        command = python_module("accelerate.commands.launch")
         if self.config is not None:
             command += ["--config_file", str(self.config)]
         else:
@@ -106,7 +106,12 @@ def _threads(processes: int) -> int:
 def _wait(command: list[str], errors: Any, reporter: Reporter | None) -> int:
     """Run a command, pass its progress on, and return its exit status; never leave it behind."""
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **SAFE_PATH},  # the launcher starts the workers with `python -m`
     )
     assert process.stdout is not None
     try:

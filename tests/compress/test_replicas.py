@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from vllm_moe_prune.routing_map import RoutingMap
 
 @pytest.mark.slow
 def test_two_replicas_give_the_log_and_the_map_of_one_engine(
-    task_file: Path, tmp_path: Path
+    task_file: Path, tmp_path: Path, users_folder: Path
 ) -> None:
+    """Paths may be relative, and the user may have modules that are called like ours."""
     model = make_tiny_mixtral(tmp_path / "tiny")
+    model, task_file = (Path(os.path.relpath(path, users_folder)) for path in (model, task_file))
     found = {}
     for replicas in (1, 2):
         out = tmp_path / f"with-{replicas}"

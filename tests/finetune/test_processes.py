@@ -123,7 +123,9 @@ def test_a_worker_ends_with_the_process_that_waits_for_it() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_but_for_the_last_bits(model: Path, tmp_path: Path) -> None:
+def test_two_processes_are_one_but_for_the_last_bits(
+    model: Path, tmp_path: Path, users_folder: Path
+) -> None:
     """11 sequences in batches of 4: the last batch has 3, so one process gets a filler."""
     heard, examples = Heard(), ragged(count=11)
     one = tune(model, tmp_path / "one", examples, epochs=2)

@@ -186,7 +186,7 @@ def test_free_port_is_free() -> None:
 
 @pytest.mark.slow
 @pytest.mark.vllm
-def test_vllm_serves_a_dummy_model_and_ends_whole(tmp_path: Path) -> None:
+def test_vllm_serves_a_dummy_model_and_ends_whole(tmp_path: Path, users_folder: Path) -> None:
     from benchmarks.dummy_model import Shape, write_model
     from serve.describe import describe
 

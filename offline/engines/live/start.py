@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve.logs import last_error
+from serve.process import SAFE_PATH
 from serve.server import cpu_build, split_cpus
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.plugin import LIVE_LOAD_FORMAT
@@ -79,6 +80,7 @@ def _defaults(tensor_parallel: int, log: Path) -> dict[str, str]:
     config.write_text(json.dumps(_logging(log)))
     found = {
         **LIVE_ENVIRONMENT,
+        **SAFE_PATH,
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",

@@ -81,7 +81,10 @@ def _connect(address: str | None, num_cpus: int) -> bool:
         ) from None
     if ray.is_initialized():
         return False
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    # Ray puts the caller's folder first in its workers' sys.path, where a user may have an
+    # `offline.py`; it does not do so for jobs of its client.
+    job = ray.job_config.JobConfig(_client_job=True)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "job_config": job}
     if address is None or address == "local":
         options |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
         options["object_store_memory"] = _LOCAL_STORE_BYTES

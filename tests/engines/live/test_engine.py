@@ -18,6 +18,7 @@ from tests.engines.live.comparing import (
     log_likelihoods,
     the_map,
 )
+from tests.sample_files import write_modules
 from tests.sample_maps import map_of
 from tests.tiny import make_tiny_mixtral, random_map
 from vllm_moe_prune.errors import PruneError
@@ -27,9 +28,13 @@ pytestmark = pytest.mark.vllm
 
 
 @pytest.fixture(scope="module")
-def live(base: Path) -> Iterator[VllmEngine]:
-    with VllmEngine(base, dtype="float32") as engine:
-        yield engine
+def live(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
+    """An engine started where a user has modules that are called like ours and vLLM's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(write_modules(tmp_path_factory.mktemp("user")))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+        with VllmEngine(base, dtype="float32") as engine:
+            yield engine
 
 
 Engines = tuple[VllmEngine, TransformersEngine]

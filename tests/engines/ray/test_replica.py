@@ -22,13 +22,19 @@ from offline.fitness.log import EvaluationLog
 from tests.fitness.fake import ONE, FakeEngine, die_at_once, make_engine, map_keeping
 from tests.fitness.fake import refuse_to_load as refuse
 from tests.fitness.test_assessor import OBJECTIVE, RACING, run, unordered
+from tests.sample_files import write_modules
 from vllm_moe_prune.errors import PruneError
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _cluster() -> Iterator[None]:
-    """One local Ray for all tests here: starting it takes longer than they do."""
+def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One local Ray for all tests here: starting it takes longer than they do.
+
+    It is started where a user has modules that are called like ours.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(write_modules(tmp_path_factory.mktemp("user")))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
         patch.setattr(os, "sched_getaffinity", lambda _: range(4))
         with start_replicas(make_engine, 1, cpus=1) as (replica,):
             replica.close()  # its core is for the tests
