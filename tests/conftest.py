@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import caches
 from tests.sample_files import write_modules, write_task
 from tests.tiny import make_tiny_mixtral
 
 if TYPE_CHECKING:  # most tests need no engine, and its imports take seconds
     from offline.engines.local.transformers import TransformersEngine
+
+# Before other test files are imported: libraries read where to keep things when they are.
+_IS_FIRST = caches.SESSION not in os.environ
+caches.redirect()
+
+
+def pytest_unconfigure() -> None:
+    if _IS_FIRST:
+        caches.remove()
 
 
 @pytest.fixture(scope="session", autouse=True)

