@@ -5,6 +5,7 @@ Adding one is a function in one of the files beside this and a line in ``CRITERI
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -72,7 +73,7 @@ class Criterion:
     def meaning(self) -> str:
         """Return what it is, in one line: how its function's docstring begins."""
         first = (self.function.__doc__ or "").splitlines()[0]
-        return first.removesuffix(".").removesuffix(", [E]").removesuffix(", [E, E]")
+        return re.sub(r", \[E(, E)?\]", "", first.removesuffix("."))
 
 
 CRITERIA: Mapping[str, Criterion] = {
