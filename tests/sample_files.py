@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 _NOUNS = ("cat", "dog", "bird", "fish", "tree", "sun", "moon", "star", "king", "queen", "child")
 
@@ -18,20 +19,37 @@ def write_text(file: Path, seed: int = 0) -> Path:
     return file
 
 
-_YAML = """\
-task: colours
+_HEAD = """\
+task: {name}
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {folder}/data.jsonl}}}}
 test_split: test
+"""
+_CHOICE = """\
 output_type: multiple_choice
-doc_to_text: "which {{{{noun}}}} is {{{{place}}}} ? the"
+doc_to_text: "which {{noun}} is {{place}} ? the"
 doc_to_choice: ["red", "green", "blue", "old"]
-doc_to_target: "{{{{right}}}}"
+doc_to_target: "{{right}}"
 """
 
 
+def write_docs(folder: Path, docs: Iterable[dict[str, Any]]) -> None:
+    """Write the items that the task files of a folder read."""
+    (folder / "data.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+
+
+def write_task_file(folder: Path, name: str, fields: str) -> Path:
+    """Write a user's task as an lm-eval YAML file over what `write_docs` writes: no download.
+
+    :param fields: all but the task's name and its data
+    """
+    file = folder / f"{name}.yaml"
+    file.write_text(_HEAD.format(name=name, folder=folder) + fields)
+    return file
+
+
 def write_task(folder: Path) -> Path:
-    """Write a user's task of 60 items as an lm-eval YAML file; its data needs no download."""
+    """Write a user's task of 60 items."""
     nouns = ("cat", "dog", "bird", "fish", "tree", "sun", "moon", "king", "queen", "child")
     places = ("here", "big", "small", "good", "new", "one")
     docs = [
@@ -39,10 +57,8 @@ def write_task(folder: Path) -> Path:
         for noun in nouns
         for place in places
     ]
-    (folder / "data.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
-    file = folder / "colours.yaml"
-    file.write_text(_YAML.format(folder=folder))
-    return file
+    write_docs(folder, docs)
+    return write_task_file(folder, "colours", _CHOICE)
 
 
 #: Names of modules that a user may have, too.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from offline.build.build import build
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.layer_map import LayerMap, Selection
 from vllm_moe_prune.provenance import Provenance
@@ -67,6 +68,12 @@ def mixed_map(base: Path, seed: int = 0) -> RoutingMap:
         ),
     ]
     return map_of(base, layers, layers__3__experts=w_em, layers__3__router=w_rm)
+
+
+def build_compact(base: Path, out: Path) -> Path:
+    """Build the compact checkpoint of `mixed_map`."""
+    build(Checkpoint.open(base), mixed_map(base), out)
+    return out
 
 
 def _layer(layer: int, kept: int, top_k: int, experts: Selection, **more: Any) -> LayerMap:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import resource
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
@@ -27,12 +26,7 @@ class PeakMemory:
                 _CLEAR.write_text("5")  # Linux: forget the peak of loading
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._device.type == "cuda":
             self.found = torch.cuda.max_memory_allocated(self._device)
         else:

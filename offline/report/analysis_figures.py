@@ -7,7 +7,7 @@ from statistics import fmean
 
 import plotly.graph_objects as go
 
-from offline.report.drawing import COLOURS, Figure, axis, layout_of, marked_line
+from offline.report.drawing import COLOURS, Figure, axis, cv_by_layer, layout_of
 from offline.report.heatmap import COLOUR_BAR, DEEP, PALE, crossed, grid_layout
 from offline.results.analysis import Analysis, CoActivation, LayerUse, Numbers
 
@@ -56,24 +56,7 @@ def balance(analysis: Analysis) -> Figure:
     sides = [("base", analysis.layers, _BASE, "circle")]
     if analysis.after:
         sides.append(("pruned", analysis.after, _AFTER, "diamond"))
-    drawing = go.Figure(
-        [
-            marked_line(
-                name,
-                [layer.layer for layer in layers],
-                [layer.cv for layer in layers],
-                colour,
-                symbol,
-                hover="layer %{x}",
-            )
-            for name, layers, colour, symbol in sides
-        ]
-    )
-    drawing.update_layout(
-        **layout_of(320, showlegend=len(sides) > 1),
-        xaxis=axis("decoder layer"),
-        yaxis=axis("coefficient of variation", rangemode="tozero"),
-    )
+    drawing = cv_by_layer(sides, showlegend=len(sides) > 1)
     said = "; ".join(f"{name} {fmean(la.cv for la in layers):.2f}" for name, layers, _, _ in sides)
     return Figure("balance", drawing, f"Coefficient of variation of use per layer, mean: {said}.")
 

@@ -6,9 +6,9 @@ is told by colour alone. Text and grid take the page's colours by CSS, which als
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import plotly.graph_objects as go
 from markupsafe import Markup
@@ -68,6 +68,45 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
         "gridcolor": "#8884",
         **more,
     }
+
+
+class _Uneven(Protocol):
+    """A layer with the coefficient of variation of its experts' use."""
+
+    @property
+    def layer(self) -> int: ...
+
+    @property
+    def cv(self) -> float: ...
+
+
+def cv_by_layer(
+    sides: Iterable[tuple[str, Sequence[_Uneven], str, str]], **layout: Any
+) -> go.Figure:
+    """Draw the coefficient of variation of every layer, a line for each side.
+
+    :param sides: name, layers, colour and symbol of each
+    :param layout: more of the layout
+    """
+    drawing = go.Figure(
+        [
+            marked_line(
+                name,
+                [layer.layer for layer in layers],
+                [layer.cv for layer in layers],
+                colour,
+                symbol,
+                hover="layer %{x}",
+            )
+            for name, layers, colour, symbol in sides
+        ]
+    )
+    drawing.update_layout(
+        **layout_of(320, **layout),
+        xaxis=axis("decoder layer"),
+        yaxis=axis("coefficient of variation", rangemode="tozero"),
+    )
+    return drawing
 
 
 def marked_line(

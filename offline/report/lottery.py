@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from offline.report.drawing import COLOURS, Figure, axis, layout_of, marked_line
+from offline.report.drawing import COLOURS, Figure, axis, cv_by_layer, layout_of, marked_line
 from offline.report.tables import Table
 from offline.results.lottery import LayerLoad, LotteryRecord, Measured
 
@@ -45,25 +45,9 @@ def perplexity(lottery: LotteryRecord) -> Figure:
 
 def balance(lottery: LotteryRecord) -> Figure:
     """Coefficient of variation of each layer's load: base, and the last round's two models."""
-    drawing = go.Figure(
-        [
-            marked_line(
-                name,
-                [layer.layer for layer in layers],
-                [layer.cv for layer in layers],
-                colour,
-                symbol,
-                hover="layer %{x}",
-            )
-            for name, layers, colour, symbol, _ in _sides(lottery)
-        ]
-    )
-    drawing.update_layout(
-        **layout_of(320),
-        xaxis=axis("decoder layer"),
-        yaxis=axis("coefficient of variation", rangemode="tozero"),
-    )
-    said = "; ".join(f"{name} {_mean_cv(layers):.2f}" for name, layers, *_ in _sides(lottery))
+    sides = _sides(lottery)
+    drawing = cv_by_layer(side[:4] for side in sides)
+    said = "; ".join(f"{name} {_mean_cv(layers):.2f}" for name, layers, *_ in sides)
     return Figure("load-balance", drawing, f"Load per layer, mean over layers: {said}.")
 
 

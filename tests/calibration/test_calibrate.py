@@ -152,7 +152,7 @@ def test_a_pruned_model_is_scored_as_it_is(engine: TransformersEngine, model: Pa
     engine.apply(uniform_map(model, kept))
     found = calibrate(engine, DOMAINS, gradients=True)
     usage_top_k = engine.applied.layers[0].top_k if engine.applied else 0
-    assert found.top_k == dict.fromkeys(range(3), usage_top_k)
+    assert found.shape.top_k == dict.fromkeys(range(3), usage_top_k)
     for layers in found.domains.values():
         for statistics in layers.values():
             dropped = [e for e in range(8) if e not in kept[0]]

@@ -16,12 +16,13 @@ from offline.calibration.scores import Scores
 from offline.calibration.statistics import GradientStatistics, LayerStatistics
 from tests.calibration.score_samples import EXPERTS, TOKENS, make_scores
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.layouts import LAYOUTS
 
 SCORES = make_scores()
 
 
 def test_properties() -> None:
-    assert SCORES.num_experts == EXPERTS
+    assert SCORES.shape.num_experts == EXPERTS
     assert {domain: SCORES.tokens(domain) for domain in TOKENS} == TOKENS
 
 
@@ -44,8 +45,7 @@ def test_a_round_trip_changes_no_bit(tmp_path: Path) -> None:
     )
     scores.save(tmp_path / "scores")
     loaded = Scores.load(tmp_path / "scores")
-    whole = ("model_type", "base", "top_k", "provenance", "sequences", "num_groups", "topk_group")
-    for name in whole:
+    for name in ("shape", "provenance", "sequences"):
         assert getattr(loaded, name) == getattr(scores, name), name
     assert list(loaded.domains) == list(scores.domains)
     for domain, layers in scores.domains.items():
@@ -59,6 +59,25 @@ def test_a_round_trip_changes_no_bit(tmp_path: Path) -> None:
         "scores.json",
         "scores.safetensors",
     ]
+
+
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_the_shape_of_any_family_comes_back(family: str, tmp_path: Path) -> None:
+    layout = LAYOUTS[family]
+    shape = replace(SCORES.shape, model_type=family, slices=layout.slices, mappable=layout.mappable)
+    replace(SCORES, shape=shape).save(tmp_path)
+    assert Scores.load(tmp_path).shape == shape
+
+
+def test_scores_of_before_router_groups_have_none(tmp_path: Path) -> None:
+    SCORES.save(tmp_path)
+    file = tmp_path / "scores.json"
+    record = json.loads(file.read_text())
+    for name in ("num_groups", "topk_group", "slices"):
+        del record[name]
+    file.write_text(json.dumps(record))
+    expected = replace(SCORES.shape, num_groups=1, topk_group=1, slices=True)
+    assert Scores.load(tmp_path).shape == expected
 
 
 def test_the_json_is_for_reading(saved: Path) -> None:

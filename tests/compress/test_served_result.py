@@ -20,7 +20,7 @@ from offline.results.compression import RunResult
 from offline.tasks.catalog import get_task
 from offline.tasks.results import ItemResult, TaskResult
 from serve.server import Server, ServerSpec
-from tests.sample_files import write_task
+from tests.sample_files import write_task, write_task_file
 from tests.sample_runs import Listener
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.routing_map import RoutingMap
@@ -50,15 +50,11 @@ FORMS = {
     "plain": {"evaluations": 24, "children": 4},
 }
 GENERATE = """\
-task: written
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {folder}/data.jsonl}}}}
-test_split: test
 output_type: generate_until
-doc_to_text: "which {{{{noun}}}} is {{{{place}}}} ? the"
+doc_to_text: "which {{noun}} is {{place}} ? the"
 doc_to_target: noun
-generation_kwargs: {{until: ["sun", "."], max_gen_toks: 8}}
-metric_list: [{{metric: exact_match}}]
+generation_kwargs: {until: ["sun", "."], max_gen_toks: 8}
+metric_list: [{metric: exact_match}]
 """
 
 
@@ -140,8 +136,7 @@ def test_a_merged_map_is_served_with_the_predictions_of_its_search(served: Serve
 
 
 def test_generated_answers_are_those_of_the_map(served: Served) -> None:
-    file = served.task.with_name("written.yaml")
-    file.write_text(GENERATE.format(folder=file.parent))
+    file = write_task_file(served.task.parent, "written", GENERATE)
     served.engine.apply(RoutingMap.load(served.out))
     expected = served.engine.evaluate(get_task(str(file)), "test")
     served.engine.apply(None)

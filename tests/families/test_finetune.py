@@ -13,6 +13,7 @@ from offline.calibration.corpus import Domain, domain_of
 from offline.finetune.where import Where
 from offline.lottery.loaded import Loaded
 from offline.lottery.lottery import Lottery
+from offline.lottery.play import play
 from offline.lottery.schedule import schedule, settings_of
 from offline.lottery.text import LotteryText
 from tests.families.models import EXPERTS, make_family
@@ -60,7 +61,7 @@ def test_a_lottery_ends_with_the_model_that_it_measured(base: Checkpoint, tmp_pa
         "fast", criterion="min-ean", drop_per_round=2, round_tokens=128, length=16, batch=4,
         learning_rate=1e-2,
     )  # fmt: skip
-    played = Lottery(
+    lottery = Lottery(
         base=base,
         settings=settings,
         plans=schedule(settings, EXPERTS, 4),
@@ -70,7 +71,8 @@ def test_a_lottery_ends_with_the_model_that_it_measured(base: Checkpoint, tmp_pa
         loaded=Loaded("cpu", "float32"),
         where=Where(),
         reporter=Listener(),
-    ).run()
+    )
+    played = play(lottery)
     assert [len(one.kept[max(one.kept)]) for one in played.rounds] == [6, 4]
     assert all(one.tuned is not None and one.tuned.loss < one.dropped.loss for one in played.rounds)
     assert played.rounds[-1].tuned is not None

@@ -8,6 +8,7 @@ import pytest
 from offline.engines.local.transformers import TransformersEngine
 from offline.tasks.catalog import Task, get_task
 from tests import caches
+from tests.sample_files import write_docs, write_task_file
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.errors import PruneError
 
@@ -15,26 +16,18 @@ WORDS = "the cat sees a red fish and runs to the old house in the sun"
 _NOUNS = ("cat", "dog", "bird", "fish", "tree", "sun", "moon", "king", "queen", "child")
 _COLOURS = ("red", "green", "blue", "old")
 
-YAML = """\
-task: colours
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {folder}/data.jsonl}}}}
-test_split: test
+CHOICE = """\
 output_type: multiple_choice
-doc_to_text: "which {{{{noun}}}} is {{{{place}}}} ? the"
-doc_to_choice: "{{{{colours}}}}"
-doc_to_target: "{{{{right}}}}"
+doc_to_text: "which {{noun}} is {{place}} ? the"
+doc_to_choice: "{{colours}}"
+doc_to_target: "{{right}}"
 """
-GENERATE_YAML = """\
-task: written
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {folder}/data.jsonl}}}}
-test_split: test
+WRITTEN = """\
 output_type: generate_until
-doc_to_text: "{{{{prompt}}}}"
+doc_to_text: "{{prompt}}"
 doc_to_target: right
-generation_kwargs: {{until: [" the", "sun"], max_gen_toks: 6}}
-metric_list: [{{metric: exact_match, ignore_case: true}}]
+generation_kwargs: {until: [" the", "sun"], max_gen_toks: 6}
+metric_list: [{metric: exact_match, ignore_case: true}]
 """
 
 
@@ -59,10 +52,8 @@ def own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
         for place in ("here", "big", "small", "good")
         for table in [list(enumerate(_COLOURS))]
     ]
-    lines = "".join(json.dumps(doc) + "\n" for doc in docs)
-    (tmp_path / "data.jsonl").write_text(lines)
-    (tmp_path / "colours.yaml").write_text(YAML.format(folder=tmp_path))
-    return get_task(str(tmp_path / "colours.yaml"))
+    write_docs(tmp_path, docs)
+    return get_task(str(write_task_file(tmp_path, "colours", CHOICE)))
 
 
 @pytest.fixture
@@ -72,7 +63,7 @@ def long_task(own_task: Task) -> Task:
     assert data is not None
     docs = [json.loads(line) for line in data.read_text().splitlines()]
     more = [{**doc, "place": f"{doc['place']} w{n}"} for doc in docs for n in range(70, 76)]
-    data.write_text("".join(json.dumps(doc) + "\n" for doc in more))
+    write_docs(data.parent, more)
     return own_task
 
 
@@ -88,10 +79,8 @@ def written_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
         }
         for n in range(60)
     ]
-    lines = "".join(json.dumps(doc) + "\n" for doc in docs)
-    (tmp_path / "data.jsonl").write_text(lines)
-    (tmp_path / "written.yaml").write_text(GENERATE_YAML.format(folder=tmp_path))
-    return get_task(str(tmp_path / "written.yaml"))
+    write_docs(tmp_path, docs)
+    return get_task(str(write_task_file(tmp_path, "written", WRITTEN)))
 
 
 @pytest.fixture(scope="session")

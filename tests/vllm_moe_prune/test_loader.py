@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from offline.build.build import build
-from tests.sample_maps import mixed_map, uniform_map
+from tests.sample_maps import build_compact, mixed_map, uniform_map
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
@@ -35,9 +35,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compact(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("compact") / "out"
-    build(Checkpoint.open(base), mixed_map(base), out)
-    return out
+    return build_compact(base, tmp_path_factory.mktemp("compact") / "out")
 
 
 def loader(**extra: Any) -> PrunedMoELoader:

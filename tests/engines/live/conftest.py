@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from offline.engines.local.transformers import TransformersEngine
 from offline.tasks.catalog import Task, get_task
+from tests.sample_files import write_docs, write_task_file
 from tests.tiny import make_tiny_mixtral
 
 _PLACES = ("here", "old sea", "small hill", "good house by the road and the green water")
@@ -18,25 +18,17 @@ _NOUNS = ("cat", "dog", "bird", "fish", "tree")
 _PROMPT = 2 * "the king and the queen of the old house by the sea and the child of the road ask : "
 
 CHOICE = """\
-task: colours
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {folder}/data.jsonl}}}}
-test_split: test
 output_type: multiple_choice
-doc_to_text: "{{{{prompt}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{right}}}}"
+doc_to_text: "{{prompt}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{right}}"
 """
 WRITTEN = """\
-task: written
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {folder}/data.jsonl}}}}
-test_split: test
 output_type: generate_until
-doc_to_text: "{{{{prompt}}}}"
+doc_to_text: "{{prompt}}"
 doc_to_target: answer
-generation_kwargs: {{until: ["sun", "."], max_gen_toks: 12}}
-metric_list: [{{metric: exact_match}}]
+generation_kwargs: {until: ["sun", "."], max_gen_toks: 12}
+metric_list: [{metric: exact_match}]
 """
 
 
@@ -54,9 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for place in _PLACES
         for number, noun in enumerate(_NOUNS)
     ]
-    (folder / "data.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
-    (folder / "colours.yaml").write_text(CHOICE.format(folder=folder))
-    (folder / "written.yaml").write_text(WRITTEN.format(folder=folder))
+    write_docs(folder, docs)
+    write_task_file(folder, "colours", CHOICE)
+    write_task_file(folder, "written", WRITTEN)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VMPRUNE_CACHE", str(folder / "cache"))
         yield folder
