@@ -221,9 +221,8 @@ def test_pruning_cannot_begin_with_merged_experts() -> None:
 
 
 def test_a_router_that_chooses_groups_first_is_not_mapped() -> None:
-    limited = Space.of(shape_of({0: 8}, num_groups=4))
     with pytest.raises(PruneError, match="router that first chooses among 4 groups"):
-        run(limited)
+        run(Space.of(shape_of({0: 8}, num_groups=4)))
 
 
 def test_given_genomes_come_first_and_random_ones_fill_up() -> None:
