@@ -78,7 +78,8 @@ COMPRESS = {
     ),
     "oneshot": (
         *("--method", "oneshot", "--criterion", "min-ean", "--keep", "4", "--compare", "none"),
-        *("--calibration", TEXT, "--task", "colours.yaml", *FEW),
+        *("--calibration", TEXT, "--task", "colours.yaml"),
+        *("--search-items", "15", "--test-items", "20"),
     ),
     "lottery": (
         *("--method", "lottery", "--criterion", "min-ean", "--keep", "5", "--rounds", "2"),
