@@ -46,7 +46,7 @@ def compress(
         from offline.compress.lottery import compress_lottery
 
         return compress_lottery(prepared, out, make_engine, reporter, force=force)
-    folder = run_folder(out, prepared.identity(), force=force)
+    folder = run_folder(out, prepared.identity(), force=force, upgrade=prepared.upgrade)
     reporter.stage("loading the model", 1)
     with open_engines(prepared.recipe, make_engine) as engines:
         reporter.step()

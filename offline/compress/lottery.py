@@ -113,7 +113,8 @@ class _Compression:
         text = _text(prepared, sum(plan.tokens for plan in plans))
         reporter.step()
         named = [d.identity.model_dump() for d in (*text.score, *text.tune, *text.held_out)]
-        folder = run_folder(out, prepared.identity() | {"text": named}, force=force)
+        identity = prepared.identity() | {"text": named}
+        folder = run_folder(out, identity, force=force, upgrade=prepared.upgrade)
         lottery = Lottery(
             base=base,
             settings=settings,

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from offline.build.mtp import check_choice
 from offline.build.quantised import check_unquantised
 from offline.compress.methods import METHODS
+from offline.compress.recipe.reading import upgraded
 from offline.compress.recipe.recipe import CompressRecipe
 from offline.compress.run import Run
 from offline.compress.scores import check_scored
@@ -23,6 +25,7 @@ from offline.maps.moe_shape import MoeShape
 from offline.runs.progress import Reporter
 from offline.tasks.splits import data_identity
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import DataIdentity, Provenance
 
 
@@ -59,13 +62,25 @@ class Prepared:
         made = _provenance(recipe, space, objective, scores)
         return cls(recipe, base, space, objective, made)
 
-    def identity(self) -> dict[str, object]:
+    def identity(self) -> dict[str, Any]:
         """Return all that results depend on: a run with another identity is another run."""
         return {
             "recipe": {k: v for k, v in self.recipe.settings().items() if k != "mtp"},
             "base": self.space.shape.base.model_dump(exclude={"name"}),
             "data": [data.model_dump() for data in self.provenance.data],
         }
+
+    @staticmethod
+    def upgrade(identity: dict[str, Any]) -> dict[str, Any]:
+        """Return an identity that version 0.1 wrote as this one writes it, if it is one."""
+        before = identity.get("recipe")
+        try:
+            settings = upgraded(before) if isinstance(before, dict) else None
+        except PruneError:
+            settings = None
+        if settings is None:
+            return identity
+        return {**identity, "recipe": {k: v for k, v in settings.items() if k != "mtp"}}
 
     def begin(self, engines: Sequence[Engine], folder: Path, reporter: Reporter) -> Run:
         """Start the run, continuing what is in the folder's log."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +64,29 @@ def check_run(out: Path, *, inputs: Iterable[object] = ()) -> None:
     _check_run(folder)
 
 
-def run_folder(out: Path, identity: dict[str, Any], *, force: bool) -> Path:
+def run_folder(
+    out: Path,
+    identity: dict[str, Any],
+    *,
+    force: bool,
+    upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> Path:
     """Return ``OUT.run``, made if it is not there.
 
     :param identity: the settings and the base that results depend on
+    :param upgrade: takes an identity as an earlier version wrote it, and returns it as it is now
     :raises PruneError: if the folder is not a run's, or holds another run and ``force`` is not
         given, or holds something that no run wrote where ``force`` would remove it
     """
     folder = run_path(out)
     _check_run(folder)
     text = json.dumps(identity, indent=2, sort_keys=True) + "\n"
-    if _read(folder / _SETTINGS) == text:
+    identity_now = json.loads(text)
+    before = read_json(folder / _SETTINGS)
+    if isinstance(before, dict) and identity_now in (before, upgrade(before)):
         if not _is_marked(folder):  # an earlier version began it
             write_atomic(folder / RUN_MARKER, stamp(run_of=out.name))
+        write_atomic(folder / _SETTINGS, text)
         return folder
     if folder.exists() and any(folder.iterdir()):
         if not force:
@@ -147,10 +157,3 @@ def _refuse(folder: Path, foreign: str | None) -> None:
         raise PruneError(
             f"{folder} is where a run is kept, and {foreign} in it is not one's", hint=FOREIGN_HINT
         )
-
-
-def _read(file: Path) -> str | None:
-    try:
-        return file.read_text()
-    except (OSError, UnicodeDecodeError):
-        return None

@@ -16,12 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from offline.compress.recipe.recipe import (
     DEFAULT_METHOD,
     RECIPES,
     CompressRecipe,
+    EepRecipe,
     fields_of,
     sections_of,
 )
@@ -61,6 +62,21 @@ def without_sections(entries: Mapping[str, Any]) -> tuple[Flat, tuple[str, ...]]
     foreign = {name for name in entries if name not in fields and _owner(name) is not None}
     kept = {k: v for k, v in entries.items() if k not in foreign and v is not None}
     return kept, tuple(sorted(name for name in foreign if entries[name] is not None))
+
+
+def upgraded(settings: Mapping[str, Any]) -> dict[str, JsonValue]:
+    """Return `CompressRecipe.settings` of what version 0.1 wrote down for a run.
+
+    :raises PruneError: if they are no settings that it wrote
+    """
+    kept, _ = without_sections(settings)
+    recipe = recipe_of({"model": Path(), **kept})
+    found = recipe.settings()
+    if isinstance(recipe, EepRecipe) and recipe.search.finalists is not None:
+        preset = recipe.search.model_copy(update={"finalists": None}).settings(recipe.method, 1)
+        if recipe.search.finalists == preset.finalists:  # which wrote down what was not given
+            del found["finalists"]
+    return found
 
 
 def _read_without_sections(
