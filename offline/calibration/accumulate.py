@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offline.calibration.outliers import OutlierCounter
+from offline.calibration.outliers import RecordedOutputs, count_outliers
 from offline.calibration.statistics import (
     WEIGHT_BINS,
     Floats,
@@ -19,6 +19,8 @@ from offline.calibration.statistics import (
     LayerStatistics,
 )
 from vllm_moe_prune.errors import PruneError
+
+_FIRST_JOIN = 64  # tokens of an expert
 
 
 class LayerAccumulator:
@@ -29,10 +31,17 @@ class LayerAccumulator:
 
     :param vocab: V, the number of token ids
     :param device: where the sums are kept and where chunks are expected
+    :param recorded: what keeps the outputs until outliers are counted; what is in it is forgotten
     """
 
     def __init__(
-        self, num_experts: int, hidden: int, vocab: int, *, device: torch.device | str
+        self,
+        num_experts: int,
+        hidden: int,
+        vocab: int,
+        *,
+        device: torch.device | str,
+        recorded: RecordedOutputs,
     ) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64, device=device)
@@ -53,7 +62,8 @@ class LayerAccumulator:
         self._norms = zeros(num_experts)
         self._weighted_norms = zeros(num_experts)
         self._peaks = zeros(num_experts)
-        self._outliers = [OutlierCounter(hidden) for _ in range(num_experts)]
+        self._recorded = recorded
+        recorded.clear()
 
     def add_routing(
         self, token_ids: Tensor, logits: Tensor, scores: Tensor, weights: Tensor, ids: Tensor
@@ -91,9 +101,11 @@ class LayerAccumulator:
             those multiply the inputs
         """
         assert len(outputs) == len(weights), (len(outputs), len(weights))
+        self._recorded.add(expert, outputs)
         while len(outputs):
-            # Outlier bands are renewed at fixed token counts, so that cuts play no part.
-            size = min(self._outliers[expert].until_renewal, len(outputs))
+            # Sums are joined at these numbers of tokens, whatever the chunks: 64, 128, 256, ...
+            seen = self._seen[expert]
+            size = min(max(_FIRST_JOIN, 1 << seen.bit_length()) - seen, len(outputs))
             self._add(expert, outputs[:size].detach(), weights[:size].detach())
             outputs, weights = outputs[size:], weights[size:]
 
@@ -110,7 +122,6 @@ class LayerAccumulator:
         low, high = torch.aminmax(outputs)
         peak = torch.maximum(high, -low).double()
         self._peaks[expert] = torch.maximum(self._peaks[expert], peak)
-        self._outliers[expert].add(outputs, self._mean[expert], self._deviations[expert])
 
     def _join(self, expert: int, rows: Tensor, mean: Tensor) -> None:
         """Join mean and squared deviations of the rows with those of the tokens before."""
@@ -121,22 +132,6 @@ class LayerAccumulator:
         self._mean[expert] += shift * (new / total)
         self._deviations[expert] += within + shift.square() * (before * new / total)
 
-    @property
-    def inexact_outliers(self) -> int:
-        """How many (expert, dimension) pairs have an outlier count that is only a bound.
-
-        0 unless outputs drift so far that what was dropped might have been an outlier.
-        """
-        return sum(
-            counter.count(self._mean[expert], self._deviations[expert])[1]
-            for expert, counter in enumerate(self._outliers)
-        )
-
-    @property
-    def kept_entries(self) -> int:
-        """How many single entries are held for the outlier counts, of all experts."""
-        return sum(counter.kept_entries for counter in self._outliers)
-
     def finish(self, gradient: GradientStatistics | None = None) -> LayerStatistics:
         """Return the sums; more may be added afterwards.
 
@@ -145,10 +140,7 @@ class LayerAccumulator:
         assert int(self._counts.sum()) == self._assignments, "assignments are not tokens x top-k"
         assert self._counts.tolist() == self._seen, "outputs are not those of the routed tokens"
         self._check_finite()
-        outliers = [
-            counter.count(self._mean[expert], self._deviations[expert])[0]
-            for expert, counter in enumerate(self._outliers)
-        ]
+        outliers = count_outliers(self._recorded, self._mean, self._deviations, self._counts)
         pairs = _numpy(self._pairs)
         np.fill_diagonal(pairs, 0.0)
         return LayerStatistics(
@@ -165,7 +157,7 @@ class LayerAccumulator:
             units=_numpy(self._units),
             norms=_numpy(self._norms),
             weighted_norms=_numpy(self._weighted_norms),
-            outliers=np.array(outliers, np.float64),
+            outliers=_numpy(outliers),
             peaks=_numpy(self._peaks),
             gradient=gradient,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from offline.calibration.gradients import (
 )
 from offline.calibration.hidden import HiddenStates
 from offline.calibration.memory import files_needed
+from offline.calibration.outliers import RecordedOutputs
 from offline.calibration.scores import Scores
 from offline.calibration.statistics import LayerStatistics, WeightStatistics
 from offline.calibration.walk import Walk, batches_of, by_domain
@@ -40,8 +40,6 @@ from vllm_moe_prune.provenance import Provenance
 if TYPE_CHECKING:
     from offline.engines.local.transformers import TransformersEngine
     from offline.runs.progress import Reporter
-
-_LOG = logging.getLogger(__name__)
 
 
 def calibrate(
@@ -134,12 +132,15 @@ class _Pass:
     inputs: list[HiddenStates] = field(default_factory=list)  # of each layer, if still needed
 
     def check_space(self) -> None:
-        """Refuse to begin where the hidden states will not fit on the disk."""
+        """Refuse to begin where hidden states and outputs of experts will not fit on the disk."""
         files = files_needed(len(self.walk.layers), gradients=self.gradients)
-        needed, free = files * self.walk.hidden_bytes, shutil.disk_usage(self.walk.folder).free
+        domains = (self.walk.bytes_of(batches) for _, batches in by_domain(self.walk.batches))
+        needed = files * self.walk.bytes_of(self.walk.batches)
+        needed += max(self.top_k.values()) * max(domains)
+        free = shutil.disk_usage(self.walk.folder).free
         if needed > free:
             raise PruneError(
-                f"the hidden states need {needed / 1024**3:.1f} GiB on the disk of "
+                f"the hidden states and outputs need {needed / 1024**3:.1f} GiB on the disk of "
                 f"{self.walk.folder.parent}, which has {free / 1024**3:.1f} GiB free",
                 hint="choose another --scratch, or fewer or shorter sequences",
             )
@@ -172,26 +173,23 @@ class _Pass:
         self.weights[number] = weight_statistics(
             gate_weight(control), matrices_of(control, fused_weights(control))
         )
-        with watching(control) as watch:
+        with watching(control) as watch, closing(RecordedOutputs(self.walk.folder)) as recorded:
             for domain, batches in by_domain(self.walk.batches):
-                watch.accumulator = seen = self._accumulator(control)
+                watch.accumulator = seen = self._accumulator(control, recorded)
                 self.walk.step(number, batches, inputs, self.inputs[-1], before=watch.expect)
-                self.found.setdefault(domain, {})[number] = self._finish(seen, number, domain)
+                self.found.setdefault(domain, {})[number] = self._finish(seen, number)
 
-    def _accumulator(self, control: LayerControl) -> LayerAccumulator:
+    def _accumulator(self, control: LayerControl, recorded: RecordedOutputs) -> LayerAccumulator:
         vocab, hidden = self.walk.model.get_input_embeddings().weight.shape
-        return LayerAccumulator(control.num_experts, hidden, vocab, device=self.walk.device)
+        return LayerAccumulator(
+            control.num_experts, hidden, vocab, device=self.walk.device, recorded=recorded
+        )
 
-    def _finish(self, seen: LayerAccumulator, number: int, domain: str) -> LayerStatistics:
+    def _finish(self, seen: LayerAccumulator, number: int) -> LayerStatistics:
         statistics = seen.finish()
         assigned = statistics.counts.sum()
         assert statistics.tokens > 0, f"layer {number} saw no token"
         assert assigned == statistics.tokens * self.top_k[number], (number, assigned)
-        if inexact := seen.inexact_outliers:
-            _LOG.warning(
-                "layer %d, domain %s: the outliers of %d dimensions are an estimate",
-                *(number, domain, inexact),
-            )
         return statistics
 
     def _all_backwards(self, gradients: HiddenStates) -> None:

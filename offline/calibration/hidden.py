@@ -30,20 +30,14 @@ class HiddenStates:
     def write(self, number: int, hidden: torch.Tensor) -> None:
         """Keep the tensor of one batch in place of what there was."""
         assert hidden.shape == self._shapes[number] and hidden.dtype == self._dtype
-        data = _bytes(hidden.detach().contiguous().cpu())
         self._file.seek(self._offsets[number])
-        while data:  # a disk may take less than all at once
-            data = data[self._file.write(data) :]
+        write_tensor(self._file, hidden)
 
     def read(self, number: int, device: torch.device) -> torch.Tensor:
         """Return the tensor of one batch."""
         hidden = torch.empty(self._shapes[number], dtype=self._dtype)
-        data = _bytes(hidden)
         self._file.seek(self._offsets[number])
-        while data:
-            count = self._file.readinto(data)
-            assert count, f"batch {number} was never written whole"
-            data = data[count:]
+        read_tensor(self._file, hidden)
         return hidden.to(device)
 
     def close(self) -> None:
@@ -51,7 +45,23 @@ class HiddenStates:
         self._file.close()
 
 
-def _bytes(hidden: torch.Tensor) -> memoryview:
+def write_tensor(file: Any, tensor: torch.Tensor) -> None:
+    """Write the numbers of a tensor at the place of an unbuffered file."""
+    data = _bytes(tensor.detach().contiguous().cpu())
+    while data:  # a disk may take less than all at once
+        data = data[file.write(data) :]
+
+
+def read_tensor(file: Any, into: torch.Tensor) -> None:
+    """Fill a contiguous tensor with what `write_tensor` wrote at the place of the file."""
+    data = _bytes(into)
+    while data:
+        count = file.readinto(data)
+        assert count, "the tensor was never written whole"
+        data = data[count:]
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
     """Return the bytes of a contiguous tensor, writable; numpy has no bfloat16."""
-    array: Any = hidden.view(torch.uint8).numpy()
-    return memoryview(array).cast("B")
+    array: Any = tensor.flatten().view(torch.uint8).numpy()
+    return memoryview(array)

@@ -79,7 +79,11 @@ def estimate(
         memory["gradients of the layer at work"] = experts + experts * 4 // item
         memory["activations of a batch"] *= 2  # and their gradients
         memory["logits"] = 3 * _HEAD_CHUNK * vocab * 4
-    disk = {"hidden states": files_needed(num_layers, gradients=gradients) * tokens * hidden * item}
+    largest = max(part.sequences for part in parts) * length
+    disk = {
+        "hidden states": files_needed(num_layers, gradients=gradients) * tokens * hidden * item,
+        "outputs of a layer's experts": largest * top_k * hidden * item,  # of one domain
+    }
     if offload:
         disk["offloaded layers"] = sum(layers)
     return MemoryEstimate(memory, disk)

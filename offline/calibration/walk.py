@@ -72,12 +72,11 @@ class Walk:
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
-    @property
-    def hidden_bytes(self) -> int:
-        """Bytes of the hidden states of all batches at one place of the model."""
+    def bytes_of(self, batches: Sequence[TextBatch]) -> int:
+        """Return the bytes of the hidden states of some batches at one place of the model."""
         embedding = self.model.get_input_embeddings().weight  # [V, D]
         width: int = embedding.shape[1] * embedding.element_size()
-        return sum(batch.token_ids.numel() for batch in self.batches) * width
+        return sum(batch.token_ids.numel() for batch in batches) * width
 
     def file(self, name: str) -> HiddenStates:
         """Make a file with room for the hidden states of all batches."""

@@ -60,9 +60,8 @@ class Watch:
         Every (token, expert) pair is computed as a token of its own with weight 1, by the fused
         experts at once, sorted so that the rows of an expert lie together. Where weights belong to
         the inputs it is the other way round: a pair has its weight there, and its output weight 1.
-        Tokens are taken in a random but fixed order: an expert's first ones are then a fair sample
-        of the batch, not the beginning of one text, and few outlier counts are inexact (see
-        outliers.py).
+        Tokens are taken in a random but fixed order, in which sums have always been made: scores
+        keep their bits.
         """
         accumulator, token_ids, logits = self.accumulator, self.token_ids, self._logits
         assert accumulator is not None and token_ids is not None and logits is not None

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from offline.calibration.accumulate import LayerAccumulator
+from offline.calibration.outliers import RecordedOutputs
 from tests.calibration.naive import Pass
 
 
@@ -51,7 +52,7 @@ def random_pass(
 def accumulate(run: Pass, cuts: Sequence[int] = ()) -> LayerAccumulator:
     """Feed a pass to an accumulator, cut into chunks of tokens at ``cuts``."""
     experts, hidden = run.logits.shape[1], run.outputs[0].shape[1]
-    found = LayerAccumulator(experts, hidden, run.vocab, device="cpu")
+    found = LayerAccumulator(experts, hidden, run.vocab, device="cpu", recorded=RecordedOutputs())
     edges = [0, *sorted(cuts), len(run.token_ids)]
     done = [0] * experts
     for start, stop in itertools.pairwise(edges):

@@ -180,7 +180,7 @@ def test_a_full_disk_is_noticed_before_anything_is_computed(
 
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
-    with pytest.raises(PruneError, match="hidden states need"):
+    with pytest.raises(PruneError, match="hidden states and outputs need"):
         calibrate(engine, DOMAINS, scratch=tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -57,9 +57,11 @@ def test_hidden_states_are_on_the_disk_and_of_all_layers_with_gradients(
     checkpoint: Checkpoint,
 ) -> None:
     tokens, width = 80, 64 * 4
-    assert expected(checkpoint).disk == {"hidden states": tokens * width}
-    assert expected(checkpoint, gradients=True).disk == {"hidden states": 5 * tokens * width}
-    assert expected(checkpoint, item_bytes=2).written == tokens * width // 2
+    outputs = {"outputs of a layer's experts": 50 * 2 * width}  # of the larger domain, top-2
+    assert expected(checkpoint).disk == {"hidden states": tokens * width, **outputs}
+    found = expected(checkpoint, gradients=True).disk
+    assert found == {"hidden states": 5 * tokens * width, **outputs}
+    assert expected(checkpoint, item_bytes=2).written == (tokens + 100) * width // 2
 
 
 def test_memory_does_not_grow_with_tokens(checkpoint: Checkpoint) -> None:
