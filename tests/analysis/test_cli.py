@@ -107,7 +107,10 @@ def test_pictures_show_the_numbers(full: tuple[Result, Path]) -> None:
     assert page.figures["overlap"]["data"][0]["z"] == [list(r) for r in found.overlap.jaccard]
     lift = page.figures["co-activation-1"]["data"][0]["z"]
     assert lift[0][0] is None
-    assert "the map" in page.cells
+    shown = page.table("Overlap of what criteria would drop")
+    assert shown.head == ["", "min-ean", "max-rwn", "max-ecc", "the map"]
+    for word, values in zip(found.overlap.words, found.overlap.jaccard, strict=True):
+        assert list(shown.row(word).values())[1:] == [f"{value:.2f}" for value in values]
     assert "Before and after pruning" in page.text
 
 
@@ -163,7 +166,7 @@ def test_what_is_there_stays_unless_forced(inputs: Path, tmp_path: Path) -> None
         (["--criteria", "min-ean,"], "a name is missing"),
         (["--criteria", "min-foo"], "unknown criterion 'min-foo'"),
         (["--keep", "7"], "--keep 7: layer 0 has 6 experts"),
-        (["--domains", "law"], "law"),
+        (["--domains", "law"], "no scores of domain 'law'"),
         (["--map", "nowhere"], "no routing map"),
     ],
 )

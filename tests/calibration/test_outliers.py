@@ -62,7 +62,8 @@ def test_counts_exactly(name: str, tokens: int) -> None:
     rows = DRAWS[name](np.random.default_rng(tokens), tokens).astype(np.float32)
     (found,) = count([rows])
     assert found == naive.outliers(rows.astype(float))
-    assert tokens < 1000 or found > 0
+    if tokens >= 1000:
+        assert found > 0
 
 
 @given(

@@ -132,7 +132,7 @@ def test_the_guard_of_an_agreement_needs_no_base() -> None:
 
 @pytest.mark.parametrize("guard", [-0.1, float("nan")])
 def test_a_guard_below_zero_is_refused(guard: float) -> None:
-    with pytest.raises(PruneError, match="guard"):
+    with pytest.raises(PruneError, match=f"a guard of {guard:g} is not a number from 0 on"):
         Objective((WeightedTask(ONE),), guard=guard)
 
 

@@ -193,5 +193,5 @@ def test_the_guard_of_the_reference_lowers_the_bar() -> None:
 
 @pytest.mark.parametrize("looks", [(0.5, 0.25), (0.0,), (1.0,), (0.2, 0.2)])
 def test_looks_that_make_no_sense_are_refused(looks: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="rise"):
+    with pytest.raises(ValueError, match="looks must be shares between 0 and 1 that rise"):
         RacingSettings(looks=looks)

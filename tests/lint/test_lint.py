@@ -162,7 +162,12 @@ def test_the_nearest_friendly_count(
 def test_a_friendly_count_keeps_to_its_bounds(count: int, a: int, b: int, size: int) -> None:
     least, most = min(a, b), max(a, b)
     found = nearest_friendly(count, least, most, divisors=(size,))
-    assert found == count or (found in FUSED_TOPK and least <= found <= most and not found % size)
+    allowed = {n for n in FUSED_TOPK if n in range(least, most + 1) and n % size == 0}
+    if allowed:
+        nearer = range(count - abs(found - count) + 1, count + abs(found - count))
+        assert found in allowed and allowed.isdisjoint(nearer)
+    else:
+        assert found == count
 
 
 def test_friendly_rounds_each_layer_and_says_so() -> None:

@@ -70,7 +70,14 @@ def test_one_event_of_each_shape(event: dict[str, object], delta: Delta) -> None
     assert parse_delta(json.dumps(event)) == delta
 
 
-@pytest.mark.parametrize("data", ["{not json", "[]", "3"])
-def test_an_event_of_another_shape_is_an_error(data: str) -> None:
-    with pytest.raises(ValueError):
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("{not json", "Expecting property name"),
+        ("[]", r"not an object: \[\]"),
+        ("3", "not an object: 3"),
+    ],
+)
+def test_an_event_of_another_shape_is_an_error(data: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
         parse_delta(data)

@@ -64,9 +64,7 @@ def test_the_finetune_helps_and_numbers_are_of_the_models_they_are_said_of(
 
 def test_weights_of_rounds_are_gone_and_all_else_stays(won: Path) -> None:
     run = won.with_name("out.run")
-    assert not list(run.rglob("*.safetensors*")) or {
-        file.parent.name for file in run.rglob("*.safetensors*")
-    } == {"scores"}
+    assert {file.parent.name for file in run.rglob("*.safetensors*")} <= {"scores"}
     for number in (1, 2):
         folder = run / f"round-{number:02d}"
         record = read_round(folder)

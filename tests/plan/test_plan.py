@@ -242,7 +242,7 @@ def test_domains_are_weighed_at_plan_time() -> None:
 
 
 def test_an_unknown_domain_is_named() -> None:
-    with pytest.raises(PruneError, match="maths"):
+    with pytest.raises(PruneError, match="no scores of domain 'maths'"):
         planned(keep=3, domains="maths:1")
 
 

@@ -17,6 +17,7 @@ from offline.recover import session
 from offline.recover.recipe import RecoverRecipe, training_of
 from offline.recover.recover import recover
 from offline.results.recovery import RECOVERY_FILE, Recovery
+from tests.report.page import Page
 from tests.sample_runs import Listener
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
@@ -91,8 +92,11 @@ def test_the_table_the_checkpoint_and_the_map(
     assert any("experts" in name for name in changed) and any("gate" in name for name in changed)
 
     assert not (out / "vmprune_result.json").exists()
-    page = (out / "report.html").read_text()
-    assert all(name in page for name in (*tasks, "zero-shot", "2-shot", "sft", "won back"))
+    page = Page((out / "report.html").read_text())
+    shown = page.table("Accuracy on held-out items; sft is zero-shot after the supervised finetune")
+    rows = [(task, mode) for task in tasks for mode in ("zero-shot", "2-shot", "sft")]
+    assert sorted(zip(shown.column("task"), shown.column("mode"), strict=True)) == sorted(rows)
+    assert "won back" in shown.head
     kept = sorted(f.name for f in out.with_name("out.run").iterdir() if f.is_dir())
     assert kept == []  # neither the base's weights nor a second copy of the model's
 

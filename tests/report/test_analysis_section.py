@@ -27,7 +27,10 @@ def test_the_analysis_beside_a_result_is_shown(tmp_path: Path) -> None:
     assert page.open == []
     assert page.loads == []
     assert set(page.figures) - set(bare.figures) == {"use", "balance", "overlap"}
-    assert f"{found.layers[0].cv:.2f}" in page.cells
+    shown = page.table("Use of the experts, base")
+    assert shown.column("layer") == ["0", "1", "4"]
+    assert shown.column("CV") == [f"{layer.cv:.2f}" for layer in found.layers]
+    assert shown.column("tokens") == [f"{layer.tokens:,.0f}" for layer in found.layers]
 
 
 def test_a_damaged_analysis_is_named(tmp_path: Path) -> None:

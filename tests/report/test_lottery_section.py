@@ -6,7 +6,14 @@ import pytest
 
 from offline.report import lottery as section
 from offline.report.render import render
-from offline.results.lottery import LayerLoad, LotteryRecord, Measured, RoundFinetune, RoundRecord
+from offline.results.lottery import (
+    LayerLoad,
+    LotteryRecord,
+    Measured,
+    RoundFinetune,
+    RoundRecord,
+)
+from tests.report.page import Page
 from tests.report.samples import run_result
 from vllm_moe_prune.tuning import Tuning
 
@@ -38,10 +45,14 @@ def record(*, tuned: bool) -> LotteryRecord:
 @pytest.mark.parametrize("tuned", [True, False])
 def test_the_page_shows_rounds_and_offers_a_map_only_where_it_makes_the_model(tuned: bool) -> None:
     result = run_result().model_copy(update={"lottery": record(tuned=tuned), "method": "lottery"})
-    page = render(result)
-    assert 'id="rounds"' in page and 'id="load-balance"' in page and 'id="load-2"' in page
-    assert ("76,543,210" in page) == tuned
-    assert ("routing_map" in page.split('id="h-use"')[1].split("</section>")[0]) != tuned
+    text = render(result)
+    page = Page(text)
+    assert {"rounds", "load-balance", "load-0", "load-2"} <= set(page.figures)
+    rounds = page.table("Held-out perplexity by round; domains at the end of it")
+    assert rounds.column("round") == ["base", "1", "as stored"]
+    assert rounds.row("1")["tokens trained on"] == ("76,543,210" if tuned else "")
+    assert rounds.column("perplexity")[:2] == ["4.48", "12.18"]  # e^1.5, e^2.5
+    assert ("routing_map" in text.split('id="h-use"')[1].split("</section>")[0]) != tuned
 
 
 def test_the_tables_say_what_was_measured() -> None:

@@ -88,7 +88,22 @@ def test_the_page_says_it_and_loads_nothing() -> None:
     assert page.open == [] and page.loads == [] and page.named("img") == []
     assert "base 80.0%, pruned 40.0%, after the finetune 70.0%" in page.words
     assert "2 examples were left out" in page.words
-    assert {"75%", "95.0%", "100.0%", "1 min 1 s", "2.00 GiB"} <= set(page.cells)
+    shown = page.table("Accuracy on held-out items; sft is zero-shot after the supervised finetune")
+    tuned = shown.row("one", "sft")
+    assert (tuned["base"], tuned["pruned"], tuned["won back"]) == ("95.0%", "70.0%", "75%")
+    assert tuned["pruned in format"] == tuned["base in format"] == "-"
+    assert shown.column("pruned in format") == ["-", "-", "-", "40.0%", "100.0%"]
+    assert page.table("Supervised finetune").row("pruned") == {
+        "": "pruned",
+        "trained": "lora",
+        "parameters": "1,000",
+        "steps": "5",
+        "tokens with a loss": "70",
+        "loss, first tenth": "3.000",
+        "last tenth": "1.500",
+        "time": "1 min 1 s",
+        "peak memory": "2.00 GiB",
+    }
     bars = page.figures["recovery"]["data"]
     assert [bar["name"] for bar in bars] == ["base", "pruned"]
     assert len(bars[0]["y"]) == 3 and len(bars[1]["y"]) == 5
@@ -108,7 +123,12 @@ def test_report_draws_the_page_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [("{", "is not JSON"), ("{}", "model"), (None, "has no recovery.json")]
+    ("content", "said"),
+    [
+        ("{", "is not JSON"),
+        ("{}", r"recovery\.json: model: Field required"),
+        (None, "has no recovery.json"),
+    ],
 )
 def test_a_damaged_result_is_named(content: str | None, said: str, tmp_path: Path) -> None:
     if content is not None:
