@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from offline.check import check as module
-from offline.check.check import Answer, CheckResult, Finding, check
+from offline.check.check import Answer, CheckItem, CheckResult, check
 from offline.check.probes import CHAT_PROMPTS, PROMPTS
 from offline.cli.check import check as command
 from offline.engines.local.transformers import TransformersEngine
@@ -35,7 +35,7 @@ class Reference:
         return found
 
 
-def judged(prompts: list[list[int]], answers: list[Answer], dtype: str) -> dict[str, Finding]:
+def judged(prompts: list[list[int]], answers: list[Answer], dtype: str) -> dict[str, CheckItem]:
     found = module._parity(Reference(), prompts, answers, dtype)  # type: ignore[arg-type]
     return {finding.name: finding for finding in found}
 
@@ -210,8 +210,8 @@ def test_a_server_that_does_not_follow_the_map_fails(
 def invoked(folder: Path, monkeypatch: pytest.MonkeyPatch, ok: bool, *words: str) -> Result:
     """Run the command with a check that found this in place of a server."""
     checks = (
-        Finding("parity", True, 0.001, 0.002, "of tokens"),
-        Finding("no collapse", ok, 0.625, 0.5, "of text"),
+        CheckItem("parity", True, 0.001, 0.002, "of tokens"),
+        CheckItem("no collapse", ok, 0.625, 0.5, "of text"),
     )
     result = CheckResult("out", "auto", 1.0, checks)
     monkeypatch.setattr(module, "check", lambda *_, **__: result)
