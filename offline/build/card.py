@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from pydantic import JsonValue
+
 from vllm_moe_prune.routing_map import MAP_FILE, Form, RoutingMap
 
 _SERVE = {
@@ -18,11 +20,15 @@ _SERVE = {
 """,
 }
 
+_MORE = ("<details><summary>Defaults, and the numbers behind them</summary>\n\n", "\n</details>\n")
+
 
 def model_card(base_name: str, routing_map: RoutingMap, form: Form) -> str:
     """Return README.md: what was pruned, how, and how to serve it."""
     provenance = routing_map.provenance
-    settings = json.dumps(provenance.settings, indent=2)
+    told = provenance.settings
+    settings = {name: value for name, value in told.items() if not isinstance(value, dict)}
+    more = {name: value for name, value in told.items() if isinstance(value, dict)}
     data = [f"- {d.name} ({d.split}): {d.count} items, {d.sha256}" for d in provenance.data]
     tuned = [
         f"- {t.trainable}: {t.parameters:,} parameters, {t.steps} steps, {t.tokens:,} tokens, "
@@ -46,11 +52,13 @@ tags: [mixture-of-experts, expert-pruning, vllm-moe-prune]
 
 Method `{provenance.method}`, seed {provenance.seed}, {provenance.tool}, {provenance.created}.
 
-```json
-{settings}
-```
-
+{_json(settings)}
+{f"{_MORE[0]}{_json(more)}{_MORE[1]}" if more else ""}
 Data that decided:
 
 {chr(10).join(data) or "none"}
 """
+
+
+def _json(fields: dict[str, JsonValue]) -> str:
+    return f"```json\n{json.dumps(fields, indent=2)}\n```\n"

@@ -114,10 +114,11 @@ def _provenance(
         for entry in objective.tasks
         for split in METHODS[recipe.method.name].decided_on
     ]
-    settings = {name: value for name, value in recipe.settings().items() if name != "seed"}
+    settings = recipe.told(len(space.layers))
+    settings.pop("seed", None)  # has a place of its own
     return Provenance.now(
         recipe.method.name,
-        settings=settings | recipe.numbers(len(space.layers)),
+        settings=settings,
         seed=recipe.method.seed,
         data=(*data, *([scores] if scores else ())),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 
 import plotly.graph_objects as go
+from pydantic import JsonValue
 
 from offline.report import words
 from offline.report.drawing import COLOURS, Figure, axis, layout_of
@@ -89,10 +90,17 @@ def _candidates(points: list[SearchPoint], name: str, symbol: str) -> go.Scatter
     )
 
 
+def _initial(result: RunResult) -> JsonValue:
+    """Return how many candidates the search drew at random; results of version 0.1 say it flat."""
+    settings = result.provenance.settings
+    search = settings.get("search")
+    return search.get("num_initial") if isinstance(search, dict) else settings.get("initial")
+
+
 def _baselines(result: RunResult, first: int, last: int) -> list[go.Scatter]:
     """Horizontal lines; one measured on other items than the candidates says so in its name."""
     lines = []
-    initial = result.provenance.settings.get("initial")
+    initial = _initial(result)
     if isinstance(initial, int) and 1 < initial <= len(result.search):
         mean = statistics.fmean(p.fitness for p in result.search[:initial])
         lines.append((f"mean of the {initial} random starts", mean, "random"))

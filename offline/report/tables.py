@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pydantic import JsonValue
@@ -205,8 +205,17 @@ def data_table(result: RunResult) -> Table | None:
 
 def pairs_table(caption: str, head: tuple[str, str], pairs: dict[str, JsonValue]) -> Table | None:
     """Names and values: settings, versions."""
-    rows = tuple((name, _plain(value) or "-") for name, value in pairs.items())
+    rows = tuple(_rows(pairs))
     return Table(caption, head, rows, frozenset({0, 1})) if rows else None
+
+
+def _rows(pairs: Mapping[str, JsonValue]) -> Iterator[tuple[str, str]]:
+    """Yield names and values; those of a group follow it under their own names."""
+    for name, value in pairs.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}: {inner}", text) for inner, text in _rows(value))
+        else:
+            yield name, _plain(value) or "-"
 
 
 def _plain(value: JsonValue) -> str:

@@ -121,6 +121,15 @@ def test_what_decided_comes_first_and_nothing_of_other_methods() -> None:
     assert not {"model", "device", "rounds", "held_out", "criterion"} & told.keys()
 
 
+def test_what_is_told_has_the_defaults_and_the_numbers_by_themselves() -> None:
+    told = recipe_of(BASE | {"evaluations": 40}).told(24)
+    assert list(told) == ["method", "keep", "evaluations", "defaults", "search"]
+    defaults, numbers = told["defaults"], told["search"]
+    assert isinstance(defaults, dict) and isinstance(numbers, dict)
+    assert (defaults["groups"], numbers["num_evaluations"]) == ("4", 40)
+    assert "evaluations" not in defaults
+
+
 def test_numbers_are_those_that_were_used() -> None:
     found = recipe_of(BASE | {"evaluations": 40}).numbers(24)["search"]
     assert isinstance(found, dict)

@@ -116,14 +116,29 @@ class CompressRecipe(BaseModel):
         What is not given and has no default is left out, and so is what only says where something
         lies or runs.
         """
-        given: dict[str, JsonValue] = {}
-        default: dict[str, JsonValue] = {}
+        return self._given() | self._defaults()
+
+    def told(self, num_layers: int) -> dict[str, JsonValue]:
+        """Return the same for people: what differs from the default, then the rest by itself.
+
+        :raises PruneError: as `numbers`
+        """
+        given, rest = self._given(), {"defaults": self._defaults(), **self.numbers(num_layers)}
+        return {**given, **{name: value for name, value in rest.items() if value}}
+
+    def _given(self) -> dict[str, JsonValue]:
+        return {flag: value for flag, value, default in self._plain() if not default}
+
+    def _defaults(self) -> dict[str, JsonValue]:
+        return {flag: value for flag, value, default in self._plain() if default}
+
+    def _plain(self) -> Iterator[tuple[str, JsonValue, bool]]:
+        """Yield flag, value and whether that is the default."""
         for section_name, section in self.sections():
             plain = section.model_dump(mode="json", exclude_none=True, exclude=set(section.places))
             for name, value in plain.items():
                 same = getattr(section, name) == type(section).model_fields[name].default
-                (default if same else given)[_flag(section_name, name)] = value
-        return given | default
+                yield _flag(section_name, name), value, same
 
     def numbers(self, num_layers: int) -> dict[str, JsonValue]:
         """Return the method's numbers with the preset's where none was given; by section.
