@@ -19,7 +19,7 @@ import pytest
 from offline.cli.lazy import LazyCommand
 from offline.cli.main import cli
 from offline.cli.quiet import with_quiet
-from tests.floors import ROOT, name_of
+from tests.floors import FLOORS, ROOT, name_of
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
@@ -30,10 +30,13 @@ ROOMS = "benchmarks|deploy|docs|loadtest|offline|requirements|serve|tests|vllm_m
 FILE = re.compile(rf"(?<![\w./-])((?:{ROOMS})/[\w./-]*[\w/])")
 # Flags that are another program's: vLLM's, locust's, pip's, pytest's, git's, a later tool's.
 OTHERS = frozenset(
-    "attention-backend compilation-config enable-eplb enable-expert-parallel enable-lora "
-    "enforce-eager expect-workers force-reinstall headless host limit-mm-per-prompt load-format "
-    "lora-modules lora-target-modules master master-host max-loras model-loader-extra-config "
-    "no-compile no-deps processes speculative-config tensor-parallel-size worker".split()
+    (
+        *("attention-backend", "compilation-config", "enable-eplb", "enable-expert-parallel"),
+        *("enable-lora", "enforce-eager", "expect-workers", "headless", "host", "master"),
+        *("limit-mm-per-prompt", "load-format", "lora-modules", "lora-target-modules"),
+        *("master-host", "max-loras", "model-loader-extra-config", "no-deps"),
+        *("speculative-config", "tensor-parallel-size", "worker"),
+    )
 )
 MAKE = re.compile(r"^make ([a-z][a-z-]*)")
 
@@ -167,6 +170,13 @@ def known(path: tuple[str, ...]) -> frozenset[str]:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_files_that_are_named_exist(page: Path) -> None:
     assert missing_files(text_of(page)) == []
+
+
+def test_the_floors_are_those_of_the_list() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    block = next(block for block in blocks_of(text) if block.startswith(f"{len(FLOORS)}  "))
+    found = [re.sub(r"^ *\d+  ", "", line).split("   ")[0] for line in block.splitlines()]
+    assert [tuple(line.split()) for line in found] == list(FLOORS)
 
 
 def test_every_page_is_in_the_index() -> None:
