@@ -11,7 +11,9 @@ import click
 
 @click.command(epilog="Example: vmprune check pruned --base base")
 @click.argument("out", type=click.Path(path_type=Path, exists=False))
-@click.option("--base", type=click.Path(path_type=Path), help="the model that OUT was made from")
+@click.option(
+    "--base", type=click.Path(path_type=Path), help="base checkpoint that OUT was made from"
+)
 @click.option(
     "--dtype", default="auto", show_default=True, help="float32 gives the tightest parity"
 )

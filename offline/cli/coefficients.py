@@ -14,7 +14,9 @@ import click
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--model", type=click.Path(path_type=Path), help="the base; Mixtral-8x7B unseen if not given"
+    "--model",
+    type=click.Path(path_type=Path),
+    help="base checkpoint; the map is for Mixtral-8x7B as released if not given",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write")
 @click.option("--force", is_flag=True, help="replace OUT if it exists")

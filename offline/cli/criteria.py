@@ -52,7 +52,7 @@ def _show(found: list[dict[str, Any]]) -> None:
     console.print(table)
     console.print(
         "W_p: weights of expert p, W_p^g their gradients; A_p: its outputs, [tokens, hidden]; "
-        "T_p: tokens routed to it; g_t: its router weight for token t. Criteria of gradients need "
+        "T_p: tokens routed to it; g_t: its routing weight for token t. Criteria of gradients need "
         "scores made with `vmprune score --gradients`.",
         markup=False,
     )

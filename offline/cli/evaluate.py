@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="examples with their answers before every question; --task NAME@K says the same",
 )
-@click.option("--split", default="test", show_default=True, help="search, selection or test")
+@click.option(
+    "--split",
+    default="test",
+    show_default=True,
+    help="search, selection or test (the held-out one)",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="items; all if not given")
 @click.option("--map", "map_path", type=click.Path(path_type=Path), help="routing map to apply")
 @click.option("--allow-other-base", is_flag=True, help="apply a map made for another base")

@@ -28,7 +28,7 @@ class PlanRecipe(BaseModel):
     criterion: str = Field(
         default="min-ean",
         description="what decides: min-NAME drops the lowest first, max-NAME the highest, a bare "
-        "NAME the better end; all names are in docs/criteria.md",
+        "NAME the better end; `vmprune criteria` lists all",
     )
     keep: int | None = Field(default=None, ge=1, description="experts to keep in every layer (E')")
     ratio: float | None = Field(

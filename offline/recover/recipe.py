@@ -31,8 +31,8 @@ class RecoverRecipe(BaseModel):
     model: Path = Field(description="plain checkpoint to train: a local folder, pruned or not")
     base: Path | None = Field(
         default=None,
-        description="what it was pruned from: gets the same treatment for comparison, and is "
-        "not kept",
+        description="base that it was pruned from: gets the same examples and finetune for "
+        "comparison, and is not kept",
     )
     task: str | None = Field(
         default=None,

@@ -11,8 +11,8 @@ from offline.methods.baselines import ONE_SHOT
 
 Preset = Literal["fast", "paper"]
 _PRESET = (
-    "eep's and lottery's numbers: the paper's, or ours (eep's races candidates, lottery's trains "
-    "small models)"
+    "eep's and lottery's numbers: paper has those of the papers, fast ours (eep also races and "
+    "seeds candidates; lottery's are for small models)"
 )
 _CRITERION = (
     "oneshot's and lottery's: min-NAME drops the lowest first, max-NAME the highest, a bare NAME "
