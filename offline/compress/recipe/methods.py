@@ -11,8 +11,8 @@ from offline.methods.baselines import ONE_SHOT
 
 Preset = Literal["fast", "paper"]
 _PRESET = (
-    "eep's and lottery's numbers: paper has those of the papers, fast ours (eep also races and "
-    "seeds candidates; lottery's are for small models)"
+    "eep's and lottery's numbers: paper has the papers', fast ours (eep races candidates and "
+    "begins with one-shot maps, lottery trains small models)"
 )
 _CRITERION = (
     "oneshot's and lottery's: min-NAME drops the lowest first, max-NAME the highest, a bare NAME "
