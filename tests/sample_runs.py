@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offline.compress.recipe.recipe import DEFAULT_METHOD, RECIPES, fields_of
+from offline.compress.methods import DEFAULT_METHOD, METHODS
+from offline.compress.recipe.recipe import fields_of
 
 
 @dataclass
@@ -30,5 +31,5 @@ def log_of(out: Path) -> list[dict[str, Any]]:
 
 def of_its_method(settings: dict[str, Any]) -> dict[str, Any]:
     """Leave out what the method of some settings does not have, and would refuse."""
-    known = fields_of(RECIPES[settings.get("method", DEFAULT_METHOD)])
+    known = fields_of(METHODS[settings.get("method", DEFAULT_METHOD)].recipe)
     return {name: value for name, value in settings.items() if name in known}

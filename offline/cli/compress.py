@@ -12,8 +12,9 @@ import cloup
 from offline.cli.findings import findings, say
 from offline.cli.options import Command, option_of
 from offline.cli.quiet import QUIET_SETTINGS
+from offline.compress.methods import DEFAULT_METHOD, METHODS
 from offline.compress.recipe.reading import read_recipe
-from offline.compress.recipe.recipe import DEFAULT_METHOD, RECIPES, sections_of
+from offline.compress.recipe.recipe import sections_of
 from offline.results.compression import RunResult
 
 if TYPE_CHECKING:
@@ -28,15 +29,15 @@ def _recipe_options(command: Command) -> Command:
     """Add the flags of all recipes, a group for each section."""
     titles: dict[str, str] = {}
     options: dict[str, dict[str, Callable[[Command], Command]]] = {}
-    for recipe in RECIPES.values():
-        for name, section in sections_of(recipe).items():
+    for method in METHODS.values():
+        for name, section in sections_of(method.recipe).items():
             titles[name] = section.title
             for field, info in section.model_fields.items():
                 flag = name if field == "name" else field
                 options.setdefault(name, {}).setdefault(flag, option_of(flag, info))
     options["method"]["method"] = cloup.option(
         "--method",
-        type=click.Choice(list(RECIPES)),
+        type=click.Choice(list(METHODS)),
         help=f"how the kept experts are chosen  [default: {DEFAULT_METHOD}]",
     )
     for name in reversed(_ORDER):

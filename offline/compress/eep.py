@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 
 from offline.compress.observations import Observations
-from offline.compress.recipe.recipe import CompressRecipe, EepRecipe
+from offline.compress.recipe.eep import EepRecipe
+from offline.compress.recipe.recipe import CompressRecipe
 from offline.compress.run import MethodMaps, Run
 from offline.compress.search import Search
 from offline.fitness.candidate import Assessment

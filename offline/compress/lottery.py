@@ -16,7 +16,7 @@ from offline.compress.engines import EngineFactory, open_engines
 from offline.compress.held_out import in_table_order, measure_as_it_is, measure_quality
 from offline.compress.observations import Observations
 from offline.compress.prepared import Prepared
-from offline.compress.recipe.recipe import LotteryRecipe
+from offline.compress.recipe.lottery import LotteryRecipe
 from offline.compress.recipe.sections import BaseSection
 from offline.compress.run import Run
 from offline.compress.scores import blend_of

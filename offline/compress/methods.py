@@ -1,7 +1,6 @@
 """The methods of `vmprune compress`: what each refuses, how it chooses, and by which items.
 
-A new search method is one file in offline/methods/, a recipe with its sections (recipe/), and one
-entry here.
+A new search method is one file in offline/methods/, one in recipe/, and one entry here.
 """
 
 from __future__ import annotations
@@ -12,6 +11,9 @@ from dataclasses import dataclass
 
 from offline.compress.eep import check_eep, choose_eep
 from offline.compress.observations import Observations
+from offline.compress.recipe.eep import EepRecipe
+from offline.compress.recipe.lottery import LotteryRecipe
+from offline.compress.recipe.one_shot import BaselineRecipe, OneShotRecipe
 from offline.compress.recipe.recipe import CompressRecipe
 from offline.compress.run import MethodMaps, Run
 from offline.maps.map_space import Space
@@ -27,10 +29,12 @@ def _allow(recipe: CompressRecipe, space: Space) -> None:
 class Method:
     """How one method goes about a run.
 
-    ``choose`` gives the maps that it found, the last of which is built; None trains in rounds
-    instead (lottery.py). ``decided_on`` are the splits that its choice sees.
+    ``recipe`` is what it may be told. ``choose`` gives the maps that it found, the last of which is
+    built; None trains in rounds instead (lottery.py). ``decided_on`` are the splits that its
+    choice sees.
     """
 
+    recipe: type[CompressRecipe]
     choose: Callable[[Run, Observations], MethodMaps] | None
     check: Callable[[CompressRecipe, Space], None] = _allow
     decided_on: tuple[Split, ...] = ("search",)
@@ -43,8 +47,9 @@ def _one_shot(run: Run, seen: Observations) -> MethodMaps:
 
 
 METHODS: Mapping[str, Method] = {
-    "eep": Method(choose_eep, check_eep, decided_on=("search", "selection")),
-    "oneshot": Method(_one_shot),
-    "lottery": Method(None),
-    **dict.fromkeys(ONE_SHOT, Method(_one_shot)),
+    "eep": Method(EepRecipe, choose_eep, check_eep, decided_on=("search", "selection")),
+    "oneshot": Method(OneShotRecipe, _one_shot),
+    "lottery": Method(LotteryRecipe, None),
+    **dict.fromkeys(ONE_SHOT, Method(BaselineRecipe, _one_shot)),
 }
+DEFAULT_METHOD = "eep"

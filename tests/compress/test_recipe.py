@@ -8,16 +8,11 @@ from typing import Any
 import pytest
 
 from offline.compress.methods import METHODS
+from offline.compress.recipe.eep import EepRecipe
+from offline.compress.recipe.lottery import LotteryRecipe
+from offline.compress.recipe.one_shot import BaselineRecipe, OneShotRecipe
 from offline.compress.recipe.reading import read_recipe, recipe_of
-from offline.compress.recipe.recipe import (
-    RECIPES,
-    BaselineRecipe,
-    EepRecipe,
-    LotteryRecipe,
-    OneShotRecipe,
-    fields_of,
-    sections_of,
-)
+from offline.compress.recipe.recipe import fields_of, sections_of
 from vllm_moe_prune.errors import PruneError
 
 BASE: dict[str, Any] = {"model": Path("base"), "keep": 4}
@@ -40,7 +35,7 @@ def eep_of(flags: dict[str, Any], file: Path | None = None) -> EepRecipe:
 
 
 def test_every_method_has_its_own_recipe() -> None:
-    kinds = {name: type(recipe_of(BASE | {"method": name})) for name in RECIPES}
+    kinds = {name: type(recipe_of(BASE | {"method": name})) for name in METHODS}
     assert kinds == {
         "eep": EepRecipe,
         "oneshot": OneShotRecipe,
@@ -50,14 +45,15 @@ def test_every_method_has_its_own_recipe() -> None:
         "soft_activation": BaselineRecipe,
         "naee": BaselineRecipe,
     }
-    assert METHODS.keys() == RECIPES.keys()
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_flag_says_one_thing(name: str) -> None:
     """Flags have no sections: no two settings of one recipe may have the same flag."""
-    fields = sum(len(section.model_fields) for section in sections_of(RECIPES[name]).values())
-    assert len(fields_of(RECIPES[name])) == fields
+    fields = sum(
+        len(section.model_fields) for section in sections_of(METHODS[name].recipe).values()
+    )
+    assert len(fields_of(METHODS[name].recipe)) == fields
 
 
 def test_flags_override_the_recipe_and_the_recipe_the_defaults(file: Path) -> None:
@@ -70,8 +66,8 @@ def test_flags_override_the_recipe_and_the_recipe_the_defaults(file: Path) -> No
 
 
 def test_a_file_may_say_everything_that_flags_say(file: Path) -> None:
-    for name in RECIPES:
-        known = fields_of(RECIPES[name])
+    for name in METHODS:
+        known = fields_of(METHODS[name].recipe)
         assert {"model", "method", "keep", "ratio", "friendly", "seed", "mtp"} <= known.keys()
     file.write_text("base: {model: base}\nmethod: {name: eep, ratio: 0.5, friendly: true}\n")
     assert (

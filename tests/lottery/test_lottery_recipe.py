@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from offline.cli.main import cli
+from offline.compress.recipe.lottery import LotteryRecipe
 from offline.compress.recipe.reading import recipe_of
-from offline.compress.recipe.recipe import LotteryRecipe
 from offline.lottery.schedule import LotterySettings
 from tests.lottery.conftest import Ground
 from vllm_moe_prune.errors import PruneError

@@ -28,8 +28,8 @@ main()
 def test_a_method_in_the_table_can_be_run_compared_with_and_shown(
     model: Path, task_file: Path, tmp_path: Path
 ) -> None:
-    said = Path(__file__).parents[2] / "CONTRIBUTING.md"
-    assert "`offline/methods/baselines.py` and a line in its table `ONE_SHOT`" in said.read_text()
+    said = " ".join((Path(__file__).parents[2] / "CONTRIBUTING.md").read_text().split())
+    assert "a function and a line of `ONE_SHOT` in `offline/methods/baselines.py`" in said
     out = tmp_path / "out"
     words = ["compress", "--model", str(model), "--task", str(task_file), "--keep", "3"]
     words += ["--device", "cpu", "--dtype", "float32", "--out", str(out)]

@@ -1,16 +1,27 @@
-"""The `lottery` section: rounds of dropping and finetuning."""
+"""The lottery's recipe: rounds of dropping and finetuning."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, JsonValue, model_validator
 
-from offline.compress.recipe.methods import LotteryMethod
-from offline.compress.recipe.sections import Section
+from offline.compress.recipe.method import CRITERION_HELP, PRESET_HELP, MethodSection, Preset
+from offline.compress.recipe.recipe import CompressRecipe
+from offline.compress.recipe.sections import Section, criterion_word
 from offline.finetune.settings import FinetuneSettings
-from offline.lottery.schedule import LotterySettings, settings_of
+from offline.lottery.schedule import RANDOM, LotterySettings, settings_of
+from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.tuning import Trainable
+
+
+class LotteryMethod(MethodSection):
+    """Rounds of dropping and finetuning."""
+
+    name: Literal["lottery"]
+    criterion: str = Field(default="min-ean", description=CRITERION_HELP)
+    preset: Preset = Field(default="fast", description=PRESET_HELP)
 
 
 class LotterySection(Section):
@@ -80,3 +91,47 @@ class LotterySection(Section):
         names = (*LotterySettings.model_fields, *FinetuneSettings.model_fields)
         given = {name: getattr(self, name) for name in names if hasattr(self, name)}
         return settings_of(method.preset, **{**given, "criterion": method.criterion})
+
+
+class LotteryRecipe(CompressRecipe):
+    """Rounds of dropping and finetuning, each of which leaves a plain checkpoint of one size."""
+
+    method: LotteryMethod
+    lottery: LotterySection = LotterySection()
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        if not self.engine.reads_experts:
+            raise ValueError("lottery trains: it needs --engine transformers --replicas 1")
+        if self.output.mtp not in (None, "drop"):
+            mtp = self.output.mtp
+            raise ValueError(f"--mtp {mtp}: a lottery trains, and MTP layers not: --mtp drop")
+        if self.data.fitness == "agreement":
+            raise ValueError("--fitness agreement is for searches; lottery measures accuracy")
+        try:
+            self.settings_of_rounds()
+        except PruneError as error:
+            raise ValueError(error.message) from None
+        return self
+
+    @property
+    def rounds_by(self) -> tuple[str, ...]:
+        """Return the criterion that every round goes by, with its direction; none at random."""
+        word = self.method.criterion
+        return () if word == RANDOM else (criterion_word("criterion", word),)
+
+    @property
+    def scored_by(self) -> tuple[str, ...]:
+        """Return also what rounds go by."""
+        return tuple(dict.fromkeys((*self.rounds_by, *self.criteria)))
+
+    def settings_of_rounds(self) -> LotterySettings:
+        """Return the numbers of all rounds.
+
+        :raises PruneError: naming the setting that is out of range
+        """
+        return self.lottery.settings(self.method)
+
+    def numbers(self, num_layers: int) -> dict[str, JsonValue]:
+        """Return those of all rounds."""
+        return {"lottery": self.settings_of_rounds().model_dump(mode="json")}

@@ -18,18 +18,13 @@ from typing import Any
 
 from pydantic import JsonValue, ValidationError
 
-from offline.compress.recipe.recipe import (
-    DEFAULT_METHOD,
-    RECIPES,
-    CompressRecipe,
-    EepRecipe,
-    fields_of,
-    sections_of,
-)
+from offline.compress.methods import DEFAULT_METHOD, METHODS
+from offline.compress.recipe.eep import EepRecipe
+from offline.compress.recipe.recipe import CompressRecipe, fields_of, sections_of
 from vllm_moe_prune.errors import PruneError
 
 Flat = dict[str, Any]  # flag, without dashes -> value
-_SECTIONS = frozenset(name for recipe in RECIPES.values() for name in sections_of(recipe))
+_SECTIONS = frozenset(name for method in METHODS.values() for name in sections_of(method.recipe))
 
 
 def recipe_of(flags: Mapping[str, Any], file: Path | None = None) -> CompressRecipe:
@@ -58,7 +53,7 @@ def read_recipe(
 def without_sections(entries: Mapping[str, Any]) -> tuple[Flat, tuple[str, ...]]:
     """Return settings of version 0.1, and the names of those that their method does not have."""
     method = str(entries.get("method", DEFAULT_METHOD))
-    fields = fields_of(RECIPES[method]) if method in RECIPES else {}
+    fields = fields_of(METHODS[method].recipe) if method in METHODS else {}
     foreign = {name for name in entries if name not in fields and _owner(name) is not None}
     kept = {k: v for k, v in entries.items() if k not in foreign and v is not None}
     return kept, tuple(sorted(name for name in foreign if entries[name] is not None))
@@ -98,7 +93,7 @@ def _flat(entries: Mapping[str, Any], source: str) -> Flat:
         if isinstance(entries.get(short), str):
             entries[short] = {"name": entries[short]}
     method = entries.get("method", {}).get("name", DEFAULT_METHOD)
-    recipe = RECIPES.get(method, CompressRecipe)
+    recipe = METHODS[method].recipe if method in METHODS else CompressRecipe
     flat: Flat = {}
     for name, section in entries.items():
         if name not in _SECTIONS:
@@ -123,9 +118,9 @@ def _flat(entries: Mapping[str, Any], source: str) -> Flat:
 
 def _validated(entries: Flat, source: str) -> CompressRecipe:
     method = str(entries.get("method", DEFAULT_METHOD))
-    if method not in RECIPES:
-        raise PruneError(f"{source}: method {method!r} is none of {', '.join(RECIPES)}")
-    recipe = RECIPES[method]
+    if method not in METHODS:
+        raise PruneError(f"{source}: method {method!r} is none of {', '.join(METHODS)}")
+    recipe = METHODS[method].recipe
     fields = fields_of(recipe)
     nested: dict[str, dict[str, Any]] = {name: {} for name in sections_of(recipe)}
     nested["method"]["name"] = method
@@ -161,7 +156,7 @@ def _unknown(name: str, method: str) -> str:
 
 def _owner(name: str) -> str | None:
     """Return the method, or the methods, that have a setting."""
-    owners = [method for method, recipe in RECIPES.items() if name in fields_of(recipe)]
+    owners = [known for known, method in METHODS.items() if name in fields_of(method.recipe)]
     return " and ".join(owners) or None
 
 

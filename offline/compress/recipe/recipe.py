@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
-from offline.compress.recipe.lottery import LotterySection
-from offline.compress.recipe.methods import (
-    BaselineMethod,
-    CriterionMethod,
-    EepMethod,
-    LotteryMethod,
-    MethodSection,
-)
-from offline.compress.recipe.search import SearchSection
+from offline.compress.recipe.method import MethodSection
 from offline.compress.recipe.sections import (
     BaseSection,
     DataSection,
@@ -23,12 +15,9 @@ from offline.compress.recipe.sections import (
     MeasureSection,
     OutputSection,
     Section,
-    criterion_word,
 )
-from offline.lottery.schedule import RANDOM, LotterySettings
 from offline.methods.baselines import ONE_SHOT
 from offline.tasks.catalog import Split
-from vllm_moe_prune.errors import PruneError
 
 
 class CompressRecipe(BaseModel):
@@ -146,124 +135,6 @@ class CompressRecipe(BaseModel):
         :raises PruneError: naming the number that is out of range
         """
         return {}
-
-
-class EepRecipe(CompressRecipe):
-    """Evolutionary search over maps."""
-
-    method: EepMethod
-    search: SearchSection = SearchSection()
-
-    @property
-    def searched_by(self) -> tuple[str, ...]:
-        """Return the criteria that the search begins with."""
-        return self.search.criteria
-
-    @property
-    def items(self) -> dict[Split, int | None]:
-        """Return also the items that finalists are re-ranked by."""
-        return super().items | {"selection": self.search.selection_items}
-
-    @property
-    def guard(self) -> float | None:
-        """Return how far below the base any task may fall."""
-        return self.search.guard
-
-    @property
-    def races(self) -> bool:
-        """Whether hopeless candidates are dropped; the preset's habit if not given."""
-        return self.method.preset == "fast" if self.search.racing is None else self.search.racing
-
-    def slack(self, num_layers: int) -> float | None:
-        """Return how far below the best a candidate may be and still become a parent."""
-        settings = self.search.settings(self.method, num_layers)
-        return settings.mutation_threshold if self.races else None
-
-    @property
-    def seeds(self) -> bool:
-        """Whether the search begins with the baselines' maps; the preset's habit if not given."""
-        return self.method.preset == "fast" if self.search.seeding is None else self.search.seeding
-
-    def numbers(self, num_layers: int) -> dict[str, JsonValue]:
-        """Return the search's."""
-        settings = self.search.settings(self.method, num_layers)
-        return {"search": settings.model_dump(mode="json")}
-
-
-class OneShotRecipe(CompressRecipe):
-    """The experts that are lowest by a criterion go, in one step."""
-
-    method: CriterionMethod
-
-    @property
-    def chosen_by(self) -> str:
-        """Return the criterion with its direction."""
-        return self.method.word
-
-
-class BaselineRecipe(CompressRecipe):
-    """A one-shot method that needs no scores chooses."""
-
-    method: BaselineMethod
-
-    @property
-    def chosen_by(self) -> str:
-        """Return the method's name."""
-        return self.method.name
-
-
-class LotteryRecipe(CompressRecipe):
-    """Rounds of dropping and finetuning, each of which leaves a plain checkpoint of one size."""
-
-    method: LotteryMethod
-    lottery: LotterySection = LotterySection()
-
-    @model_validator(mode="after")
-    def _rules(self) -> Self:
-        if not self.engine.reads_experts:
-            raise ValueError("lottery trains: it needs --engine transformers --replicas 1")
-        if self.output.mtp not in (None, "drop"):
-            mtp = self.output.mtp
-            raise ValueError(f"--mtp {mtp}: a lottery trains, and MTP layers not: --mtp drop")
-        if self.data.fitness == "agreement":
-            raise ValueError("--fitness agreement is for searches; lottery measures accuracy")
-        try:
-            self.settings_of_rounds()
-        except PruneError as error:
-            raise ValueError(error.message) from None
-        return self
-
-    @property
-    def rounds_by(self) -> tuple[str, ...]:
-        """Return the criterion that every round goes by, with its direction; none at random."""
-        word = self.method.criterion
-        return () if word == RANDOM else (criterion_word("criterion", word),)
-
-    @property
-    def scored_by(self) -> tuple[str, ...]:
-        """Return also what rounds go by."""
-        return tuple(dict.fromkeys((*self.rounds_by, *self.criteria)))
-
-    def settings_of_rounds(self) -> LotterySettings:
-        """Return the numbers of all rounds.
-
-        :raises PruneError: naming the setting that is out of range
-        """
-        return self.lottery.settings(self.method)
-
-    def numbers(self, num_layers: int) -> dict[str, JsonValue]:
-        """Return those of all rounds."""
-        return {"lottery": self.settings_of_rounds().model_dump(mode="json")}
-
-
-DEFAULT_METHOD = "eep"
-# Method -> its recipe.
-RECIPES: Mapping[str, type[CompressRecipe]] = {
-    "eep": EepRecipe,
-    "oneshot": OneShotRecipe,
-    "lottery": LotteryRecipe,
-    **dict.fromkeys(ONE_SHOT, BaselineRecipe),
-}
 
 
 def fields_of(recipe: type[CompressRecipe]) -> dict[str, tuple[str, str]]:

@@ -1,17 +1,26 @@
-"""The `search` section: EEP's search."""
+"""EEP's recipe: an evolutionary search over maps."""
 
 from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
-from offline.compress.recipe.methods import EepMethod
+from offline.compress.recipe.method import PRESET_HELP, Preset, WithBudget
+from offline.compress.recipe.recipe import CompressRecipe
 from offline.compress.recipe.sections import Section, criterion_word
 from offline.methods import eep
+from offline.tasks.catalog import Split
 from vllm_moe_prune.errors import PruneError
 
 Phases = Literal["both", "prune", "merge"]
+
+
+class EepMethod(WithBudget):
+    """Evolutionary search."""
+
+    name: Literal["eep"]
+    preset: Preset = Field(default="fast", description=PRESET_HELP)
 
 
 class SearchSection(Section):
@@ -99,3 +108,45 @@ class SearchSection(Section):
         if self.groups.isdigit() and int(self.groups) > 0:
             return int(self.groups)
         raise PruneError(f"--groups {self.groups!r} is neither a number nor `layer`")
+
+
+class EepRecipe(CompressRecipe):
+    """Evolutionary search over maps."""
+
+    method: EepMethod
+    search: SearchSection = SearchSection()
+
+    @property
+    def searched_by(self) -> tuple[str, ...]:
+        """Return the criteria that the search begins with."""
+        return self.search.criteria
+
+    @property
+    def items(self) -> dict[Split, int | None]:
+        """Return also the items that finalists are re-ranked by."""
+        return super().items | {"selection": self.search.selection_items}
+
+    @property
+    def guard(self) -> float | None:
+        """Return how far below the base any task may fall."""
+        return self.search.guard
+
+    @property
+    def races(self) -> bool:
+        """Whether hopeless candidates are dropped; the preset's habit if not given."""
+        return self.method.preset == "fast" if self.search.racing is None else self.search.racing
+
+    def slack(self, num_layers: int) -> float | None:
+        """Return how far below the best a candidate may be and still become a parent."""
+        settings = self.search.settings(self.method, num_layers)
+        return settings.mutation_threshold if self.races else None
+
+    @property
+    def seeds(self) -> bool:
+        """Whether the search begins with the baselines' maps; the preset's habit if not given."""
+        return self.method.preset == "fast" if self.search.seeding is None else self.search.seeding
+
+    def numbers(self, num_layers: int) -> dict[str, JsonValue]:
+        """Return the search's."""
+        settings = self.search.settings(self.method, num_layers)
+        return {"search": settings.model_dump(mode="json")}

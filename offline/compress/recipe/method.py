@@ -1,4 +1,4 @@
-"""The `method` section of each kind of method: which it is, and what is kept."""
+"""The `method` section: which method it is, and what is kept; what several methods are told."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from offline.compress.recipe.sections import Section, criterion_word
-from offline.methods.baselines import ONE_SHOT
+from offline.compress.recipe.sections import Section
 
 Preset = Literal["fast", "paper"]
-_PRESET = (
+PRESET_HELP = (
     "eep's and lottery's numbers: paper has the papers', fast ours (eep races candidates and "
     "begins with one-shot maps, lottery trains small models)"
 )
-_CRITERION = (
+CRITERION_HELP = (
     "oneshot's and lottery's: min-NAME drops the lowest first, max-NAME the highest, a bare NAME "
     "the better end; `vmprune criteria` lists all; lottery also takes random"
 )
@@ -70,7 +69,9 @@ class MethodSection(Section):
         return 1
 
 
-class _TopK(MethodSection):
+class WithTopK(MethodSection):
+    """Told how many experts are active."""
+
     top_k: str | None = Field(
         default=None,
         description="active experts per token, for all layers (1) or by layer (0-14:2,15-29:1); "
@@ -88,7 +89,9 @@ class _TopK(MethodSection):
         return self.top_k
 
 
-class _Budget(_TopK):
+class WithBudget(WithTopK):
+    """Told how many experts all layers keep together."""
+
     budget: int | None = Field(
         default=None, ge=1, description="experts to keep in all layers together, instead of --keep"
     )
@@ -103,51 +106,3 @@ class _Budget(_TopK):
     def least(self) -> int:
         """Return the floor."""
         return self.floor
-
-
-class EepMethod(_Budget):
-    """Evolutionary search."""
-
-    name: Literal["eep"]
-    preset: Preset = Field(default="fast", description=_PRESET)
-
-
-class CriterionMethod(_Budget):
-    """The experts that are lowest by a criterion go, in one step."""
-
-    name: Literal["oneshot"]
-    criterion: str = Field(default="min-ean", description=_CRITERION)
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        self.word  # noqa: B018  # refuses what is none
-        return self
-
-    @property
-    def word(self) -> str:
-        """Return the criterion with its direction.
-
-        :raises ValueError: if there is none of this name
-        """
-        return criterion_word("criterion", self.criterion)
-
-
-class BaselineMethod(_TopK):
-    """A one-shot method that needs no scores."""
-
-    name: str
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in ONE_SHOT:
-            raise ValueError(f"none of {', '.join(ONE_SHOT)}")
-        return name
-
-
-class LotteryMethod(MethodSection):
-    """Rounds of dropping and finetuning."""
-
-    name: Literal["lottery"]
-    criterion: str = Field(default="min-ean", description=_CRITERION)
-    preset: Preset = Field(default="fast", description=_PRESET)
