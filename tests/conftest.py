@@ -6,11 +6,11 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import caches
+from tests import caches, scheduling
 from tests.sample_files import write_modules, write_task
 from tests.tiny import make_tiny_mixtral
 
@@ -47,6 +47,16 @@ def _no_garbage_among_modules() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    scheduling.arrange(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return scheduling.scheduler(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

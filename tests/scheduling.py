@@ -1,0 +1,77 @@
+"""Which process runs which tests, in which order, and which ones `make quick` leaves out.
+
+A file goes to one worker as a whole, for the sake of its fixtures. What asks the shared process of
+`tests.vllm_probe` is one group: its process starts once. Files that start engines come first, or
+one worker would end with a minute of them while the other has nothing left. Tests keep their order
+within a file, and files theirs among those of their kind.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+# Files whose tests ask `tests.vllm_probe.probe`: -> the name of their group.
+_PROBE = "the shared process of vLLM"
+GROUPS = dict.fromkeys(
+    (
+        "tests/families/test_serving.py",
+        "tests/families/test_quantised_served.py",
+        "tests/families/test_mtp_served.py",
+        "tests/vllm_moe_prune/test_parity.py",
+        "tests/vllm_moe_prune/test_lora.py",
+    ),
+    _PROBE,
+)
+# More than a second each: whole runs, training, Ray, locust, children that import torch.
+LONG = (
+    "tests/benchmarks/",
+    "tests/calibration/test_calibrate.py",
+    "tests/compress/test_compress.py",
+    "tests/compress/test_eep.py",
+    "tests/engines/ray/",
+    "tests/families/",
+    "tests/finetune/",
+    "tests/loadtest/test_compare.py",
+    "tests/loadtest/test_locustfile.py",
+    "tests/lottery/",
+    "tests/recover/test_recover.py",
+    "tests/tasks/test_splits.py",
+    "tests/test_digests.py",
+    "tests/test_wheel.py",
+)
+
+
+def group_of(nodeid: str) -> str:
+    """Return the name of the tests that one worker gets together."""
+    file = nodeid.partition("::")[0]
+    return GROUPS.get(file, file)
+
+
+def arrange(items: list[pytest.Item]) -> None:
+    """Mark what is long, and put files that start engines first."""
+    for item in items:
+        if item.nodeid.startswith(LONG):
+            item.add_marker("long")
+    ranks: dict[str, int] = {}
+    for item in items:
+        group = group_of(item.nodeid)
+        ranks[group] = min(ranks.get(group, 2), _rank(item))
+    items.sort(key=lambda item: ranks[group_of(item.nodeid)])
+
+
+def _rank(item: pytest.Item) -> int:
+    return 0 if item.get_closest_marker("vllm") else 1 if item.get_closest_marker("long") else 2
+
+
+def scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return xdist's scheduler of files, with our groups."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False  # xdist would begin with the files of most tests
+    return Scheduling(config, log)
