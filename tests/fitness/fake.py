@@ -66,7 +66,10 @@ class FakeEngine:
         return self._answer("agreement", task, split, limit, first)
 
     def usage(self, task: Task, split: str, limit: int | None = None) -> dict[int, Any]:
-        return {0: f"use of {task.name}/{split}/{limit} {os.environ.get('OMP_NUM_THREADS')}"}
+        return {
+            0: f"use of {task.name}/{split}/{limit} {os.environ.get('OMP_NUM_THREADS')}",
+            1: os.getpid(),
+        }
 
     def _answer(
         self, how: str, task: Task, split: str, limit: int | None, first: int

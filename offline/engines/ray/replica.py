@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from offline.engines.base import Engine, ExpertUse
@@ -21,7 +22,6 @@ from vllm_moe_prune.routing_map import RoutingMap
 
 EngineMaker = Callable[[], Engine]
 _MAX_DEATHS = 3  # of one call, before the call itself is taken to be deadly
-_PLACING_SECONDS = 300.0  # to find a place for a replica and start its process
 _STOPPING_SECONDS = 30.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -34,63 +34,93 @@ class Share:
     gpus: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Applied:
+    """The map that a call is for, and its number: 0 is the base, which a new engine is."""
+
+    number: int = 0
+    routing_map: RoutingMap | None = None
+
+
 class _Host:
-    """The actor: holds the engine and calls its methods."""
+    """The actor: holds the engine and calls its methods.
 
-    def __init__(self, factory: EngineMaker) -> None:
+    Ray may have put a new process in its place before any call, so each call brings its map.
+    """
+
+    def __init__(self, factory: EngineMaker, threads: int) -> None:
+        # Not as Ray's runtime_env: a process for each takes seconds, one in waiting does not.
+        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
         self._factory = factory
-        self._engine: Engine | None = None
+        self._number = 0
 
-    def start(self) -> int:
-        """Return the process id as soon as the process is there."""
-        return os.getpid()
+    @cached_property
+    def _engine(self) -> Engine:
+        """Made by the first call, not with the actor, so that its errors arrive as they are."""
+        return self._factory()
 
-    def load(self) -> tuple[MoeLayout, dict[int, int], int]:
-        """Make the engine; apart from the constructor so that its errors arrive as they are."""
-        self._engine = engine = self._factory()
-        return engine.layout, dict(engine.expert_counts), engine.top_k
+    def shape(self) -> tuple[MoeLayout, dict[int, int], int]:
+        """Return what is the same in every process: layout, counts of experts, top-k."""
+        return self._engine.layout, dict(self._engine.expert_counts), self._engine.top_k
 
-    def call(self, method: str, *args: Any, **options: Any) -> Any:
-        """Call a method of the engine."""
+    def apply(self, wanted: _Applied) -> None:
+        """Apply a map unless it is applied."""
+        if wanted.number != self._number:
+            self._engine.apply(wanted.routing_map)
+            self._number = wanted.number
+
+    def call(self, applied: _Applied, method: str, *args: Any, **options: Any) -> Any:
+        """Call a method of the engine with a map applied."""
+        self.apply(applied)
         return getattr(self._engine, method)(*args, **options)
 
     def stop(self) -> None:
-        """Let an engine with processes of its own end them."""
-        close = getattr(self._engine, "close", None)
+        """Let an engine with processes of its own end them, if it was made in this process."""
+        close = getattr(vars(self).get("_engine"), "close", None)
         if close is not None:
             close()
 
 
 class RayReplica:
-    """An `Engine` in a Ray actor. If its process dies, another one takes over where it was.
+    """An `Engine` in a Ray actor. If its process dies, Ray starts another and repeats the call.
 
-    The new process makes the engine anew, applies the map that was applied and repeats the call:
-    as engines are deterministic, the result is the same.
+    The new process makes the engine anew and applies the map that was applied: as engines are
+    deterministic, the result is the same. The constructor only asks for the process, `wait` waits
+    for its engine.
 
     :param factory: makes the engine; it must pickle (a function of a module, a partial of one)
-    :raises PruneError: what the factory raises, or if Ray has no place for the replica
+    :param placement: more options of the actor: where it is to be
     """
 
-    def __init__(self, factory: EngineMaker, share: Share) -> None:
-        self._factory = factory
-        self._share = share
-        self._applied: RoutingMap | None = None
-        self.deaths = 0  # processes that were replaced
-        self._actor: Any = None
-        self.pid = 0  # of the process on its machine
-        self.layout: MoeLayout
-        self.expert_counts: Mapping[int, int]
-        self.top_k: int
-        try:
-            self._retrying(self._start)
-        except BaseException:
-            self._discard()
-            raise
+    layout: MoeLayout
+    expert_counts: Mapping[int, int]
+    top_k: int
+
+    def __init__(self, factory: EngineMaker, share: Share, **placement: Any) -> None:
+        import ray
+
+        self._applied = _Applied()
+        actor = ray.remote(_Host).options(
+            num_cpus=share.cpus,
+            num_gpus=share.gpus,
+            max_restarts=-1,  # as often as there are calls that are repeated
+            max_task_retries=_MAX_DEATHS - 1,
+            **placement,
+        )
+        self._actor: Any = actor.remote(factory, share.cpus)
+
+    def wait(self) -> None:
+        """Wait until the engine is made.
+
+        :raises PruneError: what the factory raises, or if the process dies again and again
+        """
+        self.layout, self.expert_counts, self.top_k = _get(self._actor.shape.remote())
 
     def apply(self, routing_map: RoutingMap | None) -> None:
         """Make the model behave as the map says (see `Engine`)."""
-        self._call("apply", routing_map)
-        self._applied = routing_map
+        wanted = _Applied(self._applied.number + 1, routing_map)
+        _get(self._actor.apply.remote(wanted))
+        self._applied = wanted
 
     def evaluate(
         self, task: Task, split: Split, limit: int | None = None, first: int = 0
@@ -113,79 +143,29 @@ class RayReplica:
 
     def close(self) -> None:
         """End the engine and its process."""
-        from ray.exceptions import RayError
-
-        if self._actor is not None:
-            with contextlib.suppress(RayError):  # dead or stuck: what follows ends it too
-                _get(self._actor.stop.remote(), timeout=_STOPPING_SECONDS)
-            self._discard()
-
-    def _discard(self) -> None:
         import ray
 
-        if self._actor is not None:
-            ray.kill(self._actor)
-            self._actor = None
+        with contextlib.suppress(ray.exceptions.RayError):  # dead or stuck: killed all the same
+            ray.get(self._actor.stop.remote(), timeout=_STOPPING_SECONDS)
+        ray.kill(self._actor)
 
     def _call(self, method: str, *args: Any, **options: Any) -> Any:
-        def call() -> Any:
-            if self._actor is None:
-                self._start()
-            return _get(self._actor.call.remote(method, *args, **options))
-
-        return self._retrying(call)
-
-    def _start(self) -> None:
-        import ray
-
-        threads = dict.fromkeys(_THREAD_VARIABLES, str(self._share.cpus))
-        self._actor = (
-            ray.remote(_Host)
-            .options(
-                num_cpus=self._share.cpus,
-                num_gpus=self._share.gpus,
-                runtime_env={"env_vars": threads},
-            )
-            .remote(self._factory)
-        )
-        try:
-            self.pid = _get(self._actor.start.remote(), timeout=_PLACING_SECONDS)
-        except ray.exceptions.GetTimeoutError:
-            self._discard()
-            raise PruneError(
-                f"Ray found no place for a replica within {_PLACING_SECONDS:.0f} s "
-                f"({self._share.cpus} CPUs, {self._share.gpus:g} GPUs)",
-                hint="ask for fewer --replicas",
-            ) from None
-        self.layout, self.expert_counts, self.top_k = _get(self._actor.load.remote())
-        if self._applied is not None:
-            _get(self._actor.call.remote("apply", self._applied))
-
-    def _retrying(self, call: Callable[[], Any]) -> Any:
-        """Repeat a call in a new process when the old one died."""
-        from ray.exceptions import OutOfMemoryError, RayActorError
-
-        reason = ""
-        for _ in range(_MAX_DEATHS):
-            try:
-                return call()
-            except (RayActorError, OutOfMemoryError) as error:
-                self.deaths += 1
-                reason = str(error).strip().splitlines()[0]
-                self._discard()
-        raise PruneError(
-            f"a replica's process died {_MAX_DEATHS} times at the same work: {reason}",
-            hint="it may be out of memory: try fewer --replicas; Ray's logs say more",
-        )
+        return _get(self._actor.call.remote(self._applied, method, *args, **options))
 
 
-def _get(reference: Any, timeout: float | None = None) -> Any:
+def _get(reference: Any) -> Any:
     """Wait for an actor's answer; a `PruneError` of the engine arrives as it was raised."""
     import ray
 
     try:
-        return ray.get(reference, timeout=timeout)
+        return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, PruneError):
             raise error.cause from None
         raise
+    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+        raise PruneError(
+            f"a replica's process died {_MAX_DEATHS} times at the same work: "
+            + str(error).strip().splitlines()[0],
+            hint="it may be out of memory: try fewer --replicas; Ray's logs say more",
+        ) from None

@@ -6,7 +6,6 @@ import math
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +14,7 @@ from vllm_moe_prune.errors import PruneError
 
 _ATTEMPTS = 3
 _CONNECT_SECONDS = 10.0
+_PLACING_SECONDS = 300.0
 _LOCAL_STORE_BYTES = 256 * 1024**2  # maps and results are small
 
 
@@ -42,30 +42,42 @@ def start_replicas(
         raise PruneError(f"--replicas {count} is not a number from 1 on")
     cores = len(os.sched_getaffinity(0))
     owns_ray = _connect(address, num_cpus=max(cores, (cpus or 1) * count))
-    replicas: Sequence[RayReplica] = ()
     try:
-        replicas = _start_all(factory, count, _share(count, cpus, gpus))
-        yield replicas
+        with _placed(factory, count, _share(count, cpus, gpus)) as replicas:
+            for replica in replicas:
+                replica.wait()
+            yield replicas
     finally:
-        for replica in replicas:
-            replica.close()
         if owns_ray:
             import ray
 
             ray.shutdown()
 
 
-def _start_all(factory: EngineMaker, count: int, share: Share) -> list[RayReplica]:
-    """Make all replicas at once; if one fails, the others are ended and its error raised."""
-    with ThreadPoolExecutor(count) as pool:
-        started = [pool.submit(RayReplica, factory, share) for _ in range(count)]
-    failure = next((error for f in started if (error := f.exception()) is not None), None)
-    if failure is None:
-        return [future.result() for future in started]
-    for future in started:
-        if future.exception() is None:
-            future.result().close()
-    raise failure
+@contextmanager
+def _placed(factory: EngineMaker, count: int, share: Share) -> Iterator[Sequence[RayReplica]]:
+    """Reserve the places of all replicas at once, which stay theirs over deaths, and fill them."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    place = {"CPU": float(share.cpus)} | ({"GPU": share.gpus} if share.gpus else {})
+    group = placement_group([place] * count)
+    replicas: list[RayReplica] = []
+    try:
+        if not group.wait(_PLACING_SECONDS):
+            raise PruneError(
+                f"Ray found no place for {count} replicas within {_PLACING_SECONDS:.0f} s "
+                f"({share.cpus} CPUs, {share.gpus:g} GPUs each)",
+                hint="ask for fewer --replicas",
+            )
+        for number in range(count):
+            strategy = PlacementGroupSchedulingStrategy(group, number)
+            replicas.append(RayReplica(factory, share, scheduling_strategy=strategy))
+        yield replicas
+    finally:
+        for replica in replicas:  # before the group: what lost its place would wait for another
+            replica.close()
+        remove_placement_group(group)
 
 
 def _connect(address: str | None, num_cpus: int) -> bool:
