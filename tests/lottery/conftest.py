@@ -56,7 +56,7 @@ class Ground:
         return result
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # its environment must not outlive the package
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     folder = tmp_path_factory.mktemp("ground")
     with pytest.MonkeyPatch.context() as patch:
@@ -69,7 +69,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         yield Ground(model, f"prose={prose}:6,other={other}:4", task)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # its environment must not outlive the package
 def won(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The outcome of a lottery that nothing disturbed; its rounds are beside it."""
     out = tmp_path_factory.mktemp("won") / "out"
