@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 
 from offline.results.compression import Quality
+from offline.runs.units import gib
+
+__all__ = ["gib"]
 
 VARIANTS = {
     "base": "base",
@@ -65,13 +68,6 @@ def points(value: float) -> str:
 def interval(low: float, high: float) -> str:
     """Write a confidence interval in percent."""
     return f"{100 * low:.1f} to {percent(high)}"
-
-
-def gib(num_bytes: int) -> str:
-    """Write bytes in GiB, or in MiB below a tenth of one."""
-    if num_bytes < 2**30 / 10:
-        return f"{num_bytes / 2**20:.2f} MiB"
-    return f"{num_bytes / 2**30:.2f} GiB"
 
 
 def change(before: int, after: int) -> str:
