@@ -24,28 +24,45 @@ GROUPS = dict.fromkeys(
     ),
     _PROBE,
 )
-# More than a second each: whole runs, training, Ray, locust, children that import torch.
+# More than two seconds together: whole runs, training, Ray, locust, children that import torch,
+# real data, properties that hold for any input.
 LONG = (
+    "tests/analysis/test_cli.py",
+    "tests/analysis/test_use.py",
     "tests/benchmarks/",
     "tests/calibration/test_calibrate.py",
+    "tests/calibration/test_outliers.py",
+    "tests/calibration/test_weights.py",
     "tests/compress/test_compress.py",
     "tests/compress/test_eep.py",
+    "tests/compress/test_oneshot.py",
+    "tests/engines/local/test_attention.py",
+    "tests/engines/local/test_generation.py",
     "tests/engines/ray/",
     "tests/families/",
     "tests/finetune/",
     "tests/loadtest/test_compare.py",
     "tests/loadtest/test_locustfile.py",
     "tests/lottery/",
+    "tests/methods/test_adding.py",
+    "tests/methods/test_eep.py",
     "tests/recover/test_recover.py",
+    "tests/report/test_leftovers.py",
+    "tests/tasks/test_harness.py",
     "tests/tasks/test_splits.py",
+    "tests/test_caches.py",
     "tests/test_digests.py",
+    "tests/test_own_names.py",
     "tests/test_wheel.py",
+    "tests/vllm_moe_prune/test_composition.py",
 )
 
 
 def group_of(nodeid: str) -> str:
     """Return the name of the tests that one worker gets together."""
     file = nodeid.partition("::")[0]
+    if file.startswith("tests/lottery/"):  # whose fixtures are the package's
+        return "lottery"
     return GROUPS.get(file, file)
 
 
