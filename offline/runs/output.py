@@ -64,6 +64,8 @@ def _check_place(out: Path, *, force: bool, inputs: Iterable[object]) -> None:
         raise PruneError(f"{out} is a symbolic link", hint="give --out the place that it leads to")
     if not parent.is_dir():
         raise PruneError(f"{parent} is not a folder", hint="create it first")
+    if out.exists() and Path.cwd().is_relative_to(out.resolve()):
+        raise PruneError(f"{out} is the folder that this runs in", hint="start it elsewhere")
     clear_stale(out)
     if not os.path.lexists(out):
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -18,10 +19,15 @@ MANIFEST = ".vmprune.json"
 WRITER = "vllm-moe-prune"
 FOREIGN_HINT = "choose another --out, or move it away"
 # Put beside the rest when a folder is finished: by `vmprune report` and `check`, or copied there
-# for the report from a load test and `vmprune analyze`.
-_ADDED = re.compile(
-    r"(report\.html|check\.json|serving\.json|analysis\.json)|\.(report\.html|check\.json)\.\w+\.tmp"
-)
+# for the report from a load test and `vmprune analyze`. Name -> fields by which it is known.
+_ADDED = {
+    "check.json": {"checks", "served_as"},
+    "serving.json": {"lifetimes", "ratios"},
+    "analysis.json": {"provenance"},
+}
+_PAGE = "report.html"
+_HALF_WRITTEN = re.compile(r"\.(report\.html|check\.json)\.\w+\.tmp")
+_SAMPLE = 1 << 16  # bytes at both ends of a file that tell whether it changed
 # Folders of versions without a manifest: one of these says in its provenance that it is ours ...
 _SIGNATURES = (
     "routing_map.json", "scores.json", "analysis.json", "recovery.json", "vmprune_result.json",
@@ -60,8 +66,8 @@ def read_json(file: Path) -> Any:
 
 
 def write_manifest(folder: Path) -> None:
-    """Say in a hidden file which files the folder has: the last to be written."""
-    files = [name for name in _files(folder) if name != MANIFEST]
+    """Say in a hidden file which files the folder has, and how they are: the last one written."""
+    files = {name: _sample(folder / name) for name in _files(folder) if name != MANIFEST}
     write_atomic(folder / MANIFEST, stamp(files=files))
 
 
@@ -71,9 +77,9 @@ def first_foreign(folder: Path) -> str | None:
     :param folder: an output of ours, or anything else
     """
     files, told = _files(folder), read_stamp(folder / MANIFEST)
-    if told is not None:
-        known = {MANIFEST, *told.get("files", ())}
-        return next((n for n in files if n not in known and not _ADDED.fullmatch(n)), None)
+    known = told.get("files") if told is not None else None
+    if isinstance(known, dict):
+        return next((name for name in files if not _is_as_written(folder, name, known)), None)
     if not any(_is_ours(folder / name) for name in _SIGNATURES if name in files):
         return next(iter(files), None)
     trained = {"recovery.json", "finetune.json"} & set(files)  # their shards name no writer
@@ -91,10 +97,8 @@ def check_page(file: Path) -> None:
 
     :raises PruneError: naming it
     """
-    if file.exists():
-        with file.open("rb") as stream:
-            if f'name="generator" content="{WRITER}'.encode() not in stream.read(4096):
-                refuse_foreign(file)
+    if file.exists() and not _is_our_page(file):
+        refuse_foreign(file)
 
 
 def refuse_foreign(path: Path) -> NoReturn:
@@ -103,6 +107,36 @@ def refuse_foreign(path: Path) -> NoReturn:
     :raises PruneError: always
     """
     raise PruneError(f"{path} was not written by vmprune and is not replaced", hint=FOREIGN_HINT)
+
+
+def _is_as_written(folder: Path, name: str, known: dict[str, Any]) -> bool:
+    """Whether a file is what the manifest says, or one that we add later."""
+    file = folder / name
+    if name == MANIFEST or _HALF_WRITTEN.fullmatch(name):
+        return True
+    if known.get(name) == _sample(file):
+        return True
+    if name == _PAGE:
+        return _is_our_page(file)
+    fields = read_json(file) if name in _ADDED else None
+    return isinstance(fields, dict) and fields.keys() >= _ADDED[name]
+
+
+def _sample(file: Path) -> str:
+    """Return what changes with a file, as good as always, without reading large ones whole."""
+    if file.is_symlink():
+        return f"link to {file.readlink()}"
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        content = stream.read(_SAMPLE)
+        stream.seek(max(_SAMPLE, size - _SAMPLE))
+        content += stream.read(_SAMPLE)
+    return f"{size} {hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def _is_our_page(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return f'name="generator" content="{WRITER}'.encode() in stream.read(4096)
 
 
 def _is_ours(file: Path) -> bool:

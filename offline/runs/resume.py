@@ -13,7 +13,6 @@ from offline.runs.inputs import input_within
 from offline.runs.output import NAME_BYTES, check_output, clear_stale, put, working
 from offline.runs.owned import (
     FOREIGN_HINT,
-    MANIFEST,
     first_foreign,
     read_json,
     read_stamp,
@@ -31,7 +30,20 @@ _NAMES = re.compile(
     r"|(model|base)-tuned\.finetune\.run|step-\d+)(\.(partial|replaced|deleted))?"
     r"|\.[\w.-]+\.(tmp|partial)|\.vmprune-run\.json"
 )
-_OUTPUTS = ("scores", "result")  # that are checked as outputs are
+# What may be in the folders of a run; in all others lies an output, which says itself what it has.
+_INSIDE = (
+    (
+        re.compile(r"round-\d+"),
+        re.compile(
+            r"(scores|map|pruned|tuned)(\.deleted)?|(pruned|tuned|round|seconds)\.json"
+            r"|tuned\.finetune\.run|\.[\w.-]+\.(tmp|partial)"
+        ),
+    ),
+    (re.compile(r"[\w-]+\.finetune\.run"), _NAMES),
+    (re.compile(r"on-result"), re.compile(r"evaluations\.jsonl|\.[\w.-]+\.tmp")),
+    # A state of accelerate, of one process or of several.
+    (re.compile(r"step-\d+"), re.compile(r"[\w.-]+\.(bin|pkl|pt|safetensors|json|distcp)|[\w-]+")),
+)
 
 
 def run_path(out: Path) -> Path:
@@ -125,7 +137,7 @@ def _check_run(folder: Path) -> None:
     clear_stale(folder)
     if folder.is_dir():
         if not _is_marked(folder) and not _is_runs(folder / _SETTINGS):
-            _refuse(folder, _foreign(folder))
+            _refuse(folder, min((entry.name for entry in folder.iterdir()), default=None))
     elif folder.exists():
         raise PruneError(f"{folder} is not a folder", hint=FOREIGN_HINT)
 
@@ -134,15 +146,23 @@ def _is_marked(folder: Path) -> bool:
     return read_stamp(folder / RUN_MARKER) is not None
 
 
-def _foreign(folder: Path) -> str | None:
-    """Return the first file, by name, that no run wrote."""
+def _foreign(folder: Path, names: re.Pattern[str] = _NAMES) -> str | None:
+    """Return the first file, by name, that no run wrote.
+
+    :param names: of what may be in the folder
+    """
     for name in sorted(entry.name for entry in folder.iterdir()):
-        if not _NAMES.fullmatch(name) or (name == _SETTINGS and not _is_runs(folder / name)):
+        inner = folder / name
+        if not names.fullmatch(name) or (name == _SETTINGS and not _is_runs(inner)):
             return name
-        if name in _OUTPUTS or (folder / name / MANIFEST).is_file():
-            inner = first_foreign(folder / name)
-            if inner is not None:
-                return f"{name}/{inner}"
+        if inner.is_symlink():
+            return name
+        if not inner.is_dir() or name.endswith((".deleted", ".partial")):
+            continue
+        allowed = next((what for where, what in _INSIDE if where.fullmatch(name)), None)
+        found = first_foreign(inner) if allowed is None else _foreign(inner, allowed)
+        if found is not None:
+            return f"{name}/{found}"
     return None
 
 

@@ -96,6 +96,26 @@ def test_a_file_of_version_0_1_is_read_with_a_note(file: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("size", [{"keep": 2}, {"ratio": 0.5}, {"budget": 9}])
+def test_a_size_takes_the_place_of_the_file_s(size: dict[str, Any], file: Path) -> None:
+    file.write_text(SECTIONS)
+    assert eep_of(size, file).method == eep_of({"model": "base", "seed": 7, **size}).method
+
+
+def test_a_method_that_takes_the_place_of_the_file_s_has_no_use_for_its_sections(
+    file: Path,
+) -> None:
+    file.write_text(SECTIONS)
+    with pytest.raises(PruneError) as caught:
+        recipe_of({"method": "lottery"}, file)
+    assert caught.value.message == f"recipe {file}: section search is not lottery's"
+
+
+def test_groups_may_be_a_number_in_a_file(file: Path) -> None:
+    file.write_text("base: {model: base}\nmethod: {keep: 4}\nsearch: {groups: 2}\n")
+    assert eep_of({}, file).search.num_groups(24) == 2
+
+
 def test_a_file_with_sections_is_read_without_a_note(file: Path) -> None:
     file.write_text(SECTIONS)
     assert read_recipe({}, file)[1] == ()
@@ -139,7 +159,10 @@ def test_numbers_are_those_that_were_used() -> None:
 OTHERS = [
     ({"rounds": 3}, "settings: --rounds is lottery's; this is eep"),
     ({"method": "lottery", "evaluations": 3}, "settings: --evaluations is eep's; this is lottery"),
-    ({"method": "lottery", "top_k": "1"}, "--top-k is eep and oneshot and random and frequency"),
+    (
+        {"method": "lottery", "top_k": "1"},
+        "--top-k is eep, oneshot, random, frequency, soft_activation and naee's",
+    ),
     ({"method": "random", "guard": 0.1}, "settings: --guard is eep's; this is random"),
     ({"method": "frequency", "budget": 9}, "--budget is eep and oneshot's; this is frequency"),
     ({"criterion": "min-ean"}, "settings: --criterion is oneshot and lottery's; this is eep"),
@@ -177,6 +200,29 @@ MISTAKES = [
         "method has name, keep, ratio, friendly, seed, top_k, budget, floor, preset",
     ),
     (
+        "base: {model: base}\nmethod: {keep: 4, rounds: 3}\n",
+        "method.rounds is lottery's; this is eep",
+        None,
+    ),
+    (
+        "base: {model: base}\nmethod: {keep: 4}\ndata: {evaluations: 3}\n",
+        "data.evaluations: there is no such setting",
+        "it is search.evaluations",
+    ),
+    ("base: {model: base}\nseed: 3\n", "there is no section 'seed'", "it is method.seed"),
+    ("base: {model: base}\nmethod: [eep]\n", "section method is not a table of settings", None),
+    (
+        "base: {model: base}\nmethod: {name: [eep]}\n",
+        "method ['eep'] is none of eep, oneshot, lottery, random, frequency, soft_activation, naee",
+        None,
+    ),
+    (
+        "model: base\nmethod: evolution\nkeep: 4\n",
+        "method 'evolution' is none of eep, oneshot, lottery, random, frequency, soft_activation, "
+        "naee",
+        None,
+    ),
+    (
         "base: {model: base}\nspeed: {fast: true}\n",
         "there is no section 'speed'",
         "one of base, method, data, measure, engine, output, search",
@@ -184,7 +230,7 @@ MISTAKES = [
     (
         "base: {model: base}\nmethod: {keep: 4}\nlottery: {rounds: 2}\n",
         "section lottery is not eep's",
-        None,
+        "leave it out",
     ),
     ("base: {model: base}\ndata: sciq\n", "section data is not a table of settings", None),
     (
@@ -221,6 +267,7 @@ def test_without_a_recipe_the_missing_flag_is_named() -> None:
         ("- a\n- b\n", "is not a table of settings"),
         ("", "is not a table of settings"),
         ("keep: [4\n", "is not YAML: "),
+        ("[" * 3000, "is nested too deeply"),
         (None, "no recipe file at "),
     ],
 )
@@ -231,6 +278,11 @@ def test_a_file_that_is_no_recipe_is_one_line(text: str | None, message: str, fi
         recipe_of({}, file)
     assert message in caught.value.message
     assert "\n" not in caught.value.message
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(PruneError, match="Is a directory"):
+        recipe_of({}, tmp_path)
 
 
 @pytest.mark.parametrize(("groups", "count"), [("4", 4), ("layer", 24), ("1", 1)])

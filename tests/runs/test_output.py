@@ -233,3 +233,16 @@ def test_kill_9_during_a_build_leaves_no_output_and_the_next_run_succeeds(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["map", "out"]
     assert (out / "config.json").stat().st_mtime >= began - 2
     assert Checkpoint.open(out).expert_counts() == dict.fromkeys(range(4), 4)
+
+
+def test_the_folder_that_a_command_runs_in_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with staged(out) as new:
+        (new / "ours").write_text("ours")
+    monkeypatch.chdir(out)
+    for name in (out, Path("../out")):
+        with pytest.raises(PruneError, match="is the folder that this runs in"):
+            check_output(name, force=True)
+    assert (out / "ours").read_text() == "ours"

@@ -24,6 +24,37 @@ def pruned(base: Path, tmp_path: Path) -> Path:
     return tmp_path / "pruned"
 
 
+# What other commands of ours put there when the folder is finished.
+LATER = {
+    "report.html": '<meta name="generator" content="vllm-moe-prune 0.1">',
+    "check.json": '{"checks": [], "served_as": "plain"}',
+    "serving.json": '{"lifetimes": [], "ratios": []}',
+    "analysis.json": '{"provenance": {}}',
+}
+
+
+@pytest.mark.parametrize("name", [*LATER, "model.safetensors", "README.md", "config.json"])
+def test_a_file_of_the_user_s_under_a_name_of_ours_is_foreign(name: str, pruned: Path) -> None:
+    (pruned / name).write_text("mine")
+    assert first_foreign(pruned) == name
+
+
+def test_weights_that_were_trained_on_are_foreign(pruned: Path) -> None:
+    """The same names, sizes and headers: only the numbers are other ones."""
+    file = pruned / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    assert first_foreign(pruned) == "model.safetensors"
+
+
+@pytest.mark.parametrize("files", ["null", "[{}]", '"all"', "7"])
+def test_a_damaged_manifest_says_nothing(files: str, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text('{"written_by": "vllm-moe-prune", "files": ' + files + "}")
+    (tmp_path / "mine").write_text("mine")
+    assert first_foreign(tmp_path) in ("mine", MANIFEST)
+
+
 @pytest.mark.parametrize("manifest", [True, False])
 def test_a_folder_of_ours_is_ours_and_the_first_other_file_is_named(
     manifest: bool, pruned: Path
@@ -31,8 +62,8 @@ def test_a_folder_of_ours_is_ours_and_the_first_other_file_is_named(
     if not manifest:
         (pruned / MANIFEST).unlink()
     assert first_foreign(pruned) is None
-    for name in ("report.html", "check.json", "serving.json", "analysis.json"):  # come later
-        (pruned / name).write_text("{}")
+    for name, content in LATER.items():
+        (pruned / name).write_text(content)
     assert first_foreign(pruned) is None
     (pruned / "empty").mkdir()
     assert first_foreign(pruned) is None
@@ -76,7 +107,7 @@ def test_a_manifest_names_every_file(tmp_path: Path) -> None:
     write_manifest(tmp_path)
     write_manifest(tmp_path)
     told = json.loads((tmp_path / MANIFEST).read_text())
-    assert told["files"] == ["a", "inner/b"] and told["written_by"] == "vllm-moe-prune"
+    assert list(told["files"]) == ["a", "inner/b"] and told["written_by"] == "vllm-moe-prune"
 
 
 def test_a_manifest_is_not_copied_into_what_is_built_from_its_folder(
@@ -86,7 +117,8 @@ def test_a_manifest_is_not_copied_into_what_is_built_from_its_folder(
     written = {f.relative_to(pruned).as_posix() for f in pruned.rglob("*") if f.is_file()}
     assert written == {*found, MANIFEST}
     build(Checkpoint.open(pruned), uniform_map(pruned, [(0, 1)] * 4), tmp_path / "again")
-    assert json.loads((tmp_path / "again" / MANIFEST).read_text())["files"] == found
+    again = json.loads((tmp_path / "again" / MANIFEST).read_text())["files"]
+    assert list(again) == list(found) and again != found
 
 
 def test_exports_are_ours_and_other_files_are_not(base: Path, tmp_path: Path) -> None:

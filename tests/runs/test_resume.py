@@ -41,6 +41,9 @@ def test_a_run_with_other_settings_is_refused_and_with_force_begun_anew(tmp_path
     "files",
     [
         {"notes.txt": "mine"},
+        {"result.json": "{}"},
+        {"step-100/w.bin": "mine"},
+        {"round-1/w.bin": "mine"},
         {"settings.json": '{"theme": "dark"}'},
         {"settings.json": json.dumps({"recipe": 1}), "notes.txt": "mine"},
         {"scores/mine.txt": "mine"},
@@ -130,3 +133,32 @@ def test_an_input_in_the_runs_folder_is_refused_before_any_work(tmp_path: Path) 
     check_outputs(tmp_path / "out", force=True, inputs=(tmp_path,))
     with pytest.raises(PruneError, match="is too long"):
         check_outputs(tmp_path / ("a" * 252), force=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["round-01/notes.txt", "round-01/map/notes.txt", "step-7/notes.txt", "on-result/notes.txt"],
+)
+def test_a_file_of_the_user_s_deep_in_a_run_is_named_and_stays(name: str, tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "out", IDENTITY, force=False)
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text("mine")
+    other = IDENTITY | {"recipe": {"keep": 3}}
+    with pytest.raises(PruneError) as caught:
+        run_folder(tmp_path / "out", other, force=True)
+    assert name in caught.value.message
+    assert (folder / name).read_text() == "mine"
+
+
+def test_what_rounds_and_states_keep_is_a_run_s(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "out", IDENTITY, force=False)
+    for name in (
+        *("round-01/pruned.json", "round-01/seconds.json", "round-01/map.deleted/config.json"),
+        *("round-01/tuned.finetune.run/step-00000005/optimizer.bin",),
+        *("model-tuned.finetune.run/step-00000005/random_states_0.pkl", "step-7.partial/x"),
+        *("on-result/evaluations.jsonl", "evaluations.jsonl", "base.json"),
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("ours")
+    run_folder(tmp_path / "out", IDENTITY | {"recipe": {"keep": 3}}, force=True)
+    assert sorted(file.name for file in folder.iterdir()) == [RUN_MARKER, "settings.json"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from offline.compress.recipe.method import PRESET_HELP, Preset, WithBudget
 from offline.compress.recipe.recipe import CompressRecipe
@@ -67,6 +67,11 @@ class SearchSection(Section):
     selection_items: int = Field(
         default=200, ge=1, description="items of each task to re-rank them by"
     )
+
+    @field_validator("groups", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        return str(value) if type(value) is int else value  # a YAML file says `groups: 4`
 
     @model_validator(mode="after")
     def _words(self) -> Self:

@@ -111,7 +111,7 @@ class LotteryRecipe(CompressRecipe):
         try:
             self.settings_of_rounds()
         except PruneError as error:
-            raise ValueError(error.message) from None
+            raise ValueError(error.message.removeprefix("settings: ")) from None
         return self
 
     @property

@@ -24,6 +24,7 @@ from offline.compress.recipe.recipe import CompressRecipe, fields_of, sections_o
 from vllm_moe_prune.errors import PruneError
 
 Flat = dict[str, Any]  # flag, without dashes -> value
+_SIZES = ("keep", "ratio", "budget")
 _SECTIONS = frozenset(name for method in METHODS.values() for name in sections_of(method.recipe))
 
 
@@ -45,15 +46,22 @@ def read_recipe(
         return _validated(given, "settings"), ()
     source = f"recipe {file}"
     entries = _read_yaml(file)
-    if not any(isinstance(entry, dict) for entry in entries.values()):
-        return _read_without_sections(entries, given, file)
-    return _validated(_flat(entries, source) | given, source), ()
+    notes: tuple[str, ...] = ()
+    if any(isinstance(entry, dict) for entry in entries.values()):
+        found = _flat(entries, given.get("method"), source)
+    else:
+        found, notes = _without_sections(entries, given.get("method"), source)
+    if given.keys() & set(_SIZES):  # one of them is given, and takes the place of the file's
+        found = {name: value for name, value in found.items() if name not in _SIZES}
+    return _validated(found | given, source), notes
 
 
 def without_sections(entries: Mapping[str, Any]) -> tuple[Flat, tuple[str, ...]]:
-    """Return settings of version 0.1, and the names of those that their method does not have."""
-    method = str(entries.get("method", DEFAULT_METHOD))
-    fields = fields_of(METHODS[method].recipe) if method in METHODS else {}
+    """Return settings of version 0.1, and the names of those that their method does not have.
+
+    :raises PruneError: if there is no such method
+    """
+    fields = fields_of(METHODS[_known_method(entries.get("method"))].recipe)
     foreign = {name for name in entries if name not in fields and _owner(name) is not None}
     kept = {k: v for k, v in entries.items() if k not in foreign and v is not None}
     return kept, tuple(sorted(name for name in foreign if entries[name] is not None))
@@ -74,52 +82,87 @@ def upgraded(settings: Mapping[str, Any]) -> dict[str, JsonValue]:
     return found
 
 
-def _read_without_sections(
-    entries: Flat, given: Flat, file: Path
-) -> tuple[CompressRecipe, tuple[str, ...]]:
-    kept, foreign = without_sections(entries | {k: given[k] for k in ("method",) if k in given})
-    notes = [f"recipe {file} has no sections: it is read as version 0.1 wrote it (docs/recipe.md)"]
-    notes += [f"recipe {file}: {name} is {_owner(name)}'s and is left out" for name in foreign]
-    return _validated(kept | given, f"recipe {file}"), tuple(notes)
+def _without_sections(
+    entries: Flat, method: str | None, source: str
+) -> tuple[Flat, tuple[str, ...]]:
+    """Return a file's entries as `without_sections`, and notes of it.
+
+    :param method: that takes the place of the file's
+    """
+    try:
+        kept, foreign = without_sections(entries | ({"method": method} if method else {}))
+    except PruneError as error:
+        raise PruneError(f"{source}: {error.message}") from None
+    notes = [f"{source} has no sections: it is read as version 0.1 wrote it (docs/recipe.md)"]
+    notes += [f"{source}: {name} is {_owner(name)}'s and is left out" for name in foreign]
+    return kept, tuple(notes)
 
 
-def _flat(entries: Mapping[str, Any], source: str) -> Flat:
+def _flat(entries: Mapping[str, Any], method: str | None, source: str) -> Flat:
     """Return a file's entries without their sections.
 
+    :param method: that takes the place of the file's
     :raises PruneError: naming the section that is unknown or no table, or the misplaced entry
     """
-    entries = {name: {} if entry is None else entry for name, entry in entries.items()}
+    sections = {name: {} if entry is None else entry for name, entry in entries.items()}
     for short in ("method", "engine"):  # `method: eep` for `method: {name: eep}`
-        if isinstance(entries.get(short), str):
-            entries[short] = {"name": entries[short]}
-    method = entries.get("method", {}).get("name", DEFAULT_METHOD)
-    recipe = METHODS[method].recipe if method in METHODS else CompressRecipe
-    flat: Flat = {}
-    for name, section in entries.items():
-        if name not in _SECTIONS:
-            raise PruneError(
-                f"{source}: there is no section {name!r}", hint=f"one of {_listed(recipe)}"
-            )
-        if name not in recipe.model_fields:
-            raise PruneError(f"{source}: section {name} is not {method}'s")
-        if not isinstance(section, dict):
+        if isinstance(sections.get(short), str):
+            sections[short] = {"name": sections[short]}
+    for name, section in sections.items():
+        if name in _SECTIONS and not isinstance(section, dict):
             raise PruneError(f"{source}: section {name} is not a table of settings")
+    try:
+        method = _known_method(method or sections.get("method", {}).get("name"))
+    except PruneError as error:
+        raise PruneError(f"{source}: {error.message}") from None
+    recipe = METHODS[method].recipe
+    places = {field: ".".join(place) for field, place in fields_of(recipe).items()}
+    flat: Flat = {}
+    for name, section in sections.items():
+        if name not in _SECTIONS:
+            hint = f"it is {places[name]}" if name in places else f"one of {_listed(recipe)}"
+            raise PruneError(f"{source}: there is no section {name!r}", hint=hint)
+        if name not in recipe.model_fields:
+            raise PruneError(f"{source}: section {name} is not {method}'s", hint="leave it out")
         known = sections_of(recipe)[name].model_fields
         for field, value in section.items():
             if field not in known:
-                raise PruneError(
-                    f"{source}: {name}.{field}: there is no such setting",
-                    hint=f"{name} has {', '.join(known)}",
-                )
+                raise _misplaced(str(field), name, method, places, source)
             if value is not None:
                 flat[name if field == "name" else field] = value
-    return flat
+    return flat | {"method": method}
+
+
+def _misplaced(
+    field: str, section: str, method: str, places: Mapping[str, str], source: str
+) -> PruneError:
+    """Return what to say of a field that its section does not have."""
+    here = f"{source}: {section}.{field}"
+    if field in places:
+        return PruneError(f"{here}: there is no such setting", hint=f"it is {places[field]}")
+    if (owner := _owner(field)) is not None:
+        return PruneError(f"{here} is {owner}'s; this is {method}")
+    known = sections_of(METHODS[method].recipe)[section].model_fields
+    return PruneError(f"{here}: there is no such setting", hint=f"{section} has {', '.join(known)}")
+
+
+def _known_method(name: Any) -> str:
+    """Return a method's name, the default's for None.
+
+    :raises PruneError: if there is no such method
+    """
+    if name is None:
+        return DEFAULT_METHOD
+    if not isinstance(name, str) or name not in METHODS:
+        raise PruneError(f"method {name!r} is none of {', '.join(METHODS)}")
+    return name
 
 
 def _validated(entries: Flat, source: str) -> CompressRecipe:
-    method = str(entries.get("method", DEFAULT_METHOD))
-    if method not in METHODS:
-        raise PruneError(f"{source}: method {method!r} is none of {', '.join(METHODS)}")
+    try:
+        method = _known_method(entries.get("method"))
+    except PruneError as error:
+        raise PruneError(f"{source}: {error.message}") from None
     recipe = METHODS[method].recipe
     fields = fields_of(recipe)
     nested: dict[str, dict[str, Any]] = {name: {} for name in sections_of(recipe)}
@@ -157,7 +200,9 @@ def _unknown(name: str, method: str) -> str:
 def _owner(name: str) -> str | None:
     """Return the method, or the methods, that have a setting."""
     owners = [known for known, method in METHODS.items() if name in fields_of(method.recipe)]
-    return " and ".join(owners) or None
+    if len(owners) < 2:
+        return owners[0] if owners else None
+    return f"{', '.join(owners[:-1])} and {owners[-1]}"
 
 
 def _listed(recipe: type[CompressRecipe]) -> str:
@@ -171,6 +216,10 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         entries = yaml.safe_load(file.read_text())
     except FileNotFoundError:
         raise PruneError(f"no recipe file at {file}") from None
+    except OSError as error:
+        raise PruneError(f"recipe {file}: {error.strerror}") from None
+    except RecursionError:
+        raise PruneError(f"recipe {file} is nested too deeply") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise PruneError(f"recipe {file} is not YAML: {reason}") from None
