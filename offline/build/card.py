@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from pydantic import JsonValue
 
@@ -60,5 +61,5 @@ Data that decided:
 """
 
 
-def _json(fields: dict[str, JsonValue]) -> str:
+def _json(fields: Mapping[str, JsonValue]) -> str:
     return f"```json\n{json.dumps(fields, indent=2)}\n```\n"
