@@ -16,6 +16,7 @@ import torch
 from offline.compress import lottery as compress_module
 from offline.lottery import play as play_module
 from offline.lottery import round as round_module
+from offline.runs.owned import MANIFEST
 from tests.lottery.conftest import Ground
 
 # (what is killed, where it is found, the name there, at which call); in the order of a run
@@ -63,7 +64,7 @@ def _killed(place: Any, name: str, call: int, run: Callable[[], Any]) -> int:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Return what must be the same: all but the times that things took."""
-    timed = ("vmprune_result.json", "report.html")
+    timed = ("vmprune_result.json", "report.html", MANIFEST)  # which knows the result by content
     return {f.name: f.read_bytes() for f in sorted(folder.iterdir()) if f.name not in timed}
 
 
