@@ -1,7 +1,9 @@
 """Which process runs which tests, in which order, and which ones `make quick` leaves out.
 
 A file goes to one worker as a whole, for the sake of its fixtures. What asks the shared process of
-`tests.vllm_probe` is one group: its process starts once. Files that start engines come first, or
+`tests.vllm_probe` is one group: its process starts once. What starts servers and engines of its own
+is another: in a new clone the first start compiles kernels for a minute, which two starts side by
+side would both do. Files that start engines come first, or
 one worker would end with a minute of them while the other has nothing left. Tests keep their order
 within a file, and files theirs among those of their kind.
 """
@@ -12,8 +14,10 @@ from typing import Any
 
 import pytest
 
-# Files whose tests ask `tests.vllm_probe.probe`: -> the name of their group.
+# Files whose tests ask `tests.vllm_probe.probe`, and those that start servers and engines of their
+# own: -> the name of their group.
 _PROBE = "the shared process of vLLM"
+_STARTS = "starts of vLLM"
 GROUPS = dict.fromkeys(
     (
         "tests/families/test_serving.py",
@@ -23,6 +27,15 @@ GROUPS = dict.fromkeys(
         "tests/vllm_moe_prune/test_lora.py",
     ),
     _PROBE,
+) | dict.fromkeys(
+    (
+        "tests/benchmarks/test_overhead.py",
+        "tests/check/test_check.py",
+        "tests/compress/test_served_result.py",
+        "tests/engines/live/test_engine.py",
+        "tests/test_digests.py",
+    ),
+    _STARTS,
 )
 # More than two seconds together: whole runs, training, Ray, locust, children that import torch,
 # real data, properties that hold for any input.
