@@ -43,11 +43,11 @@ SETTINGS: dict[str, Any] = {
     "dtype": "float32",
     "device": "cpu",
 }
-# How long a search merges decides whether it has found mixed router rows as well. Without them the
-# checkpoint is a plain one with a merged map's matrices beside its weights.
+# How long a search merges, and its seed, decide whether it has found mixed router rows as well.
+# Without them the checkpoint is a plain one with a merged map's matrices beside its weights.
 FORMS = {
     "compact": {"evaluations": 48, "children": 8},
-    "plain": {"evaluations": 24, "children": 4},
+    "plain": {"evaluations": 12, "children": 4, "seed": 16},
 }
 GENERATE = """\
 output_type: generate_until
