@@ -33,7 +33,7 @@ from offline.results.compression import RESULT_FILE, Quality, RunResult
 from offline.runs.output import staged
 from offline.runs.owned import MANIFEST
 from offline.runs.progress import Reporter, timed
-from offline.runs.resume import check_outputs, run_folder
+from offline.runs.resume import run_folder
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance
@@ -51,7 +51,6 @@ def compress_lottery(
 
     :raises PruneError: for what the recipe, the base or the text does not allow
     """
-    check_outputs(out, force=force, inputs=prepared.recipe.inputs)
     one = _Compression.of(prepared, out, make_engine, reporter, force=force)
     with one.timed("rounds"):
         played = play(one.lottery).made(one.provenance)

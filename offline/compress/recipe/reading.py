@@ -56,12 +56,14 @@ def read_recipe(
     return _validated(found | given, source), notes
 
 
-def without_sections(entries: Mapping[str, Any]) -> tuple[Flat, tuple[str, ...]]:
+def without_sections(
+    entries: Mapping[str, Any], source: str = "settings"
+) -> tuple[Flat, tuple[str, ...]]:
     """Return settings of version 0.1, and the names of those that their method does not have.
 
     :raises PruneError: if there is no such method
     """
-    fields = fields_of(METHODS[_known_method(entries.get("method"))].recipe)
+    fields = fields_of(METHODS[_known_method(entries.get("method"), source)].recipe)
     foreign = {name for name in entries if name not in fields and _owner(name) is not None}
     kept = {k: v for k, v in entries.items() if k not in foreign and v is not None}
     return kept, tuple(sorted(name for name in foreign if entries[name] is not None))
@@ -89,10 +91,7 @@ def _without_sections(
 
     :param method: that takes the place of the file's
     """
-    try:
-        kept, foreign = without_sections(entries | ({"method": method} if method else {}))
-    except PruneError as error:
-        raise PruneError(f"{source}: {error.message}") from None
+    kept, foreign = without_sections(entries | ({"method": method} if method else {}), source)
     notes = [f"{source} has no sections: it is read as version 0.1 wrote it (docs/recipe.md)"]
     notes += [f"{source}: {name} is {_owner(name)}'s and is left out" for name in foreign]
     return kept, tuple(notes)
@@ -111,10 +110,7 @@ def _flat(entries: Mapping[str, Any], method: str | None, source: str) -> Flat:
     for name, section in sections.items():
         if name in _SECTIONS and not isinstance(section, dict):
             raise PruneError(f"{source}: section {name} is not a table of settings")
-    try:
-        method = _known_method(method or sections.get("method", {}).get("name"))
-    except PruneError as error:
-        raise PruneError(f"{source}: {error.message}") from None
+    method = _known_method(method or sections.get("method", {}).get("name"), source)
     recipe = METHODS[method].recipe
     places = {field: ".".join(place) for field, place in fields_of(recipe).items()}
     flat: Flat = {}
@@ -146,7 +142,7 @@ def _misplaced(
     return PruneError(f"{here}: there is no such setting", hint=f"{section} has {', '.join(known)}")
 
 
-def _known_method(name: Any) -> str:
+def _known_method(name: Any, source: str) -> str:
     """Return a method's name, the default's for None.
 
     :raises PruneError: if there is no such method
@@ -154,15 +150,12 @@ def _known_method(name: Any) -> str:
     if name is None:
         return DEFAULT_METHOD
     if not isinstance(name, str) or name not in METHODS:
-        raise PruneError(f"method {name!r} is none of {', '.join(METHODS)}")
+        raise PruneError(f"{source}: method {name!r} is none of {', '.join(METHODS)}")
     return name
 
 
 def _validated(entries: Flat, source: str) -> CompressRecipe:
-    try:
-        method = _known_method(entries.get("method"))
-    except PruneError as error:
-        raise PruneError(f"{source}: {error.message}") from None
+    method = _known_method(entries.get("method"), source)
     recipe = METHODS[method].recipe
     fields = fields_of(recipe)
     nested: dict[str, dict[str, Any]] = {name: {} for name in sections_of(recipe)}
