@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests import caches, scheduling
+from tests.hub.server import Hub
 from tests.sample_files import write_modules, write_task
 from tests.tiny import make_tiny_mixtral
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:  # most tests need no engine, and its imports take seconds
 # Before other test files are imported: libraries read where to keep things when they are.
 _IS_FIRST = caches.SESSION not in os.environ
 caches.redirect()
+_HUB = Hub()
+os.environ["HF_ENDPOINT"] = _HUB.start()  # nothing here or in a child asks the one on the internet
 
 
 def pytest_unconfigure() -> None:
@@ -89,6 +92,23 @@ def engine(model: Path) -> TransformersEngine:
     from offline.engines.local.transformers import TransformersEngine
 
     return TransformersEngine(model, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A hub on this machine with nothing in it yet, for this process and its children.
+
+    HF_ENDPOINT names it; the cache of what is downloaded is the test's own.
+    """
+    from huggingface_hub import HfFileSystem, constants
+
+    _HUB.clear(tmp_path / "published")
+    HfFileSystem.clear_instance_cache()  # it remembers what it found
+    cache = str(tmp_path / "huggingface" / "hub")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)
+    monkeypatch.setenv("HF_HUB_CACHE", cache)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    return _HUB
 
 
 @pytest.fixture
