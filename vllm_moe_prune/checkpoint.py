@@ -2,25 +2,27 @@
 
 The safetensors library checks each header when the file is opened (no holes, no overlaps, length
 as declared), so an opened checkpoint is whole. Byte ranges come from the header: most of a pruned
-checkpoint is a copy of ranges, which needs neither memory nor tensors (docs/decisions/0002).
+checkpoint is a copy of ranges, which needs neither memory nor tensors (docs/decisions/0002). Of a
+snapshot in the hub's cache whose weights are not downloaded yet, headers come over the network.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.headers import MissingShardError, StoredTensor, read_headers
+from vllm_moe_prune.hub import snapshot_of
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.layouts import layout_of
 from vllm_moe_prune.rewrite import (
-    ITEM_BYTES,
     Combine,
     Copy,
     Drop,
@@ -45,16 +47,6 @@ COMPACT_FOLDER = "pruned_moe"
 _VOLATILE_KEYS = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype"})
 # Those that tensors can be combined, or only cast, into.
 _TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Where a tensor's bytes lie: file and absolute byte range."""
-
-    info: TensorInfo
-    file: Path
-    begin: int
-    end: int
 
 
 @dataclass(slots=True)
@@ -94,6 +86,12 @@ class Checkpoint:
         """Bytes of all tensors."""
         return sum(stored.info.num_bytes for stored in self.stored.values())
 
+    @property
+    def name(self) -> str:
+        """What people call this model: its name on the hub where it is a snapshot from there."""
+        snapshot = snapshot_of(self.folder)
+        return snapshot.repo_id if snapshot else self.folder.resolve().name
+
     def expert_counts(self) -> dict[int, int]:
         """Return decoder layer -> number of experts."""
         return expert_counts(self.tensors, self.layout)
@@ -118,7 +116,7 @@ class Checkpoint:
             config=_sha256_json(shaping),
             index=_sha256_json(index),
             routers="sha256:" + routers.hexdigest(),
-            name=self.folder.resolve().name,
+            name=self.name,
         )
 
     def raw(self, name: str) -> bytes:
@@ -128,10 +126,7 @@ class Checkpoint:
         """
         if name not in self.stored:
             raise PruneError(f"the checkpoint has no tensor {name}")
-        stored = self.stored[name]
-        with stored.file.open("rb") as stream:
-            stream.seek(stored.begin)
-            return stream.read(stored.end - stored.begin)
+        return self.stored[name].read()
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a tensor on the CPU, memory-mapped from its file."""
@@ -218,41 +213,18 @@ def _stored(folder: Path) -> dict[str, StoredTensor]:
         ):
             raise PruneError(f"{index_file} has no weight_map")
         files = [folder / name for name in sorted(set(weight_map.values()))]
-        stored = {name: s for file in files for name, s in _read_header(file)}
+        stored = {tensor.info.name: tensor for tensor in read_headers(files)}
         for name, file_name in weight_map.items():
             if name not in stored or stored[name].file.name != file_name:
                 raise PruneError(f"{index_file} names tensor {name}, which is not in {file_name}")
         return stored
-    if (folder / SINGLE_FILE).exists():
-        return dict(_read_header(folder / SINGLE_FILE))
-    raise PruneError(
-        f"{folder} has no safetensors weights",
-        hint=f"expected {SINGLE_FILE} or {INDEX_FILE}; pickled weights are not read",
-    )
-
-
-def _read_header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
     try:
-        with safe_open(file, framework="np"):
-            pass  # opening checks header, offsets and length
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-    except FileNotFoundError:
-        raise PruneError(f"shard {file} is missing", hint="download the checkpoint again") from None
-    except (SafetensorError, OSError) as error:
+        return {tensor.info.name: tensor for tensor in read_headers([folder / SINGLE_FILE])}
+    except MissingShardError:
         raise PruneError(
-            f"shard {file} is truncated or damaged: {error}", hint="download it again"
+            f"{folder} has no safetensors weights",
+            hint=f"expected {SINGLE_FILE} or {INDEX_FILE}; pickled weights are not read",
         ) from None
-    header.pop("__metadata__", None)
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
-        if entry["dtype"] not in ITEM_BYTES:
-            raise PruneError(
-                f"shard {file}: tensor {name} has dtype {entry['dtype']}, which is not known"
-            )
-        begin, end = (8 + length + offset for offset in entry["data_offsets"])
-        info = TensorInfo(name, entry["dtype"], tuple(entry["shape"]))
-        yield name, StoredTensor(info, file, begin, end)
 
 
 def _sha256_json(value: Any) -> str:

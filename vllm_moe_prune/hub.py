@@ -1,29 +1,29 @@
 """Models by the names they have on the Hugging Face hub: ``Org/Name`` or ``Org/Name@revision``.
 
 Everything goes through ``huggingface_hub``: its cache, its offline mode, its token, its progress
-bars. It is imported when something is asked of it, for it is no dependency of this package; every
-host with transformers or vLLM has it.
+bars.
 """
 
 from __future__ import annotations
 
-import errno
+import glob
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.hub_client import SECONDS, address, client, explained, no_space
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 _ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
-_SECONDS = 10.0  # to wait for the hub's first answer, as its client does for files
-_SIGN_IN = "set HF_TOKEN or run `hf auth login`"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,13 @@ def parse(text: str) -> HubReference | None:
     What exists here is a path, whatever it is called; ``Org/Name@main`` always means the hub. A
     text that is not of the form ``Org/Name`` can only be a path.
     """
+    return None if Path(text).exists() else spelled(text)
+
+
+def spelled(text: str) -> HubReference | None:
+    """Return the repository that a text could name, whether or not a path is called the same."""
     name, separator, revision = text.partition("@")
-    if not _is_id(name) or (separator and not revision) or Path(text).exists():
+    if not _is_id(name) or (separator and not revision):
         return None
     return HubReference(name, revision or None)
 
@@ -60,27 +65,82 @@ def _is_id(name: str) -> bool:
     return not any(part.endswith((".", "-", ".git")) for part in name.split("/"))
 
 
-def fetch(reference: HubReference, patterns: Sequence[str]) -> Path:
+def snapshot_of(folder: Path) -> HubReference | None:
+    """Return what a folder of the hub's cache is a snapshot of, its commit as the revision.
+
+    None where the folder is no snapshot of a model.
+    """
+    parts = folder.absolute().parts
+    if len(parts) < 3 or parts[-2] != "snapshots" or not _COMMIT.fullmatch(parts[-1]):
+        return None
+    kind, *names = parts[-3].split("--")
+    return HubReference("/".join(names), parts[-1]) if kind == "models" and names else None
+
+
+def origin(folder: Path) -> dict[str, str]:
+    """Return which repository and commit a snapshot is, for provenance; nothing elsewhere."""
+    found = snapshot_of(folder)
+    if found is None or found.revision is None:
+        return {}
+    return {"base_model": found.repo_id, "base_commit": found.revision}
+
+
+def fetch(reference: HubReference, patterns: Sequence[str], *, bars: bool = True) -> Path:
     """Bring files of a repository into the hub's cache and return the folder of the snapshot.
 
     What the cache has is not downloaded again. Where the hub cannot be reached, or with
     ``HF_HUB_OFFLINE``, the snapshot that the cache has is taken.
 
-    :param patterns: such as ``*.json``; a file is wanted if one of them matches its path
+    :param patterns: such as ``*.json``; a file is wanted if one of them matches its path. In a
+        pattern that begins with a slash no star goes across folders: ``/*.json`` is the top alone
+    :param bars: whether the hub's client may show its progress
     :raises PruneError: if there is no such model or revision, it is not to be read with this token,
         it has no such files, the disk has no space for them, or the hub cannot be reached
     """
-    from_hub = _client().snapshot_download
-    with _explained(reference):
+    with explained(reference.repo_id, reference.revision), _bars(bars):
         try:
             info = _info(reference)
         except _Unreachable as error:
             return _from_cache(reference, patterns, error)
-        _check_space(reference, info, patterns)
-        folder = from_hub(
-            reference.repo_id, revision=reference.revision, allow_patterns=list(patterns)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        wanted = _wanted(sizes, patterns)
+        if not wanted:
+            raise PruneError(
+                f"the hub's {reference} has no file that is called {' or '.join(patterns)}",
+                hint="it has " + (", ".join(sorted(sizes)[:8]) or "no files"),
+            )
+        _check_space(reference, str(info.sha), {name: sizes[name] for name in wanted})
+        folder = client().snapshot_download(
+            reference.repo_id,
+            revision=reference.revision,
+            allow_patterns=[glob.escape(name) for name in wanted],
         )
     return Path(folder)
+
+
+def _wanted(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    return [name for name in names if any(_matches(name, pattern) for pattern in patterns)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    if not pattern.startswith("/"):
+        return fnmatchcase(name, pattern)
+    parts, wanted = name.split("/"), pattern[1:].split("/")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+
+
+@contextmanager
+def _bars(shown: bool) -> Iterator[None]:
+    """Keep the hub's client from showing its progress for the length of a block."""
+    utils = client().utils
+    if shown or utils.are_progress_bars_disabled():
+        yield
+        return
+    utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars()
 
 
 def commit(reference: HubReference) -> str:
@@ -90,11 +150,11 @@ def commit(reference: HubReference) -> str:
 
     :raises PruneError: if there is no such model or revision, or the hub cannot be reached
     """
-    with _explained(reference):
+    with explained(reference.repo_id, reference.revision):
         try:
             return str(_info(reference).sha)
         except _Unreachable as error:
-            return _from_cache(reference, ["config.json"], error).name
+            return _from_cache(reference, (), error).name
 
 
 class _Unreachable(Exception):
@@ -103,10 +163,10 @@ class _Unreachable(Exception):
 
 def _info(reference: HubReference) -> ModelInfo:
     """Ask the hub about a revision: its commit and its files with their sizes."""
-    hub = _client()
+    hub = client()
     try:
         info: ModelInfo = hub.HfApi().model_info(
-            reference.repo_id, revision=reference.revision, timeout=_SECONDS, files_metadata=True
+            reference.repo_id, revision=reference.revision, timeout=SECONDS, files_metadata=True
         )
         return info
     except hub.errors.OfflineModeIsEnabled as error:
@@ -114,118 +174,49 @@ def _info(reference: HubReference) -> ModelInfo:
     except hub.errors.HfHubHTTPError as error:
         if error.response.status_code < 500:
             raise
-        raise _Unreachable(f"{_address()} answers {error.response.status_code}") from error
+        raise _Unreachable(f"{address()} answers {error.response.status_code}") from error
     except hub.errors.HfHubHTTPError.__bases__ as error:  # of httpx or httpx2, by its version
-        raise _Unreachable(f"{_address()} cannot be reached ({error})") from error
+        raise _Unreachable(f"{address()} cannot be reached ({error})") from error
 
 
 def _from_cache(reference: HubReference, patterns: Sequence[str], reason: Exception) -> Path:
-    hub = _client()
+    """Return the snapshot that the cache has, if all that is wanted of it is there."""
+    hub = client()
+    name, cache = reference.repo_id, hub.constants.HF_HUB_CACHE
+    hint = "download it while the hub can be reached, or give the path of a local folder"
     try:
-        folder = hub.snapshot_download(
-            reference.repo_id,
-            revision=reference.revision,
-            allow_patterns=list(patterns),
-            local_files_only=True,
+        folder = Path(
+            hub.snapshot_download(
+                name, revision=reference.revision, allow_patterns=[], local_files_only=True
+            )
         )
     except hub.errors.LocalEntryNotFoundError as error:
-        part = " whole" if "incomplete" in str(error) else ""
+        text = f"{reason}, and {reference} is neither a folder here nor in the cache {cache}"
+        raise PruneError(text, hint) from error
+    try:  # a client that keeps no lists of files cannot say what is missing
+        listed = [file.path for file in hub.get_cached_repo_tree(name, revision=folder.name)]
+    except (AttributeError, hub.errors.CachedRepoTreeNotFoundError):
+        listed = []
+    missing = [file for file in _wanted(listed, patterns) if not (folder / file).exists()]
+    if missing:
         raise PruneError(
-            f"{reason}, and {reference} is not{part} in the cache {hub.constants.HF_HUB_CACHE}",
-            hint="download it while the hub can be reached, or give the path of a local folder",
-        ) from error
-    return Path(folder)
-
-
-def _check_space(reference: HubReference, info: ModelInfo, patterns: Sequence[str]) -> None:
-    """Refuse a download that the disk has no space for, before it begins."""
-    hub = _client()
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    wanted = list(hub.utils.filter_repo_objects(sizes, allow_patterns=list(patterns)))
-    if not wanted:
-        raise PruneError(
-            f"the hub's {reference} has no file that is called {' or '.join(patterns)}",
-            hint="it has " + (", ".join(sorted(sizes)[:8]) or "no files"),
+            f"{reason}, and {reference} has no {missing[0]} in the cache {cache}", hint
         )
+    return folder
+
+
+def _check_space(reference: HubReference, revision: str, sizes: Mapping[str, int]) -> None:
+    """Refuse a download that the disk has no space for, before it begins.
+
+    :param sizes: file -> bytes
+    """
+    hub = client()
     missing = sum(
-        sizes[name]
-        for name in wanted
-        if not hub.try_to_load_from_cache(reference.repo_id, name, revision=info.sha)
+        size
+        for name, size in sizes.items()
+        if not hub.try_to_load_from_cache(reference.repo_id, name, revision=revision)
     )
     cache = Path(hub.constants.HF_HUB_CACHE)
     free = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
     if missing > free:
-        raise PruneError(
-            f"{reference} needs {missing / 1e9:.1f} GB in {cache}, where {free / 1e9:.1f} GB are "
-            "free",
-            hint="set HF_HOME to a folder on a larger disk, or free some: `hf cache prune`",
-        )
-
-
-@contextmanager
-def _explained(reference: HubReference) -> Iterator[None]:
-    """Turn the errors of the hub's client into one line each."""
-    hub = _client()
-    try:
-        yield
-    except hub.errors.GatedRepoError as error:
-        raise PruneError(
-            f"{reference.repo_id} is gated on the hub, and this token may not read it",
-            hint=f"accept its terms at {_address()}/{reference.repo_id}, then {_SIGN_IN}",
-        ) from error
-    except hub.errors.RepositoryNotFoundError as error:
-        raise PruneError(
-            f"there is no folder {reference} here and no model of that name on {_address()}",
-            hint=f"check the name; for a private model {_SIGN_IN}",
-        ) from error
-    except hub.errors.RevisionNotFoundError as error:
-        raise PruneError(
-            f"the hub's {reference.repo_id} has no revision {reference.revision!r}",
-            hint="give a branch, a tag or a commit: "
-            f"{_address()}/{reference.repo_id}/tree/main lists them",
-        ) from error
-    except hub.errors.HfHubHTTPError as error:
-        text = error.server_message or f"status {error.response.status_code}"
-        raise PruneError(
-            f"{_address()} refuses {reference}: {text.splitlines()[0]}",
-            hint=_SIGN_IN if error.response.status_code in (401, 403) else "try again later",
-        ) from error
-    except hub.errors.HfHubHTTPError.__bases__ as error:
-        raise _broken(reference, error) from error
-
-
-def _broken(reference: HubReference, error: Any) -> PruneError:
-    """Say why a download stopped."""
-    cache = _client().constants.HF_HUB_CACHE
-    if getattr(error, "errno", None) == errno.ENOSPC:
-        return PruneError(
-            f"no space left in {cache} for {reference}",
-            hint="set HF_HOME to a folder on a larger disk, or free some: `hf cache prune`",
-        )
-    first = (str(error).splitlines() or [type(error).__name__])[0]
-    return PruneError(
-        f"the download of {reference} stopped: {first}",
-        hint=f"start again: files that are whole in {cache} are kept",
-    )
-
-
-def _address() -> str:
-    return str(_client().constants.ENDPOINT)
-
-
-def _client() -> Any:
-    """Import the hub's client.
-
-    :raises PruneError: if it is not installed
-    """
-    try:
-        import huggingface_hub
-        import huggingface_hub.constants
-        import huggingface_hub.errors
-        import huggingface_hub.utils
-    except ImportError as error:
-        raise PruneError(
-            "models by their names on the hub need huggingface_hub, which is not installed",
-            hint="pip install huggingface_hub, or give the path of a local folder",
-        ) from error
-    return huggingface_hub
+        raise no_space(f"{missing / 1e9:.3g} GB for {reference}, {free / 1e9:.3g} GB are free")

@@ -11,13 +11,14 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from offline.build.card import model_card
+from offline.build.card import card_fields, model_card
 from offline.build.mtp import NUM_LAYERS_KEY, MtpChoice, decoder_tensors, plan_mtp
 from offline.build.quantised import follow
 from offline.runs.output import check_output, staged
 from offline.runs.owned import MANIFEST
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.hub import origin
 from vllm_moe_prune.rewrite import Combine, Drop, Mix, Operation, rewrite
 from vllm_moe_prune.routing_map import MAP_FILE, Form, RoutingMap
 from vllm_moe_prune.writer import DEFAULT_SHARD_BYTES, Progress, write_shards
@@ -39,8 +40,8 @@ _NOT_COPIED_NAMES = (
 class BuildPlan:
     """What a build will do, computed from names and shapes alone.
 
-    ``routing_map`` is the given one; where there are MTP layers its provenance says what became of
-    them.
+    ``routing_map`` is the given one; its provenance also says what became of MTP layers, and which
+    commit the base is where it is the hub's.
     """
 
     form: Form
@@ -78,7 +79,7 @@ def plan_build(
     kept = [op for op in operations if not isinstance(op, Drop)]
     return BuildPlan(
         form=routing_map.form,
-        routing_map=_recorded(routing_map, drafts.settings),
+        routing_map=_recorded(routing_map, {**(drafts.settings or {}), **origin(base.folder)}),
         operations=operations,
         num_bytes=sum(op.target.num_bytes for op in kept),
         base_bytes=base.num_bytes,
@@ -88,9 +89,9 @@ def plan_build(
     )
 
 
-def _recorded(routing_map: RoutingMap, settings: Mapping[str, JsonValue] | None) -> RoutingMap:
+def _recorded(routing_map: RoutingMap, settings: Mapping[str, JsonValue]) -> RoutingMap:
     """Return the map with further settings in its provenance."""
-    if settings is None:
+    if not settings:
         return routing_map
     before = routing_map.provenance
     provenance = before.model_copy(update={"settings": {**before.settings, **settings}})
@@ -166,7 +167,7 @@ def write_checkpoint(
         )
         copy_companions(base.folder, partial)
         (partial / "config.json").write_text(_config(config, base, routing_map, operations))
-        card = model_card(base.folder.name, routing_map, routing_map.form)
+        card = model_card(base.name, routing_map, routing_map.form, card_fields(base.folder))
         (partial / "README.md").write_text(card)
         routing_map.save(partial)
         for name, content in {**quantiser_files, **(beside or {})}.items():

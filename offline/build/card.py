@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from pydantic import JsonValue
 
@@ -21,11 +23,44 @@ _SERVE = {
 """,
 }
 
+_TAGS = ("mixture-of-experts", "expert-pruning", "vllm-moe-prune")
+_INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag", "tags")
+_PLAIN = re.compile(r"[a-z][a-z-]*")  # what YAML takes for nothing but a text
 _MORE = ("<details><summary>Defaults, and the numbers behind them</summary>\n\n", "\n</details>\n")
 
 
-def model_card(base_name: str, routing_map: RoutingMap, form: Form) -> str:
-    """Return README.md: what was pruned, how, and how to serve it."""
+def card_fields(folder: Path) -> dict[str, JsonValue]:
+    """Return what a pruned model inherits of its base's card: licence, language, tags."""
+    file = folder / "README.md"
+    parts = file.read_text(errors="replace").split("---\n", 2) if file.is_file() else []
+    if len(parts) < 3 or parts[0]:
+        return {}
+    import yaml  # comes with the hub's client, and only its cards need it
+
+    try:
+        head = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return {}
+    found = head if isinstance(head, dict) else {}
+    return {name: found[name] for name in _INHERITED if name in found}
+
+
+def model_card(
+    base_name: str,
+    routing_map: RoutingMap,
+    form: Form,
+    inherited: Mapping[str, JsonValue] | None = None,
+) -> str:
+    """Return README.md: what was pruned, how, and how to serve it.
+
+    :param inherited: as `card_fields`
+    """
+    fields = dict(inherited or {})
+    given = fields.pop("tags", None)
+    tags = dict.fromkeys([*_TAGS, *map(str, given if isinstance(given, list) else [])])
+    more_fields = "".join(
+        f"{name}: {json.dumps(value, default=str)}\n" for name, value in fields.items()
+    )
     provenance = routing_map.provenance
     told = provenance.settings
     settings = {name: value for name, value in told.items() if not isinstance(value, dict)}
@@ -39,7 +74,7 @@ def model_card(base_name: str, routing_map: RoutingMap, form: Form) -> str:
     trained = "\nThe weights were trained after pruning:\n\n" + "\n".join(tuned) + "\n"
     return f"""---
 base_model: {base_name}
-tags: [mixture-of-experts, expert-pruning, vllm-moe-prune]
+{more_fields}tags: [{", ".join(t if _PLAIN.fullmatch(t) else json.dumps(t) for t in tags)}]
 ---
 
 # {base_name}, experts pruned

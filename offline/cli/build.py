@@ -8,10 +8,11 @@ from typing import get_args
 import click
 
 from offline.build.mtp import MTP_HELP, MtpChoice
+from offline.cli.models import NAMES, model_folder
 
 
 @click.command(epilog="Example: vmprune build --model base --map pruned.run --out pruned")
-@click.option("--model", type=click.Path(path_type=Path), required=True, help="base checkpoint")
+@click.option("--model", type=click.Path(path_type=Path), required=True, help=f"base: {NAMES}")
 @click.option(
     "--map", "map_path", type=click.Path(path_type=Path), required=True, help="routing map"
 )
@@ -45,11 +46,13 @@ def build(
     from offline.build.build import build as run_build
     from offline.build.build import plan_build
     from offline.cli.progress import progress
+    from offline.data.models import complete
     from offline.runs.units import gib
     from vllm_moe_prune.checkpoint import Checkpoint
     from vllm_moe_prune.routing_map import RoutingMap
 
-    base, routing_map = Checkpoint.open(model), RoutingMap.load(map_path)
+    routing_map = RoutingMap.load(map_path)
+    base = Checkpoint.open(model_folder(model))
     plan = plan_build(base, routing_map, allow_other=allow_other_base, mtp=mtp)
     click.echo(routing_map.summary())
     click.echo(
@@ -58,6 +61,7 @@ def build(
     )
     if dry_run:
         return
+    complete(base.folder)
     with progress() as reporter:
         reporter.stage("writing the checkpoint", plan.num_bytes)
         run_build(

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import click
 
+from offline.cli.models import NAMES, model_folder
+
 
 @click.command(epilog="Example: vmprune check pruned --base base")
 @click.argument("out", type=click.Path(path_type=Path, exists=False))
 @click.option(
-    "--base", type=click.Path(path_type=Path), help="base checkpoint that OUT was made from"
+    "--base", type=click.Path(path_type=Path), help=f"base that OUT was made from: {NAMES}"
 )
 @click.option(
     "--dtype", default="auto", show_default=True, help="float32 gives the tightest parity"
@@ -27,11 +29,15 @@ def check(out: Path, base: Path | None, dtype: str, as_json: bool) -> None:
     from offline.check.check import check as run_check
     from offline.check.check import check_free, save
     from offline.cli.progress import progress
+    from offline.data.models import complete
 
     if not out.is_dir():
         raise click.BadParameter(f"no such folder: {out}")
     log = out.with_name(out.name + ".check.log")
     check_free(out, log)
+    if base is not None:
+        base = model_folder(base)
+        complete(base)
     with progress() as reporter:
         reporter.stage("serving with vLLM and comparing with transformers", 1)
         result = run_check(out, base, dtype=dtype, log=log)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from offline.cli.models import NAMES, model_folder
+
 
 @click.command(
     "import-eep",
@@ -16,7 +18,7 @@ import click
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
-    help="base checkpoint; the map is for Mixtral-8x7B as released if not given",
+    help=f"base checkpoint: {NAMES}; the map is for Mixtral-8x7B as released if not given",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write")
 @click.option("--force", is_flag=True, help="replace OUT if it exists")
@@ -37,15 +39,16 @@ def import_eep(file: Path, model: Path | None, out: Path, force: bool, as_json: 
         space_for,
     )
     from vllm_moe_prune.checkpoint import Checkpoint
+    from vllm_moe_prune.hub import origin
 
     if model is None:
         released = read_coefficients(file)
-        space = mixtral_8x7b(released.num_kept)
+        space, made_of = mixtral_8x7b(released.num_kept), {}
     else:
-        base = Checkpoint.open(model)
+        base = Checkpoint.open(model_folder(model))
         released = read_coefficients(file, num_layers=len(base.expert_counts()))
-        space = space_for(released, base)
-    routing_map = coefficients_map(released, space)
+        space, made_of = space_for(released, base), origin(base.folder)
+    routing_map = coefficients_map(released, space, made_of)
     with staged(out, force=force) as folder:
         routing_map.save(folder)
     if as_json:

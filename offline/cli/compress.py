@@ -10,6 +10,7 @@ import click
 import cloup
 
 from offline.cli.findings import findings, say
+from offline.cli.models import model_folder
 from offline.cli.options import Command, option_of
 from offline.cli.quiet import QUIET_SETTINGS
 from offline.compress.methods import DEFAULT_METHOD, METHODS
@@ -85,7 +86,8 @@ def compress(recipe: Path | None, out: Path, force: bool, as_json: bool, **flags
     from offline.compress.compress import compress as run_compress
     from offline.compress.size import sized
 
-    settings, changes = sized(settings)
+    found = settings.base.model_copy(update={"model": model_folder(settings.base.model)})
+    settings, changes = sized(settings.model_copy(update={"base": found}))
     for line in (*notes, *changes):
         click.echo(f"note: {line}", err=True)
     with progress() as reporter:

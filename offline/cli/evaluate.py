@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from offline.cli.models import NAMES, model_folder
 from offline.runs.device import DType
 from vllm_moe_prune.errors import PruneError
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 
 @click.command(name="eval", epilog="Example: vmprune eval --model pruned --task sciq --limit 200")
-@click.option("--model", type=click.Path(path_type=Path), required=True, help="any checkpoint")
+@click.option(
+    "--model", type=click.Path(path_type=Path), required=True, help=f"any checkpoint: {NAMES}"
+)
 @click.option("--task", "task_name", required=True, help="a known task, or an lm-eval YAML file")
 @click.option(
     "--shots",
@@ -60,6 +63,7 @@ def evaluate(
     that is served, of any form, or its base, for the tokenizer.
     """
     from offline.cli.progress import progress
+    from offline.data.models import complete
     from offline.runs.device import pick_device
     from offline.tasks.catalog import check_split, get_task
     from vllm_moe_prune.routing_map import RoutingMap
@@ -73,11 +77,13 @@ def evaluate(
             )
         task = get_task(f"{task_name}@{shots}")
     more: dict[str, Any] = {}
+    model = model_folder(model)
     if endpoint is None:
         if served_name is not None:
             raise PruneError("--served-name needs --endpoint")
         routing_map = RoutingMap.load(map_path) if map_path else None
         device = pick_device(device)
+        complete(model)
         with progress() as reporter:
             reporter.stage("loading the model", 1)
             engine = _loaded(model, routing_map, allow_other_base, device, dtype)

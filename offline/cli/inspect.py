@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from offline.cli.findings import findings
+from offline.cli.models import model_folder
+from offline.data.models import FACTS
 from offline.lint.lint import Target
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
@@ -23,11 +25,15 @@ from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
 def inspect(path: Path, serve_tp: int | None, serve_ep: int | None, as_json: bool) -> None:
     """Describe a base checkpoint, a pruned checkpoint or a routing map.
 
+    PATH is one of these here, or Org/Name[@revision] on the Hugging Face hub, of which headers are
+    read over the network and no weights are downloaded.
+
     Of a map and of what was built from one it says what those who serve it will meet
     (docs/serving.md).
     """
-    facts = describe(path)
-    found = findings(path, Target(serve_tp, serve_ep))
+    folder = model_folder(path, FACTS)
+    facts = describe(folder) | {"path": str(path)}
+    found = findings(folder, Target(serve_tp, serve_ep))
     if "map" in facts:
         facts["lint"] = [asdict(finding) for finding in found]
     if as_json:

@@ -46,7 +46,10 @@ class Silence:
 
 
 class Bars:
-    """A bar for each stage; the previous stage is complete when one begins."""
+    """A bar for each stage; the previous stage is complete when one begins.
+
+    Nothing is drawn before the first: the hub's client may show a download of its own.
+    """
 
     def __init__(self, shown: Progress) -> None:
         self._shown = shown
@@ -55,6 +58,7 @@ class Bars:
     def stage(self, title: str, total: int) -> None:
         """Begin a stage of ``total`` steps."""
         self._finish()
+        self._shown.start()
         self._current = self._shown.add_task(title, total=total, note="")
 
     def step(self, amount: int = 1, note: str = "") -> None:
@@ -170,5 +174,8 @@ def _bars() -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=stderr) as shown:
+    shown = Progress(*columns, console=stderr)
+    try:
         yield shown
+    finally:
+        shown.stop()

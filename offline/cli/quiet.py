@@ -19,6 +19,7 @@ def with_quiet(command: click.Command) -> None:
 def _be_quiet(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
         os.environ[QUIET] = "1"
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
 QUIET_SETTINGS: dict[str, Any] = {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from offline.cli.models import model_folder
 from offline.cli.options import options_of
 from offline.recover.recipe import RecoverRecipe, SftSettings, training_of
 
@@ -40,6 +41,8 @@ def recover(out: Path, force: bool, as_json: bool, **flags: Any) -> None:
     recipe = RecoverRecipe.of(flags)
     settings = training_of(training, recipe.steps)
     check_outputs(out, force=force, inputs=recipe.inputs)
+    base = recipe.base and model_folder(recipe.base)
+    recipe = recipe.model_copy(update={"model": model_folder(recipe.model), "base": base})
     from offline.cli.progress import progress
     from offline.recover.recover import recover as run_recover
 

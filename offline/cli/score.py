@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from offline.calibration.corpus import DEFAULT, DEFAULT_LENGTH, DEFAULT_SEQUENCES
+from offline.cli.models import NAMES, model_folder
 from offline.runs.device import DType
 from vllm_moe_prune.errors import PruneError
 
@@ -27,7 +28,7 @@ _NAMED = 12  # experts that the table names; --json has all
 @click.command(
     epilog="Example: vmprune score --model base --calibration code:64,prose.txt:64 --out scores"
 )
-@click.option("--model", type=click.Path(path_type=Path), required=True, help="base checkpoint")
+@click.option("--model", type=click.Path(path_type=Path), required=True, help=f"base: {NAMES}")
 @click.option(
     "--calibration",
     default=DEFAULT,
@@ -82,6 +83,7 @@ def score(model: Path, out: Path, force: bool, as_json: bool, **settings: Any) -
         if folder is not None and not folder.is_dir():
             raise PruneError(f"--{name}: {folder} is not a folder", hint="create it first")
     parts = parse_calibration(settings["calibration"], settings["sequences"])
+    model = model_folder(model)
     with staged(out, force=force) as folder:
         expected, domains, scores = _score(model, parts, settings)
         scores.save(folder)
@@ -103,8 +105,10 @@ def _score(
     from offline.calibration.corpus import load_domains
     from offline.calibration.memory import estimate
     from offline.cli.progress import progress
+    from offline.data.models import complete
     from offline.runs.device import batch_tokens, pick_device, pick_dtype
     from vllm_moe_prune.checkpoint import Checkpoint
+    from vllm_moe_prune.hub import origin
     from vllm_moe_prune.provenance import Provenance
 
     device = pick_device(settings["device"])
@@ -135,10 +139,12 @@ def _score(
             "length": length,
             "gradients": settings["gradients"],
             "dtype": dtype,
+            **origin(model),
         },
         seed=seed,
         data=tuple(domain.identity for domain in domains),
     )
+    complete(model)
     with _inside(settings["offload"]) as offload, progress() as reporter:
         engine = TransformersEngine(model, device=device, dtype=dtype, offload=offload)
         scores = calibrate(

@@ -18,6 +18,7 @@ from offline.compress.recipe.recipe import CompressRecipe
 from offline.compress.scores import analysis_beside
 from offline.compress.size import sized
 from offline.compress.summary import planned_size, result_of
+from offline.data.models import complete
 from offline.results.compression import RESULT_FILE, RunResult
 from offline.runs.device import pick_device, pick_dtype
 from offline.runs.progress import Reporter
@@ -41,6 +42,7 @@ def compress(
     """
     check_outputs(out, force=force, inputs=recipe.inputs)
     prepared = Prepared.of(_placed(sized(recipe)[0]))
+    complete(prepared.base.folder)
     method = METHODS[recipe.method.name]
     if method.choose is None:
         from offline.compress.lottery import compress_lottery

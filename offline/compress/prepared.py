@@ -26,6 +26,7 @@ from offline.runs.progress import Reporter
 from offline.tasks.splits import data_identity
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.hub import origin
 from vllm_moe_prune.provenance import DataIdentity, Provenance
 
 
@@ -59,7 +60,7 @@ class Prepared:
             data.task, measure=data.fitness, guard=recipe.guard, items=recipe.items
         )
         scores = check_scored(recipe, space.shape.base)
-        made = _provenance(recipe, space, objective, scores)
+        made = _provenance(recipe, base, space, objective, scores)
         return cls(recipe, base, space, objective, made)
 
     def identity(self) -> dict[str, Any]:
@@ -106,15 +107,19 @@ class Prepared:
 
 
 def _provenance(
-    recipe: CompressRecipe, space: Space, objective: Objective, scores: DataIdentity | None
+    recipe: CompressRecipe,
+    base: Checkpoint,
+    space: Space,
+    objective: Objective,
+    scores: DataIdentity | None,
 ) -> Provenance:
-    """Say how a run's map is made: settings, seed, and the items and scores that decide."""
+    """Say how a run's map is made: settings, seed, base, and the items and scores that decide."""
     data: list[DataIdentity] = [
         data_identity(entry.task, split, objective.items.get(split))
         for entry in objective.tasks
         for split in METHODS[recipe.method.name].decided_on
     ]
-    settings = recipe.told(len(space.layers))
+    settings = recipe.told(len(space.layers)) | origin(base.folder)
     settings.pop("seed", None)  # has a place of its own
     return Provenance.now(
         recipe.method.name,

@@ -40,7 +40,7 @@ def result_of(
         for layer in chosen.layers
     )
     return RunResult(
-        model=run.base.folder.resolve().name,
+        model=run.base.name,
         out=out.name,
         method=run.recipe.method.name,
         task=run.recipe.data.task,

@@ -76,10 +76,13 @@ def read_coefficients(path: Path, num_layers: int = _MIXTRAL_LAYERS) -> Released
     return ReleasedCoefficients(groups, Genome(tuple(pairs)), path.name, f"sha256:{digest}")
 
 
-def coefficients_map(released: ReleasedCoefficients, space: Space) -> RoutingMap:
+def coefficients_map(
+    released: ReleasedCoefficients, space: Space, origin: Mapping[str, str] | None = None
+) -> RoutingMap:
     """Make the routing map of a file for a base.
 
     :param space: keeps as many experts as the file, see `space_for` and `mixtral_8x7b`
+    :param origin: what the map's provenance is to say of the base, as `hub.origin`
     :raises PruneError: if the base has other layers or another number of experts
     """
     numbers = sorted(layer for group in released.groups for layer in group)
@@ -102,6 +105,7 @@ def coefficients_map(released: ReleasedCoefficients, space: Space) -> RoutingMap
             "sha256": released.sha256,
             "groups": len(released.groups),
             "source": "imagination-research/EEP (arXiv 2407.00945)",
+            **(origin or {}),
         },
     )
     return space.genome_map(released.genome, groups, provenance)

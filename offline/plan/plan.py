@@ -106,13 +106,15 @@ def _findings(scores: Scores, recipe: PlanRecipe, routing_map: RoutingMap) -> tu
 def _provenance(
     scores: Scores, recipe: PlanRecipe, protected: Protected, source: DataIdentity | None
 ) -> Provenance:
+    told = scores.provenance.settings
     return Provenance.now(
         "oneshot" if recipe.merge is None else "merge",
         settings={
+            **{name: told[name] for name in ("base_model", "base_commit") if name in told},
             **recipe.model_dump(mode="json", exclude_none=True),
             "criterion": recipe.rule.word,
             "protected": {str(layer): list(ids) for layer, ids in protected.items()},
-            "scores": {"made": scores.provenance.created, **scores.provenance.settings},
+            "scores": {"made": scores.provenance.created, **told},
         },
         data=(*scores.provenance.data, *([source] if source else ())),
     )

@@ -28,11 +28,14 @@ class RecoverRecipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: Path = Field(description="plain checkpoint to train: a local folder, pruned or not")
+    model: Path = Field(
+        description="plain checkpoint to train, pruned or not: a folder, or Org/Name[@revision] on "
+        "the Hugging Face hub"
+    )
     base: Path | None = Field(
         default=None,
-        description="base that it was pruned from: gets the same examples and finetune for "
-        "comparison, and is not kept",
+        description="base that it was pruned from, named alike: gets the same examples and "
+        "finetune for comparison, and is not kept",
     )
     task: str | None = Field(
         default=None,

@@ -12,7 +12,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from offline.build.card import model_card
+from offline.build.card import card_fields, model_card
+from offline.data.models import complete
 from offline.recover.recipe import RecoverRecipe, SftSettings
 from offline.recover.session import Session
 from offline.results.compression import RESULT_FILE
@@ -43,6 +44,8 @@ def recover(
     """
     check_outputs(out, force=force, inputs=recipe.inputs)
     session = Session.begin(recipe, training, out, reporter, force=force)
+    for _, folder in session.checkpoints.folders():
+        complete(folder)
     for subject, folder in session.checkpoints.folders():
         session.treat(subject, folder)
     result = session.result(out)
@@ -60,17 +63,19 @@ def _write(session: Session, result: Recovery, out: Path, *, force: bool) -> Non
             if file.name not in _NOT_KEPT:
                 _link(file, partial / file.name)
         if session.checkpoints.routing_map is not None:
-            _save_map(session.checkpoints.routing_map, session.tuning, partial)
+            before = session.checkpoints.model.folder
+            _save_map(session.checkpoints.routing_map, session.tuning, partial, before)
         result.save(partial)
         write_page(partial)
     shutil.rmtree(tuned)
 
 
-def _save_map(routing_map: RoutingMap, tuning: Tuning, folder: Path) -> None:
+def _save_map(routing_map: RoutingMap, tuning: Tuning, folder: Path, before: Path) -> None:
+    """Write the map and the card; ``before`` is the checkpoint as it was."""
     update = {"tuned": (*routing_map.tuned, tuning), "schema_version": SCHEMA_VERSION}
     tuned = routing_map.model_copy(update=update)  # with its matrices
     tuned.save(folder)
-    card = model_card(routing_map.base.name, tuned, tuned.form)
+    card = model_card(routing_map.base.name, tuned, tuned.form, card_fields(before))
     (folder / "README.md").unlink(missing_ok=True)  # a name of another file's bytes
     (folder / "README.md").write_text(card)
 

@@ -23,6 +23,7 @@ from offline.runs.progress import Reporter
 from offline.runs.resume import run_folder
 from offline.tasks.catalog import Task
 from offline.tasks.splits import data_identity
+from vllm_moe_prune.hub import origin
 from vllm_moe_prune.provenance import Provenance, write_atomic
 from vllm_moe_prune.tuning import Tuning
 
@@ -60,7 +61,12 @@ class Session:
         training = _with_steps(training, recipe.steps, len(lessons.each))
         provenance = _provenance(recipe, training, lessons)
         identity = {
-            "recipe": provenance.settings,
+            # checkpoints are told apart by what they hold
+            "recipe": {
+                name: value
+                for name, value in provenance.settings.items()
+                if name not in origin(recipe.model)
+            },
             "seed": recipe.seed,
             "data": [data.model_dump() for data in provenance.data],
             **checkpoints.identity(),
@@ -206,7 +212,10 @@ def _provenance(recipe: RecoverRecipe, training: SftSettings, lessons: Lessons) 
     }
     tests = (data_identity(task, "test", recipe.test_items) for task in recipe.measured)
     return Provenance.now(
-        "recover", settings=settings, seed=recipe.seed, data=(*lessons.identity, *tests)
+        "recover",
+        settings=settings | origin(recipe.model),
+        seed=recipe.seed,
+        data=(*lessons.identity, *tests),
     )
 
 

@@ -36,7 +36,9 @@ class BaseSection(Section):
     title = "Base"
     places = frozenset({"model"})
 
-    model: Path = Field(description="base checkpoint: a local folder")
+    model: Path = Field(
+        description="base checkpoint: a folder, or Org/Name[@revision] on the Hugging Face hub"
+    )
 
 
 class DataSection(Section):
