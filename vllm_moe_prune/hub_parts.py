@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import HubReference, snapshot_of
 from vllm_moe_prune.hub_client import SECONDS, address, client, explained
 
+_TRIES = 3
 _RANGE = re.compile(r"bytes \d+-\d+/(\d+)")
 
 
@@ -35,28 +38,36 @@ class RemoteFile:
         :raises FileNotFoundError: if the repository has no such file
         :raises PruneError: as `hub.fetch`, or if the server cannot send parts of files
         """
-        name, revision = self.reference.repo_id, self.reference.revision
-        with explained(name, revision):
-            utils = client().utils
-            url = client().hf_hub_url(name, self.path, revision=revision)
-            headers = {**utils.build_hf_headers(), "Range": f"bytes={begin}-{end - 1}"}
+        name, hub = self.reference.repo_id, client()
+        with explained(name, self.reference.revision):
             try:
-                with utils.http_stream_backoff(
-                    "GET", url, headers=headers, timeout=SECONDS, max_retries=2
-                ) as response:
-                    utils.hf_raise_for_status(response)
-                    told = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
-                    if response.status_code != 206 or told is None:
-                        raise PruneError(
-                            f"{address()} does not send parts of files",
-                            hint=f"download the model first: hf download {name}",
-                        )
-                    return response.read(), int(told.group(1))
-            except client().errors.EntryNotFoundError:
+                for _ in range(_TRIES - 1):
+                    with suppress(hub.errors.HfHubHTTPError.__bases__[0]):  # of httpx or httpx2
+                        return self._ask(begin, end)
+                    time.sleep(1)
+                return self._ask(begin, end)
+            except hub.errors.EntryNotFoundError:
                 raise FileNotFoundError(self.path) from None
-            except client().errors.OfflineModeIsEnabled:
+            except hub.errors.OfflineModeIsEnabled:
                 raise PruneError(
                     f"HF_HUB_OFFLINE is set, and {name} has no {self.path} in the cache "
-                    f"{client().constants.HF_HUB_CACHE}",
+                    f"{hub.constants.HF_HUB_CACHE}",
                     hint="download it while the hub can be reached",
                 ) from None
+
+    def _ask(self, begin: int, end: int) -> tuple[bytes, int]:
+        utils, name = client().utils, self.reference.repo_id
+        url = client().hf_hub_url(name, self.path, revision=self.reference.revision)
+        headers = {**utils.build_hf_headers(), "Range": f"bytes={begin}-{end - 1}"}
+        # it cannot ask once more when a body breaks off
+        with utils.http_stream_backoff(
+            "GET", url, headers=headers, timeout=SECONDS, max_retries=2, retry_on_exceptions=()
+        ) as response:
+            utils.hf_raise_for_status(response)
+            told = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            if response.status_code != 206 or told is None:
+                raise PruneError(
+                    f"{address()} does not send parts of files",
+                    hint=f"download the model first: hf download {name}",
+                )
+            return response.read(), int(told.group(1))

@@ -43,6 +43,7 @@ def build(
 
     if not dry_run:
         check_output(out, force=force, inputs=(model, map_path))
+    model = model_folder(model)
     from offline.build.build import build as run_build
     from offline.build.build import plan_build
     from offline.cli.progress import progress
@@ -52,7 +53,7 @@ def build(
     from vllm_moe_prune.routing_map import RoutingMap
 
     routing_map = RoutingMap.load(map_path)
-    base = Checkpoint.open(model_folder(model))
+    base = Checkpoint.open(model)
     plan = plan_build(base, routing_map, allow_other=allow_other_base, mtp=mtp)
     click.echo(routing_map.summary())
     click.echo(

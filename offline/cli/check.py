@@ -26,17 +26,17 @@ def check(out: Path, base: Path | None, dtype: str, as_json: bool) -> None:
     OUT is a pruned checkpoint or a routing map. With --base the reference is the base with the
     dropped experts' scores removed. Ends with status 1 if a check fails.
     """
+    if not out.is_dir():
+        raise click.BadParameter(f"no such folder: {out}")
+    base = base and model_folder(base)
     from offline.check.check import check as run_check
     from offline.check.check import check_free, save
     from offline.cli.progress import progress
     from offline.data.models import complete
 
-    if not out.is_dir():
-        raise click.BadParameter(f"no such folder: {out}")
     log = out.with_name(out.name + ".check.log")
     check_free(out, log)
     if base is not None:
-        base = model_folder(base)
         complete(base)
     with progress() as reporter:
         reporter.stage("serving with vLLM and comparing with transformers", 1)

@@ -32,6 +32,7 @@ def import_eep(file: Path, model: Path | None, out: Path, force: bool, as_json: 
     from offline.runs.output import check_output, staged
 
     check_output(out, force=force, inputs=(file, model))
+    model = model and model_folder(model)
     from offline.methods.eep_released import (
         coefficients_map,
         mixtral_8x7b,
@@ -45,7 +46,7 @@ def import_eep(file: Path, model: Path | None, out: Path, force: bool, as_json: 
         released = read_coefficients(file)
         space, made_of = mixtral_8x7b(released.num_kept), {}
     else:
-        base = Checkpoint.open(model_folder(model))
+        base = Checkpoint.open(model)
         released = read_coefficients(file, num_layers=len(base.expert_counts()))
         space, made_of = space_for(released, base), origin(base.folder)
     routing_map = coefficients_map(released, space, made_of)

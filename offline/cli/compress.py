@@ -82,11 +82,11 @@ def compress(recipe: Path | None, out: Path, force: bool, as_json: bool, **flags
     check_outputs(out, force=force, inputs=(recipe, *flags.values()))
     settings, notes = read_recipe(flags, recipe)
     check_outputs(out, force=force, inputs=(recipe, *settings.inputs))
+    found = settings.base.model_copy(update={"model": model_folder(settings.base.model)})
     from offline.cli.progress import progress
     from offline.compress.compress import compress as run_compress
     from offline.compress.size import sized
 
-    found = settings.base.model_copy(update={"model": model_folder(settings.base.model)})
     settings, changes = sized(settings.model_copy(update={"base": found}))
     for line in (*notes, *changes):
         click.echo(f"note: {line}", err=True)

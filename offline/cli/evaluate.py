@@ -62,6 +62,7 @@ def evaluate(
     With --endpoint URL the model is not loaded but asked over HTTP: --model is then the checkpoint
     that is served, of any form, or its base, for the tokenizer.
     """
+    model = model_folder(model)
     from offline.cli.progress import progress
     from offline.data.models import complete
     from offline.runs.device import pick_device
@@ -77,7 +78,6 @@ def evaluate(
             )
         task = get_task(f"{task_name}@{shots}")
     more: dict[str, Any] = {}
-    model = model_folder(model)
     if endpoint is None:
         if served_name is not None:
             raise PruneError("--served-name needs --endpoint")

@@ -11,12 +11,12 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
+from vllm_moe_prune.checkpoint import COMPACT_FOLDER, INDEX_FILE, Checkpoint
 from vllm_moe_prune.hub import HubReference, fetch, parse, snapshot_of, spelled
 
 # Config, index, routing map and card: what `inspect` shows.
 FACTS = (
-    "/config.json", "/*.index.json", f"/{COMPACT_FOLDER}/*.index.json", "/routing_map.*",
+    "/config.json", f"/{INDEX_FILE}", f"/{COMPACT_FOLDER}/{INDEX_FILE}", "/routing_map.*",
     "/README.md",
 )  # fmt: skip
 # With tokenizer, chat template, code and licence: all of a model but its weights. What else lies

@@ -259,7 +259,7 @@ class Handler(BaseHTTPRequestHandler):
         return int(start), min(int(end or size - 1), size - 1)
 
     def _stream(self, file: StoredFile, path: str, first: int, length: int) -> None:
-        end = self.hub.take_break(path)
+        end = self.hub.take_break(path, length)
         left = length if end is None else min(end, length)
         with file.place.open("rb") as source:
             source.seek(first)

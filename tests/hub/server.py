@@ -97,15 +97,15 @@ class Hub:
         """Close the connection in the middle of a file's body, the next ``times`` times.
 
         :param file: the path inside its repository
-        :param after: bytes of the body that still go out
+        :param after: bytes of the body that still go out; shorter bodies are left alone
         """
         self.breaks[file] = Break(after, times)
 
-    def take_break(self, file: str) -> int | None:
+    def take_break(self, file: str, length: int) -> int | None:
         """Return after how many bytes this body ends too early; None where it does not."""
         with self.lock:
             found = self.breaks.get(file)
-            if found is None or not found.times:
+            if found is None or not found.times or found.after >= length:
                 return None
             found.times -= 1
             return found.after
