@@ -51,7 +51,7 @@ def _json_object(_: click.Context, __: click.Parameter, value: str | None) -> di
 
 
 @click.command("compare", context_settings={"show_default": True})
-@click.option("--base", required=True, help="model folder, hub name or http://HOST:PORT")
+@click.option("--base", required=True, help="model folder, Org/Name[@revision] or http://HOST:PORT")
 @click.option("--candidate", required=True, help="the same, for the other side")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option(

@@ -29,6 +29,7 @@ from loadtest.workload import load_workload
 from serve.describe import describe
 from serve.server import Server, ServerSpec
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.hub import commit, parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,14 @@ class Target:
         return self.name.startswith(("http://", "https://"))
 
     def model(self) -> Path | str:
-        """The folder, or the hub's name.
+        """The folder, or the hub's name, with its revision if one is given.
 
         :raises PruneError: if it looks like a folder and is none
         """
         folder = Path(self.name).expanduser()
         if folder.is_dir():
             return folder
-        if self.name.startswith((".", "/", "~")) or self.name.count("/") != 1:
+        if parse(self.name) is None:
             raise PruneError(
                 f"no model folder {self.name}", hint="give a folder, a hub name or http://HOST:PORT"
             )
@@ -145,8 +146,8 @@ def _check(sides: Mapping[SideName, Target], settings: Settings) -> None:
     for target in sides.values():
         if target.is_url:
             describe(target.name)
-        else:
-            target.model()
+        elif (named := parse(str(target.model()))) is not None:
+            commit(named)  # says what is wrong before a server takes its time to
 
 
 def _lifetime(

@@ -18,6 +18,7 @@ from serve.describe import get_json
 from serve.logs import last_error
 from serve.process import SAFE_PATH, MemoryWatch, end_group, python_module
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.hub import parse
 
 HOST = "127.0.0.1"
 
@@ -26,7 +27,8 @@ HOST = "127.0.0.1"
 class ServerSpec:
     """What to serve and how; every field that is None keeps vLLM's own default.
 
-    ``model`` is a local folder (a ``Path`` must exist) or a name on the Hugging Face hub.
+    ``model`` is a local folder (a ``Path`` must exist) or ``Org/Name[@revision]`` on the Hugging
+    Face hub.
     ``extra_args`` go to `vllm serve` as they are; ``env`` is added to this process's environment.
     ``loader_extra_config`` becomes ``--model-loader-extra-config``.
     """
@@ -44,7 +46,11 @@ class ServerSpec:
 
     def arguments(self, port: int) -> list[str]:
         """The arguments of `vllm serve` for this spec, listening on ``port``."""
-        arguments = [str(self.model), "--host", HOST, "--port", str(port)]
+        named = parse(str(self.model))
+        arguments = [named.repo_id if named else str(self.model)]
+        if named and named.revision:
+            arguments += ["--revision", named.revision, "--tokenizer-revision", named.revision]
+        arguments += ["--host", HOST, "--port", str(port)]
         arguments += ["--load-format", self.load_format, "--dtype", self.dtype]
         arguments += ["--tensor-parallel-size", str(self.tensor_parallel_size)]
         if self.max_model_len is not None:

@@ -19,6 +19,7 @@ MAY_IMPORT = {
         "serve.describe",
         "serve.process",
         "vllm_moe_prune.errors",
+        "vllm_moe_prune.hub",
     ),
 }
 MAY_IMPORT_VLLM = (

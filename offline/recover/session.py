@@ -61,12 +61,7 @@ class Session:
         training = _with_steps(training, recipe.steps, len(lessons.each))
         provenance = _provenance(recipe, training, lessons)
         identity = {
-            # checkpoints are told apart by what they hold
-            "recipe": {
-                name: value
-                for name, value in provenance.settings.items()
-                if name not in origin(recipe.model)
-            },
+            "recipe": {n: v for n, v in provenance.settings.items() if n not in _origins(recipe)},
             "seed": recipe.seed,
             "data": [data.model_dump() for data in provenance.data],
             **checkpoints.identity(),
@@ -213,10 +208,16 @@ def _provenance(recipe: RecoverRecipe, training: SftSettings, lessons: Lessons) 
     tests = (data_identity(task, "test", recipe.test_items) for task in recipe.measured)
     return Provenance.now(
         "recover",
-        settings=settings | origin(recipe.model),
+        settings=settings | _origins(recipe),
         seed=recipe.seed,
         data=(*lessons.identity, *tests),
     )
+
+
+def _origins(recipe: RecoverRecipe) -> dict[str, str]:
+    """Return which models of the hub these are; they are told apart by what they hold."""
+    model = {name.removeprefix("base_"): told for name, told in origin(recipe.model).items()}
+    return model | (origin(recipe.base) if recipe.base else {})
 
 
 def _finetune_of(subject: Subject, done: Finetuned) -> SubjectFinetune:

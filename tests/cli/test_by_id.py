@@ -156,6 +156,16 @@ def test_compress_by_the_id_in_a_recipe_resumes_a_broken_download(
     assert [r.sent for r in asked] == [500_000, shard.stat().st_size]
 
 
+def test_eval_by_id_says_what_it_says_of_the_folder(
+    hub: Hub, published: Path, task_file: Path
+) -> None:
+    words = ("--task", task_file, "--limit", "8", "--device", "cpu", "--dtype", "float32", "--json")
+    by_id, by_folder = (
+        json.loads(succeed("eval", "--model", model, *words)) for model in ("Org/Tiny", published)
+    )
+    assert by_id["items"] == by_folder["items"]
+
+
 def test_a_second_start_downloads_only_what_the_first_did_not(
     hub: Hub,
     published: Path,

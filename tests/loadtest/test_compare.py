@@ -97,6 +97,7 @@ def test_compare_of_two_running_servers(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--base", "./absent", "--candidate", "org/name"], "no model folder ./absent"),
+        (["--base", "org/a", "--candidate", "org/b"], "no folder org/a here and no model of that"),
         (["--base", "http://127.0.0.1:9", "--candidate", "org/n"], "no OpenAI-compatible server"),
         (["--base", "org/a", "--candidate", "org/b", "--users", "0"], "1 or more"),
         (["--base", "org/a", "--candidate", "org/b", "--users", "8,8"], "given twice"),

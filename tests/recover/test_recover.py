@@ -17,6 +17,7 @@ from offline.recover import session
 from offline.recover.recipe import RecoverRecipe, training_of
 from offline.recover.recover import recover
 from offline.results.recovery import RECOVERY_FILE, Recovery
+from tests.hub.server import Hub
 from tests.report.page import Page
 from tests.sample_runs import Listener
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -217,3 +218,17 @@ def test_a_run_with_other_settings_is_not_continued(
         run(pruned, tasks, out)
     with pytest.raises(PruneError, match="holds a run with other settings"):
         run(pruned, tasks, out, "--learning-rate", "0.02")
+
+
+def test_a_checkpoint_and_its_base_are_taken_from_the_hub(
+    hub: Hub, pruned: Path, base: Path, tasks: dict[str, Path], tmp_path: Path
+) -> None:
+    commits = (hub.publish("me/half", pruned), hub.publish("Org/Tiny", base))
+    task = {"colours": tasks["colours"]}
+    done = run(Path("me/half"), task, tmp_path / "out", "--base", "Org/Tiny", "--shots", "0")
+    assert done.exit_code == 0, done.output
+    told = Recovery.load(tmp_path / "out").provenance.settings
+    assert (told["model"], told["base_model"]) == ("me/half", "Org/Tiny")
+    assert (told["commit"], told["base_commit"]) == commits
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nbase_model: tiny\ntags: [mixture-of-experts,")

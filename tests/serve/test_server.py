@@ -76,6 +76,13 @@ def test_exception_inside_ends_the_server(tmp_path: Path, error: type[BaseExcept
     assert group and group_members(group) == []
 
 
+def test_a_revision_of_a_model_on_the_hub_is_said_to_vllm() -> None:
+    assert ServerSpec("org/m@v1").arguments(1)[:5] == [
+        *("org/m", "--revision", "v1", "--tokenizer-revision", "v1"),
+    ]
+    assert ServerSpec("org/m").arguments(1)[:2] == ["org/m", "--host"]
+
+
 def test_child_that_dies_is_one_line_with_its_last_error(tmp_path: Path) -> None:
     log = tmp_path / "s.log"
     with pytest.raises(PruneError) as caught, DyingServer(ServerSpec("org/m"), log):
