@@ -7,6 +7,7 @@ with transformers or vLLM has it.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,14 +45,14 @@ def explained(name: str, revision: str | None) -> Iterator[None]:
             f"{address()} refuses {name}: {text.splitlines()[0]}",
             hint=_SIGN_IN if error.response.status_code in (401, 403) else "try again later",
         ) from error
-    except hub.errors.HfHubHTTPError.__bases__ as error:
-        raise _broken(name, error) from error
+    except (RuntimeError, *hub.errors.HfHubHTTPError.__bases__) as error:
+        raise _broken(name, error) from error  # hf_xet, which fetches large files, raises the first
 
 
 def _broken(name: str, error: Any) -> PruneError:
     """Say why a download stopped."""
     cache = client().constants.HF_HUB_CACHE
-    if getattr(error, "errno", None) == errno.ENOSPC:
+    if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
         return no_space(f"the download of {name} filled it")
     first = (str(error).splitlines() or [type(error).__name__])[0]
     return PruneError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,18 +41,22 @@ class RemoteFile:
         with explained(name, self.reference.revision):
             try:
                 for _ in range(_TRIES - 1):
-                    with suppress(hub.errors.HfHubHTTPError.__bases__[0]):  # of httpx or httpx2
+                    try:
                         return self._ask(begin, end)
-                    time.sleep(1)
+                    except hub.errors.HfHubHTTPError:  # an answer
+                        raise
+                    except hub.errors.HfHubHTTPError.__bases__[0]:  # of httpx or httpx2: none
+                        time.sleep(1)
                 return self._ask(begin, end)
             except hub.errors.EntryNotFoundError:
-                raise FileNotFoundError(self.path) from None
+                pass
             except hub.errors.OfflineModeIsEnabled:
                 raise PruneError(
                     f"HF_HUB_OFFLINE is set, and {name} has no {self.path} in the cache "
                     f"{hub.constants.HF_HUB_CACHE}",
                     hint="download it while the hub can be reached",
                 ) from None
+        raise FileNotFoundError(self.path)
 
     def _ask(self, begin: int, end: int) -> tuple[bytes, int]:
         utils, name = client().utils, self.reference.repo_id

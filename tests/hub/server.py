@@ -7,14 +7,25 @@ host name, as the hub's CDN is, which refuses requests that carry the user's tok
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from tests.hub.handler import Handler, Request
 from tests.hub.repository import Repository
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients may go when they have what they wanted."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 @dataclass(slots=True)
@@ -48,8 +59,7 @@ class Hub:
     def start(self) -> str:
         """Serve on a free port, until the process ends, and return the address."""
         handler = type("BoundHandler", (Handler,), {"hub": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.server.daemon_threads = True
+        self.server = _Server(("127.0.0.1", 0), handler)
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
         return self.address
 

@@ -175,17 +175,26 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_downloaded(
     assert not list(hub.asked("resolve"))
 
 
-def test_a_disk_that_fills_meanwhile_is_one_line(
-    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "not enough space in"),
+        # as hf_xet says it, which downloads what the hub keeps in Xet
+        (RuntimeError("IO Error: No space left on device (os error 28)"), "not enough space in"),
+        (RuntimeError("CAS service error: error sending request"), "the download of Org/Name sto"),
+    ],
+)
+def test_a_download_that_fails_meanwhile_is_one_line(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
     from huggingface_hub import file_download
 
-    def full(*arguments: Any, **options: Any) -> NoReturn:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fail(*arguments: Any, **options: Any) -> NoReturn:
+        raise error
 
     hub.publish("Org/Name", folder)
-    monkeypatch.setattr(file_download, "http_get", full)
-    assert_refused(NAME, "not enough space in")
+    monkeypatch.setattr(file_download, "http_get", fail)
+    assert_refused(NAME, message)
 
 
 def test_without_the_hubs_client_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
