@@ -187,7 +187,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise PruneError(
-            f"no such model folder: {folder}", hint="give the path of a local checkpoint"
+            f"no such model folder: {folder}",
+            hint="give the path of a checkpoint, or the name of one on the hub: Org/Name",
         )
     return _read_object(folder / "config.json")
 

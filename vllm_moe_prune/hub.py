@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 _ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+_LONGEST = 96
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -47,7 +48,8 @@ def parse(text: str) -> HubReference | None:
     What exists here is a path, whatever it is called; ``Org/Name@main`` always means the hub. A
     text that is not of the form ``Org/Name`` can only be a path.
     """
-    return None if Path(text).exists() else spelled(text)
+    reference = spelled(text)
+    return None if reference is None or Path(text).exists() else reference
 
 
 def spelled(text: str) -> HubReference | None:
@@ -60,7 +62,7 @@ def spelled(text: str) -> HubReference | None:
 
 def _is_id(name: str) -> bool:
     """Return whether the hub allows a repository of that name."""
-    if not _ID.fullmatch(name) or "--" in name or ".." in name:
+    if not _ID.fullmatch(name) or len(name) > _LONGEST or "--" in name or ".." in name:
         return False
     return not any(part.endswith((".", "-", ".git")) for part in name.split("/"))
 

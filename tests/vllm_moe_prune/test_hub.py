@@ -47,6 +47,7 @@ def folder(tmp_path: Path) -> Path:
         ("Org/a--b", None),
         ("Org/name.git", None),
         ("", None),
+        ("Org/" + 5000 * "n", None),
     ],
 )
 def test_what_a_text_means(text: str, meant: HubReference | None) -> None:
