@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from offline.tasks.prompting import PLAIN, Prompting
 from offline.tasks.yaml_fields import generation_of
 from vllm_moe_prune.errors import PruneError
 
@@ -64,6 +65,8 @@ class Task:
 
     ``shots`` examples with their answers precede every question: the last items of the search
     split, which has so many fewer then.
+
+    ``prompting`` is the run's: how all its tasks are put to the model.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Task:
     generation: Generation | None = None
     text: Path | None = None
     shots: int = 0
+    prompting: Prompting = PLAIN
 
     @property
     def stem(self) -> str:

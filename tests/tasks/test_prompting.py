@@ -1,0 +1,51 @@
+"""How a run puts its questions: options of generation are read as lm-eval reads them."""
+
+from __future__ import annotations
+
+import pytest
+
+from offline.tasks.prompting import PLAIN, Prompting, gen_kwargs_of
+from vllm_moe_prune.errors import PruneError
+
+
+def test_options_are_read_as_lm_eval_reads_them() -> None:
+    from lm_eval.utils import simple_parse_args_string
+
+    text = "max_gen_toks=512,top_k=-1,until='a b',flag=True,none=None,beam=1.5,word=greedy"
+    assert gen_kwargs_of(text) == simple_parse_args_string(text)
+    assert gen_kwargs_of('{"until": ["\\n", "Q:"]}') == {"until": ["\n", "Q:"]}
+
+
+def test_options_of_every_request() -> None:
+    assert PLAIN.generation == {}
+    asked = Prompting(think_end="</think>", gen_kwargs="max_gen_toks=9,top_k=1", max_gen_tokens=7)
+    assert asked.generation == {"max_gen_toks": 7, "top_k": 1, "think_end": "</think>"}
+
+
+def test_one_prompting_in_two_spellings_is_one() -> None:
+    spellings = ("b=1,a=x", '{"a": "x", "b": 1}')
+    assert len({Prompting(gen_kwargs=text) for text in spellings}) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_gen_toks", "no KEY=VALUE"),
+        ('{"until": ', "no JSON"),
+        ("do_sample=true", "cannot be sampled"),
+        ("temperature=0.6", "cannot be sampled"),
+    ],
+)
+def test_options_that_are_refused(text: str, said: str) -> None:
+    with pytest.raises(PruneError, match=said):
+        Prompting(gen_kwargs=text)
+
+
+def test_a_temperature_of_nothing_is_greedy() -> None:
+    assert gen_kwargs_of("temperature=0,do_sample=true")["temperature"] == 0
+
+
+@pytest.mark.parametrize("fields", [{"max_gen_tokens": 0}, {"think_end": ""}])
+def test_an_answer_of_nothing_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(PruneError):
+        Prompting(**fields)  # type: ignore[arg-type]
