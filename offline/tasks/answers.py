@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from offline.tasks.catalog import Metric
+from offline.tasks.task import Metric
 
 _ARTICLES = {"a", "an", "the"}
 _BEFORE, _AFTER = "([{,;:!?", ")]}.,;:!?"  # not the sign and not the point before a digit

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from lm_eval.api.instance import Instance
@@ -14,13 +14,19 @@ from lm_eval.evaluator import evaluate
 
 from offline.data.packages import cache_root
 from offline.tasks.answers import is_right
-from offline.tasks.catalog import Split, Task
+from offline.tasks.asked import Template, template_of, tokenizer_key
+from offline.tasks.evaluation import requests_of, run_asked
 from offline.tasks.quiet import quiet_libraries
 from offline.tasks.results import ItemResult, TaskResult
 from offline.tasks.splits import examples, load_items, split_file
+from offline.tasks.task import Metric, Split, Task
 from vllm_moe_prune.errors import PruneError
 
 _GENERATED = "exact_match"  # the name that lm-eval knows; what it says is up to answers.py
+
+
+_KEPT = 64
+_LOCAL: dict[tuple[Task, Split, int | None, int, str], LocalTask] = {}
 
 
 class CountingLM(Protocol):
@@ -36,7 +42,9 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
     split, whatever the range: an engine may batch by them.
     """
 
-    def __init__(self, task: Task, split: Split, limit: int | None, first: int) -> None:
+    def __init__(
+        self, task: Task, split: Split, limit: int | None, first: int, template: Template | None
+    ) -> None:
         super().__init__(config=_config(task, split))
         self._task, self._first = task, first
         docs = list(self.eval_docs)[: len(load_items(task, split))]  # without the examples
@@ -49,12 +57,15 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         self._fixed = [
             request
             for number, doc in self.doc_iterator()
-            for request in self._requests(number, doc)
+            for request in self._requests(number, doc, template)
         ]
 
-    def _requests(self, number: int, doc: Any) -> list[Instance]:
+    def _requests(self, number: int, doc: Any, template: Template | None) -> list[Instance]:
         made = self.construct_requests(
-            doc=doc, ctx=self._examples + doc["query"], metadata=(self._task.name, number, 1)
+            doc=doc,
+            ctx=_worded(self._task, self._examples + doc["query"], template),
+            metadata=(self._task.name, number, 1),
+            apply_chat_template=bool(self._task.prompting.apply_chat_template),
         )
         return made if isinstance(made, list) else [made]
 
@@ -71,7 +82,7 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
     def process_results(self, doc: Any, results: Any) -> dict[str, Any]:
         """Score one item; generated answers by our own rule (see answers.py)."""
         if self._task.kind == "generate":
-            right = is_right(self._task.metric, _text(results), doc["answers"])
+            right = is_right(cast(Metric, self._task.metric), _text(results), doc["answers"])
             return {_GENERATED: float(right)}
         scores: dict[str, Any] = super().process_results(doc, results)
         return scores
@@ -82,6 +93,18 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         return [cast(Instance, request).args for request in self._fixed]
 
 
+@dataclass(frozen=True, slots=True)
+class AskedTexts:
+    """The requests of a range of one of lm-eval's own tasks."""
+
+    instances: Sequence[Instance]
+
+    @property
+    def texts(self) -> list[tuple[str, str]]:
+        """Return the (context, continuation) pairs of all requests of a ``choice`` task."""
+        return [request.args[:2] for request in self.instances]
+
+
 def run(
     lm: CountingLM, task: Task, split: Split, limit: int | None = None, first: int = 0
 ) -> TaskResult:
@@ -89,7 +112,10 @@ def run(
 
     :raises PruneError: if the data cannot be had, the range holds no item or the task is a text
     """
-    local = local_task(task, split, limit, first)
+    if task.lm_eval is not None:
+        _check_range(limit, first)
+        return run_asked(lm, task, split, limit, first)
+    local = local_task(task, split, limit, first, lm)
     lm.tokens, started = 0, time.perf_counter()
     with quiet_libraries():
         found = evaluate(
@@ -103,10 +129,12 @@ def run(
     return TaskResult(task.name, split, items, lm.tokens, seconds)
 
 
-@functools.lru_cache(maxsize=64)
-def local_task(task: Task, split: Split, limit: int | None, first: int = 0) -> LocalTask:
-    """Return a task over a range of the JSONL file of a split, with its requests built.
+def local_task(
+    task: Task, split: Split, limit: int | None, first: int = 0, lm: Any | None = None
+) -> LocalTask | AskedTexts:
+    """Return a task over a range of a split, with its requests built.
 
+    :param lm: whose chat template is applied, where the task's prompting wants one
     :raises PruneError: as `run`
     """
     if task.kind == "text":
@@ -115,26 +143,48 @@ def local_task(task: Task, split: Split, limit: int | None, first: int = 0) -> L
             hint="measure the agreement with the base on it, or give a task",
         )
     _check_range(limit, first)
-    with quiet_libraries():
-        return LocalTask(task, split, limit, first)
+    if task.lm_eval is not None:
+        return AskedTexts(requests_of(task, split, limit, first, lm)[1])
+    template = template_of(task, lm)
+    key = (task, split, limit, first, tokenizer_key(lm) if template else "")
+    if key not in _LOCAL:
+        if len(_LOCAL) >= _KEPT:
+            del _LOCAL[next(iter(_LOCAL))]
+        with quiet_libraries():
+            _LOCAL[key] = LocalTask(task, split, limit, first, template)
+    return _LOCAL[key]
 
 
 def texts_of(
-    task: Task, split: Split, limit: int | None = None, first: int = 0
+    task: Task, split: Split, limit: int | None = None, first: int = 0, lm: Any | None = None
 ) -> list[tuple[str, str]]:
     """Return (item id, text) of a range: the prompt without any answer, or the passage.
 
+    :param lm: as of `local_task`
     :raises PruneError: if the data cannot be had or the range holds no item
     """
     _check_range(limit, first)
+    if task.lm_eval is not None:
+        found, requests, _ = requests_of(task, split, limit, first, lm)
+        prompts = {request.doc_id: str(request.args[0]) for request in reversed(requests)}
+        return [(found.documents.names[number], prompts[number]) for number in sorted(prompts)]
     items = load_items(task, split)
     if not items[first:limit]:
         raise PruneError(
             f"task {task.name} has no items {first} to {limit or 'the end'}",
             hint=f"its split {split!r} has {len(items)}",
         )
-    start = examples(task)
-    return [(item.id, start + item.query) for item in items[first:limit]]
+    start, template = examples(task), template_of(task, lm)
+    return [(item.id, _worded(task, start + item.query, template)) for item in items[first:limit]]
+
+
+def _worded(task: Task, prompt: str, template: Template | None) -> str:
+    """Return a prompt with the run's system instruction, as a conversation where one is wanted."""
+    system = task.prompting.system_instruction
+    if task.kind == "text" or template is None:
+        return f"{system}\n\n{prompt}" if system and task.kind != "text" else prompt
+    turns = [{"role": "system", "content": system}] if system else []
+    return template([*turns, {"role": "user", "content": prompt}], add_generation_prompt=True)
 
 
 def without_examples(task: Task, split: Split, limit: int | None) -> tuple[Task, int | None]:
@@ -144,6 +194,8 @@ def without_examples(task: Task, split: Split, limit: int | None) -> tuple[Task,
     """
     if not task.shots:
         return task, limit
+    if task.lm_eval is not None:  # its examples take no items away
+        return task.bare, limit
     count = len(load_items(task, split))
     return task.bare, count if limit is None else min(limit, count)
 
@@ -183,6 +235,7 @@ def _config(task: Task, split: Split) -> dict[str, Any]:
             "until": list(task.generation.until),
             "max_gen_toks": task.generation.max_tokens,
             "do_sample": False,
+            **task.prompting.generation,
         },
         "filter_list": json.loads(task.generation.filters or "null"),
         "metric_list": [_metric(_GENERATED)],

@@ -23,8 +23,10 @@ class Item:
 
     @property
     def answer(self) -> str:
-        """Return a right answer."""
-        return self.choices[self.gold] if self.choices else self.answers[0]
+        """Return a right answer; nothing where there is only a text."""
+        if self.choices:
+            return self.choices[self.gold]
+        return self.answers[0] if self.answers else ""
 
     @property
     def key(self) -> str:

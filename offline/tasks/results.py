@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 _Z_95 = 1.959963984540054  # two-sided 95 % of a normal distribution
@@ -29,13 +29,19 @@ class ItemResult:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """The items of one evaluation; ``tokens`` went through the model in ``seconds``."""
+    """The items of one evaluation; ``tokens`` went through the model in ``seconds``.
+
+    Of a task of lm-evaluation-harness ``metrics`` are all that it reports, over these items, and
+    ``source`` is the split of the data that they come from.
+    """
 
     task: str
     split: str
     items: tuple[ItemResult, ...]
     tokens: int
     seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    source: str = ""
 
     @property
     def accuracy(self) -> float:
@@ -49,16 +55,25 @@ class TaskResult:
         return sum(margins) / len(margins) if margins else math.nan
 
     def confidence_interval(self) -> tuple[float, float]:
-        """Return the 95 % Wilson interval of the accuracy: right at 0 and 1 and for few items."""
+        """Return the 95 % Wilson interval of the accuracy: right at 0 and 1 and for few items.
+
+        Both ends are NaN where the accuracy is no share.
+        """
         count, mean = len(self.items), self.accuracy
+        if not 0 <= mean <= 1:  # a metric of another unit, or none that items have
+            return math.nan, math.nan
         spread = _Z_95**2 / count
         centre = (mean + spread / 2) / (1 + spread)
         half = _Z_95 * math.sqrt(mean * (1 - mean) / count + spread / (4 * count)) / (1 + spread)
         return max(0.0, centre - half), min(1.0, centre + half)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for ``json.dumps``."""
-        return asdict(self)
+        """Return plain values for ``json.dumps``; what a task does not have is left out."""
+        fields = asdict(self)
+        for name in ("metrics", "source"):
+            if not fields[name]:
+                del fields[name]
+        return fields
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> TaskResult:

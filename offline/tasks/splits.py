@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from offline.data.packages import PACKAGES, cache_root, package_dir
-from offline.tasks.catalog import SPLITS, Source, Split, Task
 from offline.tasks.items import Item
+from offline.tasks.task import SPLITS, Source, Split, Task
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import DataIdentity, sha256_text, write_atomic
 
@@ -31,6 +31,10 @@ def load_items(task: Task, split: Split) -> list[Item]:
 
     :raises PruneError: if the data cannot be had, or if the examples leave no item
     """
+    if task.lm_eval is not None:
+        from offline.tasks.lm_eval_items import items_of
+
+        return items_of(task, split)
     return _read_items(_lines(task, split))
 
 
@@ -40,7 +44,7 @@ def examples(task: Task) -> str:
 
     :raises PruneError: as `load_items`
     """
-    if not task.shots:
+    if not task.shots or task.lm_eval is not None:  # lm-eval writes its own into every prompt
         return ""
     _lines(task, "search")  # which says if they are too many
     shown = _read_items(_file_lines(task, "search")[-task.shots :])
@@ -56,6 +60,10 @@ def _read_items(lines: Iterable[str]) -> list[Item]:
 
 
 def _lines(task: Task, split: Split) -> list[str]:
+    if split not in SPLITS:
+        raise PruneError(
+            f"task {task.name} has no split {split!r}", hint=f"it has {', '.join(SPLITS)}"
+        )
     lines = _file_lines(task, split)
     if split != "search":
         return lines
@@ -73,7 +81,21 @@ def _file_lines(task: Task, split: Split) -> list[str]:
 
 
 def data_identity(task: Task, split: Split, limit: int | None = None) -> DataIdentity:
-    """Return what names the first ``limit`` items of a split: their number and their hash."""
+    """Return what names the first ``limit`` items of a split: their number and their hash.
+
+    Of lm-eval's own tasks also which split of the data they are.
+    """
+    if task.lm_eval is not None:
+        from offline.tasks.documents import documents
+
+        found = documents(task.lm_eval, split)
+        texts = list(found.lines())[:limit]
+        return DataIdentity(
+            name=task.name,
+            split=f"{split} ({found.source})",
+            count=len(texts),
+            sha256=sha256_text("\n".join(texts)),
+        )
     lines = _lines(task, split)[:limit]
     return DataIdentity(
         name=task.name, split=split, count=len(lines), sha256=sha256_text("\n".join(lines))
@@ -114,6 +136,10 @@ def training_items(task: Task) -> list[Item]:
 
     :raises PruneError: if the data cannot be had
     """
+    if task.lm_eval is not None:
+        from offline.tasks.lm_eval_items import training_items_of
+
+        return training_items_of(task)
     return _cut(task.bare)["search"]
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from offline.tasks.catalog import Task
 from offline.tasks.items import Item
+from offline.tasks.task import Task
 from vllm_moe_prune.errors import PruneError
 
 PASSAGE = 1200  # characters, about 300 tokens of English

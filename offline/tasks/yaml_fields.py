@@ -1,10 +1,11 @@
-"""What the name of a task must already tell of a user's lm-eval YAML file: how it is answered.
+"""What the name of a task must already tell of an lm-eval YAML file: how it is answered.
 
-Read without lm-eval, which takes seconds to import; custom.py then reads the items with it.
+Read without lm-eval, which takes seconds to import.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from vllm_moe_prune.errors import PruneError
 
 _UNTIL = "\n\n"  # lm-eval's own defaults: its separator between examples, and its length
 _MAX_TOKENS = 256
+FUNCTION = "!function "  # begins what stands for a function
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +32,12 @@ def generation_of(path: Path) -> YamlGeneration | None:
 
     :raises PruneError: if the file is no YAML mapping or asks for what is not offered
     """
-    fields = _fields(path)
+    fields = read_fields(path)
     if fields.get("output_type", "generate_until") != "generate_until":
         return None
-    _check(path, fields)
     settings = fields.get("generation_kwargs") or {}
+    if settings.get("do_sample"):
+        raise PruneError(f"task {path}: `do_sample: true` cannot be used, answers are greedy")
     until = settings.get("until", _UNTIL)
     max_tokens = settings.get("max_gen_toks", _MAX_TOKENS)
     stops = (until,) if isinstance(until, str) else tuple(until or ())
@@ -46,38 +49,61 @@ def generation_of(path: Path) -> YamlGeneration | None:
     return YamlGeneration(stops, max_tokens, json.dumps(filters) if filters else None)
 
 
-def _check(path: Path, fields: dict[str, Any]) -> None:
-    """Refuse what would give other scores than the author of the task meant."""
-    if (fields.get("generation_kwargs") or {}).get("do_sample"):
-        raise PruneError(f"task {path}: `do_sample: true` cannot be used, answers are greedy")
+def is_plain(path: Path) -> bool:
+    """Return whether a file is a question with choices, or with one right text to be generated.
+
+    Such a task is asked and scored by this package's own rules (custom.py, answers.py); any other
+    by lm-evaluation-harness.
+
+    :raises PruneError: if the file cannot be read
+    """
+    fields = read_fields(path)
+    output = fields.get("output_type", "generate_until")
+    if {"class", "group"} & fields.keys() or fields.get("process_results") is not None:
+        return False
     metrics = [entry.get("metric") for entry in fields.get("metric_list") or ()]
-    if metrics and "exact_match" not in metrics:
-        raise PruneError(
-            f"task {path} is scored by {', '.join(map(str, metrics))}",
-            hint="only `metric: exact_match` can be used with `output_type: generate_until`",
-        )
-    if len(fields.get("filter_list") or ()) > 1:
-        raise PruneError(f"task {path} has several entries in `filter_list`, give one")
-    if fields.get("process_results") is not None:
-        raise PruneError(f"task {path}: a `process_results` function cannot be used")
+    if output == "generate_until":
+        one_filter = len(fields.get("filter_list") or ()) < 2
+        return one_filter and (not metrics or "exact_match" in metrics)
+    return bool(output == "multiple_choice")
 
 
-def _fields(path: Path, depth: int = 0) -> dict[str, Any]:
-    """Return the entries of a YAML file, those of the files that it includes first."""
+def _own_fields(path: Path) -> dict[str, Any]:
+    try:
+        return _parsed(path, path.stat().st_mtime_ns)
+    except OSError as error:
+        raise PruneError(f"cannot read task {path}: {error.strerror}") from None
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(path: Path, changed: int) -> dict[str, Any]:
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        """Knows lm-eval's ``!function`` as something opaque."""
-
-    Loader.add_multi_constructor("!", lambda _, suffix, node: f"!{suffix} {node.value}")
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    loader: Any = type("Loader", (base,), {})
+    loader.add_multi_constructor("!", lambda _, suffix, node: f"!{suffix} {node.value}")
     try:
-        fields = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        fields = yaml.load(path.read_bytes(), loader)
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise PruneError(f"cannot read task {path}: {reason}") from None
     if not isinstance(fields, dict):
         raise PruneError(f"cannot read task {path}: it is no mapping of YAML")
-    include = fields.pop("include", None)
-    if isinstance(include, str) and depth < 8:
-        return {**_fields(path.parent / include, depth + 1), **fields}
     return fields
+
+
+def read_fields(path: Path, depth: int = 0) -> dict[str, Any]:
+    """Return the entries of a YAML file, those of the files that it includes first.
+
+    Functions (``!function utils.answer``) are texts that begin with `FUNCTION`.
+
+    :raises PruneError: if the file or one that it includes cannot be read
+    """
+    fields = dict(_own_fields(path))
+    includes = fields.pop("include", None) or ()
+    found: dict[str, Any] = {}
+    for include in [includes] if isinstance(includes, str) else includes:
+        if depth >= 8:
+            raise PruneError(f"cannot read task {path}: it includes itself")
+        found |= read_fields(path.parent / include, depth + 1)
+    return found | fields
