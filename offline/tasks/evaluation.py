@@ -163,7 +163,7 @@ def _margin(part: Slice, sample: Mapping[str, Any], metric: str) -> float | None
     gold = part.doc_to_text(doc) if part.multiple_input else part.doc_to_target(doc)
     choices = part.doc_to_choice(doc)
     scores = _scores(sample, choices, metric)
-    golds = [gold] if isinstance(gold, int | str) else list(gold)
+    golds = gold if isinstance(gold, list | tuple) else [gold]
     right = {choices.index(g) if isinstance(g, str) and g in choices else g for g in golds}
     best = [score for number, score in enumerate(scores) if number in right]
     wrong = [score for number, score in enumerate(scores) if number not in right]
