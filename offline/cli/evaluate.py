@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -14,6 +17,9 @@ from vllm_moe_prune.errors import PruneError
 
 if TYPE_CHECKING:
     from offline.engines.local.transformers import TransformersEngine
+    from offline.runs.progress import Reporter
+    from offline.tasks.catalog import Library, Split, Task
+    from offline.tasks.results import TaskResult
     from vllm_moe_prune.routing_map import RoutingMap
 
 
@@ -21,17 +27,34 @@ if TYPE_CHECKING:
 @click.option(
     "--model", type=click.Path(path_type=Path), required=True, help=f"any checkpoint: {NAMES}"
 )
-@click.option("--task", "task_name", required=True, help="a known task, or an lm-eval YAML file")
+@click.option(
+    "--task",
+    "task_name",
+    required=True,
+    help="a task, group or tag by name, built-in or of lm-evaluation-harness (see docs/tasks.md), "
+    "or an lm-eval YAML file; several with commas",
+)
+@click.option("--metric", help="the one that is the accuracy; --task NAME:METRIC says the same")
 @click.option(
     "--shots",
     type=click.IntRange(min=1),
     help="examples with their answers before every question; --task NAME@K says the same",
 )
 @click.option(
+    "--include-path",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="folder of your own lm-eval YAML files, whose names are known too",
+)
+@click.option(
+    "--allow-code-execution",
+    is_flag=True,
+    help="let tasks run the programs that the model writes, on this machine",
+)
+@click.option(
     "--split",
-    default="test",
-    show_default=True,
-    help="search, selection or test (the held-out one)",
+    help="search, selection, test (the held-out one) or all (what lm-evaluation-harness asks); "
+    "test if not given, all for its tasks",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="items; all if not given")
 @click.option("--map", "map_path", type=click.Path(path_type=Path), help="routing map to apply")
@@ -44,8 +67,11 @@ if TYPE_CHECKING:
 def evaluate(
     model: Path,
     task_name: str,
+    metric: str | None,
     shots: int | None,
-    split: str,
+    include_path: tuple[Path, ...],
+    allow_code_execution: bool,
+    split: str | None,
     limit: int | None,
     map_path: Path | None,
     allow_other_base: bool,
@@ -62,21 +88,15 @@ def evaluate(
     With --endpoint URL the model is not loaded but asked over HTTP: --model is then the checkpoint
     that is served, of any form, or its base, for the tokenizer.
     """
-    model = model_folder(model)
     from offline.cli.progress import progress
     from offline.data.models import complete
     from offline.runs.device import pick_device
-    from offline.tasks.catalog import check_split, get_task
+    from offline.tasks.catalog import Library, check_split
     from vllm_moe_prune.routing_map import RoutingMap
 
-    task, known_split = get_task(task_name), check_split(split)
-    if shots is not None:
-        if task.shots:
-            raise PruneError(
-                f"--task {task_name} and --shots {shots} both say how many examples there are",
-                hint="give one of the two",
-            )
-        task = get_task(f"{task_name}@{shots}")
+    tasks = _tasks(task_name, metric, shots, Library(include_path, allow_code_execution))
+    asked = [(task, check_split(split or ("all" if task.lm_eval else "test"))) for task in tasks]
+    model = model_folder(model)
     more: dict[str, Any] = {}
     if endpoint is None:
         if served_name is not None:
@@ -87,9 +107,7 @@ def evaluate(
         with progress() as reporter:
             reporter.stage("loading the model", 1)
             engine = _loaded(model, routing_map, allow_other_base, device, dtype)
-            reporter.stage(f"evaluating {task.name} ({split})", 1)
-            result = engine.evaluate(task, known_split, limit)
-            reporter.step()
+            results = _measured(engine.evaluate, asked, limit, reporter)
     else:
         _refuse(
             {
@@ -103,24 +121,83 @@ def evaluate(
         from offline.tasks.harness import run
 
         with progress() as reporter:
-            reporter.stage(f"evaluating {task.name} ({split}) at {endpoint}", 1)
             lm = EndpointLM.connect(endpoint, model, served_name)
-            result = run(lm, task, known_split, limit)
-            reporter.step()
+            results = _measured(functools.partial(run, lm), asked, limit, reporter)
         more = {
             "endpoint": lm.endpoint.url,
             "served_name": lm.endpoint.model,
             "base": base_of(model).model_dump(),
         }
-    low, high = result.confidence_interval()
-    if as_json:
-        facts = {"accuracy": result.accuracy, "low": low, "high": high, **more, **result.to_json()}
-        click.echo(json.dumps(facts))
+    say = _say_json if as_json else _say
+    for (task, _), result in zip(asked, results, strict=True):
+        say(task, result, more)
+    if len(results) > 1 and not as_json:
+        count = sum(len(result.items) for result in results)
+        mean = sum(result.accuracy * len(result.items) for result in results) / count
+        click.echo(f"all {len(results)} tasks: {mean:.3f} ({count} items, each counted once)")
+
+
+def _tasks(names: str, metric: str | None, shots: int | None, library: Library) -> tuple[Task, ...]:
+    """Return the tasks that are asked, each with the metric and the examples that flags name."""
+    from offline.tasks.catalog import get_tasks
+
+    found: list[Task] = []
+    for name in (part.strip() for part in names.split(",")):
+        stem, at, given = name.rpartition("@")
+        if not (at and given.isdigit()):
+            stem, given = name, ""
+        if given and shots is not None:
+            raise PruneError(
+                f"--task {name} and --shots {shots} both say how many examples there are",
+                hint="give one of the two",
+            )
+        whole = f"{stem}:{metric}" if metric else stem
+        examples = given or shots
+        found += get_tasks(f"{whole}@{examples}" if examples else whole, library)
+    return tuple(found)
+
+
+def _measured(
+    ask: Callable[..., TaskResult],
+    asked: Sequence[tuple[Task, Split]],
+    limit: int | None,
+    reporter: Reporter,
+) -> list[TaskResult]:
+    reporter.stage("evaluating", len(asked))
+    results = []
+    for task, split in asked:
+        results.append(ask(task, split, limit))
+        reporter.step(note=task.name)
+    return results
+
+
+def _say(task: Task, result: TaskResult, more: dict[str, Any]) -> None:
+    """Print what a task's items scored, and all metrics where there are several."""
+    split = result.split if not result.source else f"{result.split}: {result.source}"
+    count = f"{len(result.items)} items"
+    if math.isfinite(result.accuracy):
+        low, high = result.confidence_interval()
+        interval = f"95 % {low:.3f} - {high:.3f}, " if math.isfinite(low) else ""
+        click.echo(f"{task.title}, {split}: {result.accuracy:.3f} ({interval}{count})")
     else:
-        click.echo(
-            f"{task.title}, {split}: {result.accuracy:.3f} "
-            f"(95 % {low:.3f} - {high:.3f}, {len(result.items)} items)"
-        )
+        click.echo(f"{task.name}, {split} ({count})")
+    for name, value in result.metrics.items():
+        click.echo(f"  {name}: {value:.4f}")
+
+
+def _say_json(task: Task, result: TaskResult, more: dict[str, Any]) -> None:
+    low, high = result.confidence_interval()
+    facts = {"accuracy": result.accuracy, "low": low, "high": high, **more, **result.to_json()}
+    click.echo(json.dumps(_without_nan(facts)))
+
+
+def _without_nan(value: Any) -> Any:
+    """Return what JSON can hold: nothing in place of what is no number."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _loaded(

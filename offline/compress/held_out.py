@@ -13,6 +13,7 @@ from offline.compress.run import MethodMaps, Run
 from offline.fitness.assessor import Assessor
 from offline.fitness.objective import Measure, Objective
 from offline.results.compression import VARIANTS, Quality, Variant
+from offline.results.metrics import finite
 from offline.tasks.catalog import Split
 from offline.tasks.results import TaskResult
 from vllm_moe_prune.routing_map import RoutingMap
@@ -129,6 +130,8 @@ def _entry(
             "items": len(results[0].items),
             "maps": len(each),
             "each": each,
+            "metrics": finite(results[0].metrics),
+            "data_split": results[0].source,
         }
     )
 

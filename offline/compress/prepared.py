@@ -57,7 +57,11 @@ class Prepared:
         METHODS[method.name].check(recipe, space)
         data = recipe.data
         objective = Objective.parse(
-            data.task, measure=data.fitness, guard=recipe.guard, items=recipe.items
+            data.task,
+            measure=data.fitness,
+            guard=recipe.guard,
+            items=recipe.items,
+            library=data.library,
         )
         scores = check_scored(recipe, space.shape.base)
         made = _provenance(recipe, base, space, objective, scores)

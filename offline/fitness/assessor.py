@@ -286,4 +286,5 @@ def _joined(before: TaskResult, block: TaskResult) -> TaskResult:
         items=before.items + block.items,
         tokens=before.tokens + block.tokens,
         seconds=before.seconds + block.seconds,
+        metrics={},  # of all items together they are not known
     )

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+from offline.results.metrics import finite
 from offline.tasks.results import ItemResult, TaskResult
 from vllm_moe_prune.layer_map import Selection
 from vllm_moe_prune.routing_map import RoutingMap
@@ -49,6 +50,8 @@ def result_to_json(result: TaskResult) -> dict[str, Any]:
         "prediction": [item.prediction for item in result.items],
         "tokens": result.tokens,
         "seconds": result.seconds,
+        **({"metrics": finite(result.metrics)} if result.metrics else {}),
+        **({"source": result.source} if result.source else {}),
     }
 
 
@@ -62,7 +65,15 @@ def result_from_json(task: str, fields: Mapping[str, Any]) -> TaskResult:
         fields["prediction"],
     )
     items = tuple(ItemResult(*item) for item in zip(*columns, strict=True))
-    return TaskResult(task, fields["split"], items, fields["tokens"], fields["seconds"])
+    return TaskResult(
+        task,
+        fields["split"],
+        items,
+        fields["tokens"],
+        fields["seconds"],
+        metrics=fields.get("metrics", {}),
+        source=fields.get("source", ""),
+    )
 
 
 def _short(value: float) -> float:

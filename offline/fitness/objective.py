@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Literal, get_args
 
-from offline.tasks.catalog import Split, Task, get_task
+from offline.tasks.catalog import DEFAULT, Library, Split, Task, get_tasks
 from offline.tasks.results import TaskResult
 from vllm_moe_prune.errors import PruneError
 
@@ -69,12 +69,16 @@ class Objective:
         measure: Measure = "accuracy",
         guard: float | None = None,
         items: Mapping[Split, int | None] | None = None,
+        library: Library = DEFAULT,
     ) -> Objective:
-        """Read ``NAME[:WEIGHT],...`` such as ``sciq:2,arc_easy:1``; a weight is 1 if not given.
+        """Read ``NAME[:METRIC][:WEIGHT],...`` such as ``sciq:2,gsm8k:1``.
+
+        A weight is 1 if not given; the tasks of a group or tag share its weight.
 
         :raises PruneError: for an unknown task, a weight that is none, or the same task twice
         """
-        tasks = tuple(_parse_task(part.strip(), text) for part in text.split(","))
+        parts = [part.strip() for part in text.split(",")]
+        tasks = tuple(task for part in parts for task in _parse_tasks(part, text, library))
         return cls(tasks, measure, guard, items or {})
 
     @property
@@ -142,26 +146,30 @@ def item_values(result: TaskResult, measure: Measure) -> tuple[float, ...]:
     return margins
 
 
-def _parse_task(part: str, text: str) -> WeightedTask:
+def _parse_tasks(part: str, text: str, library: Library) -> list[WeightedTask]:
     if not part:
         raise PruneError(f"tasks {text!r}: there is nothing between two commas")
+    name, weight = _parse_weight(part)
+    found = get_tasks(name, library)
+    return [WeightedTask(task, weight / len(found)) for task in found]
+
+
+def _parse_weight(part: str) -> tuple[str, float]:
+    """Return a name and the weight behind its last colon; what is no number is of the name."""
     name, colon, tail = part.rpartition(":")
     if not colon or name == "text":  # `text:FILE` names a file, whatever it is called
-        return WeightedTask(get_task(part))
+        return part, 1.0
     try:
-        weight = float(tail)
+        return name, float(tail)
     except ValueError:
-        if name.startswith("text:"):
-            return WeightedTask(get_task(part))
-        raise PruneError(
-            f"tasks {text!r}: weight {tail!r} is not a number", hint="such as sciq:2,arc_easy:1"
-        ) from None
-    return WeightedTask(get_task(name), weight)
+        return part, 1.0
 
 
 def _check_measure(task: Task, measure: Measure) -> None:
     if measure not in MEASURES:
         raise PruneError(f"unknown measure {measure!r}", hint=f"one of {', '.join(MEASURES)}")
+    if task.lm_eval is not None and measure == "accuracy" and not task.metric:
+        _check_fitness(task)
     if task.kind == "text" and measure != "agreement":
         raise PruneError(
             f"task {task.name} is plain text and has no {measure}",
@@ -170,4 +178,15 @@ def _check_measure(task: Task, measure: Measure) -> None:
     if measure == "margin" and task.kind != "choice":
         raise PruneError(
             f"task {task.name} has no choices, so no margin", hint="measure its accuracy"
+        )
+
+
+def _check_fitness(task: Task) -> None:
+    """Refuse a task none of whose metrics has a value for every item."""
+    assert task.lm_eval is not None
+    if not task.lm_eval.open_metrics:
+        raise PruneError(
+            f"task {task.name} has no metric with a value for every item: "
+            f"{', '.join(task.lm_eval.metrics)} can be reported, not maximised",
+            hint="--fitness agreement needs none",
         )

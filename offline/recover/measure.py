@@ -10,8 +10,9 @@ from typing import Any
 
 from offline.engines.base import Engine
 from offline.recover.form import Form
+from offline.results.metrics import finite
 from offline.results.recovery import Cell, Mode, Subject
-from offline.tasks.catalog import Task, get_task
+from offline.tasks.catalog import Task
 from offline.tasks.results import TaskResult
 from offline.tasks.splits import load_items
 from vllm_moe_prune.errors import PruneError
@@ -60,14 +61,9 @@ class Cells:
 def before_finetune(tasks: tuple[Task, ...], shots: int) -> Iterator[tuple[Mode, Task]]:
     """Yield what is measured before a finetune: mode, and the task as it is asked."""
     for task in tasks:
-        yield "zero-shot", task
-        if shots:
-            yield "k-shot", with_shots(task, shots)
-
-
-def with_shots(task: Task, shots: int) -> Task:
-    """Return the task with examples before every question: the table's ``NAME@K``."""
-    return get_task(f"{task.yaml or task.name}@{shots}")
+        yield "zero-shot", task.bare
+        if shots and task.takes_examples:
+            yield "k-shot", task.with_shots(shots)
 
 
 def measure(engine: Engine, subject: Subject, mode: Mode, task: Task, limit: int | None) -> Cell:
@@ -88,11 +84,13 @@ def measure(engine: Engine, subject: Subject, mode: Mode, task: Task, limit: int
         items=len(result.items),
         in_format=_in_format(task, result, limit),
         seconds=round(result.seconds, 3),
+        metrics=finite(result.metrics),
+        data_split=result.source,
     )
 
 
 def _in_format(task: Task, result: TaskResult, limit: int | None) -> float | None:
-    if task.metric != "exact_match":
+    if task.metric != "exact_match" or task.lm_eval is not None:
         return None
     items = load_items(task, "test")[:limit]
     form = Form.of(answer for item in items for answer in item.answers)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from offline.finetune.settings import FinetuneSettings
 from offline.runs.device import DType
-from offline.tasks.catalog import Task, get_task
+from offline.tasks.catalog import DEFAULT, Library, Task, get_tasks
 from vllm_moe_prune.errors import PruneError, one_line
 
 
@@ -39,8 +39,8 @@ class RecoverRecipe(BaseModel):
     )
     task: str | None = Field(
         default=None,
-        description="tasks whose own training items are trained on: sciq,arc_easy, or lm-eval "
-        "YAML files",
+        description="tasks whose own training items are trained on, by name: sciq,gsm8k, or "
+        "lm-eval YAML files",
     )
     data: Path | None = Field(
         default=None,
@@ -49,6 +49,13 @@ class RecoverRecipe(BaseModel):
     )
     measure: str | None = Field(
         default=None, description="tasks to measure; those of --task if not given"
+    )
+    include_path: Path | None = Field(
+        default=None, description="folder of your own lm-eval YAML files, whose names are known too"
+    )
+    allow_code_execution: bool | None = Field(
+        default=None,
+        description="let tasks run the programs that the model writes, on this machine",
     )
     examples: int | None = Field(
         default=None, ge=1, description="examples to train on, of all; all if not given"
@@ -119,7 +126,7 @@ class RecoverRecipe(BaseModel):
 
         :raises PruneError: for a task that is unknown, has no answers or is named twice
         """
-        return tasks_of(self.task, "--task")
+        return tasks_of(self.task, "--task", self.library)
 
     @property
     def measured(self) -> tuple[Task, ...]:
@@ -127,31 +134,43 @@ class RecoverRecipe(BaseModel):
 
         :raises PruneError: as `trained`
         """
-        return tasks_of(self.measure, "--measure") if self.measure else self.trained
+        if not self.measure:
+            return self.trained
+        return tasks_of(self.measure, "--measure", self.library)
+
+    @property
+    def library(self) -> Library:
+        """Return where tasks are looked up and how they are asked."""
+        include = (self.include_path,) if self.include_path else ()
+        return Library(include, bool(self.allow_code_execution))
 
 
-def tasks_of(names: str | None, flag: str) -> tuple[Task, ...]:
-    """Read ``NAME,...``; None is no task.
+def tasks_of(names: str | None, flag: str, library: Library = DEFAULT) -> tuple[Task, ...]:
+    """Read ``NAME,...``; None is no task, and a group or tag is its tasks.
 
     :raises PruneError: for a task that is unknown, has no answers or is named twice
     """
     found: list[Task] = []
-    for name in (part.strip() for part in names.split(",")) if names is not None else ():
-        task = get_task(name)
-        if task.kind == "text":
-            raise PruneError(
-                f"{flag}: {task.name} is plain text, which has no right answers",
-                hint="give a task with questions; instructions go into --data",
-            )
-        if task.shots:
-            raise PruneError(
-                f"{flag}: {task.name} says how many examples there are",
-                hint=f"write {task.stem}, and --shots {task.shots} for k-shot",
-            )
+    named = [part.strip() for part in names.split(",")] if names is not None else []
+    for task in (task for name in named for task in get_tasks(name, library)):
+        _check_learnable(task, flag)
         if any(task.name == other.name for other in found):
             raise PruneError(f"{flag}: task {task.name} is named twice")
         found.append(task)
     return tuple(found)
+
+
+def _check_learnable(task: Task, flag: str) -> None:
+    if task.kind in ("text", "rolling"):
+        raise PruneError(
+            f"{flag}: {task.name} is plain text, which has no right answers",
+            hint="give a task with questions; instructions go into --data",
+        )
+    if task.name != task.stem:
+        raise PruneError(
+            f"{flag}: {task.name} says how many examples there are",
+            hint=f"write {task.stem}, and --shots {task.shots} for k-shot",
+        )
 
 
 def training_of(flags: dict[str, Any], steps: int | None) -> SftSettings:

@@ -77,7 +77,7 @@ class Session:
         base's trained weights are gone afterwards.
         """
         before = list(before_finetune(self.recipe.measured, self.recipe.shots))
-        after: list[tuple[Mode, Task]] = [("sft", task) for task in self.recipe.measured]
+        after: list[tuple[Mode, Task]] = [("sft", task.bare) for task in self.recipe.measured]
         treated = self._record(subject) and not self._missing(subject, [*before, *after])
         if subject == "model" or not treated:
             self._train(subject, folder)

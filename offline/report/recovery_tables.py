@@ -32,6 +32,25 @@ def recovery_table(recovery: Recovery) -> Table:
     return Table(caption, tuple(head), tuple(rows), frozenset({0, 1}))
 
 
+def metrics_table(recovery: Recovery) -> Table | None:
+    """Everything that tasks of lm-evaluation-harness report of the held-out items."""
+    rows = tuple(
+        (
+            words.plain(cell.task),
+            mode_name(cell.mode, recovery.shots),
+            name_of(recovery, cell.subject),
+            name,
+            f"{value:.4f}",
+            cell.data_split,
+        )
+        for cell in recovery.cells
+        for name, value in cell.metrics.items()
+    )
+    head = ("task", "mode", "model", "metric", "value", "split of the data")
+    caption = "All metrics of the tasks, as lm-evaluation-harness gives them"
+    return Table(caption, head, rows, frozenset({0, 1, 2, 3, 5})) if rows else None
+
+
 def _numbers(cell: Cell | None, has_format: bool) -> list[str]:
     if cell is None:
         return ["-"] * (3 if has_format else 2)

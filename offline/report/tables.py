@@ -39,6 +39,19 @@ def quality_table(result: RunResult) -> Table:
     return Table(caption, head, tuple(rows), frozenset({0, 1}))
 
 
+def metrics_table(result: RunResult) -> Table | None:
+    """Everything that tasks of lm-evaluation-harness report of the held-out items."""
+    rows = tuple(
+        (words.variant(q.variant), words.task(q), name, f"{value:.4f}", q.data_split)
+        for q in result.quality
+        if q.split == "test"
+        for name, value in q.metrics.items()
+    )
+    head = ("variant", "task", "metric", "value", "split of the data")
+    caption = "All metrics of the tasks, as lm-evaluation-harness gives them"
+    return Table(caption, head, rows, frozenset({0, 1, 2, 4})) if rows else None
+
+
 def optimism_table(result: RunResult) -> Table | None:
     """Accuracy along search -> selection -> test; None unless a variant has two of them."""
     rows = []

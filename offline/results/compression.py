@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from offline.results.lottery import LotteryRecord
+from offline.results.metrics import WithMetrics
 from offline.results.result_file import ResultFile
 from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.routing_map import Form
@@ -26,11 +27,12 @@ VARIANTS: tuple[Variant, ...] = (
 )
 
 
-class Quality(_Frozen):
+class Quality(WithMetrics, _Frozen):
     """Accuracy of one variant on one task and split, 0..1, with its 95 % interval.
 
     With measure ``agreement`` it is the mean acceptance of the variant's next tokens by the base.
-    ``eep_prune`` is what EEP had found when its pruning phase ended.
+    ``eep_prune`` is what EEP had found when its pruning phase ended. ``metrics`` are those of the
+    first map.
     """
 
     variant: Variant

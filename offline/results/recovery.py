@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from offline.results.metrics import WithMetrics
 from offline.results.result_file import ResultFile
 from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.tuning import Tuning
@@ -22,7 +23,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Cell(_Frozen):
+class Cell(WithMetrics, _Frozen):
     """Accuracy of one subject on one task's held-out items, 0..1, with its 95 % interval.
 
     ``sft`` is zero-shot after the supervised finetune. ``in_format`` is the share of written

@@ -26,6 +26,7 @@ from offline.tasks.yaml_fields import generation_of, is_plain
 from vllm_moe_prune.errors import PruneError
 
 __all__ = [
+    "DEFAULT",
     "SPLITS",
     "TASKS",
     "Generation",

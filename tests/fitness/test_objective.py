@@ -52,7 +52,7 @@ def test_a_text_file_is_not_taken_for_a_weight(
     ("text", "message"),
     [
         ("sciq,,piqa", "tasks 'sciq,,piqa': there is nothing between two commas"),
-        ("sciq:much", "tasks 'sciq:much': weight 'much' is not a number"),
+        ("sciq:much", "task sciq has no metric 'much'"),
         ("sciq:0", "task sciq: weight 0 is not above 0"),
         ("sciq:nan", "task sciq: weight nan is not above 0"),
         ("sciq,piqa,sciq:2", "task sciq is named twice"),

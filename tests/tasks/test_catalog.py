@@ -16,7 +16,9 @@ def test_every_task_is_found_by_its_name() -> None:
 
 def test_each_kind_has_tasks_and_its_own_metrics() -> None:
     metrics = {
-        kind: {t.metric for t in TASKS.values() if t.kind == kind} for kind in get_args(Kind)
+        kind: found
+        for kind in get_args(Kind)
+        if (found := {t.metric for t in TASKS.values() if t.kind == kind})
     }
     assert metrics == {
         "choice": {"acc", "acc_norm"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -13,7 +13,7 @@ import pytest
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-from offline.tasks.catalog import Library, get_task
+from offline.tasks.catalog import Library, get_task, get_tasks
 from offline.tasks.harness import run
 from offline.tasks.prompting import PLAIN, Prompting
 from offline.tasks.task import Task
@@ -32,9 +32,10 @@ NAMES = (
     *("headqa_en", "swag", "webqs", "anli_r1", "mmlu_pro_math", "arithmetic_1dc", "ethics_cm"),
     *("xcopa_it", "humaneval", "mbpp"),
 )
-WITH_PACKAGES = {
-    "ifeval": ("langdetect", "immutabledict"),
-    "minerva_math_algebra": ("math_verify",),
+# Their packages are those of the extra `tasks`.
+MORE = {
+    "ifeval": ("langdetect", "immutabledict", "nltk"),
+    "minerva_math_algebra": ("math_verify", "antlr4"),
 }
 SYSTEM = "You answer in one word."
 

@@ -12,6 +12,7 @@ from offline.criteria.registry import Rule
 from offline.fitness.objective import Measure
 from offline.methods.baselines import ONE_SHOT
 from offline.runs.device import DType
+from offline.tasks.catalog import Library
 from vllm_moe_prune.errors import PruneError
 
 EngineName = Literal["transformers", "vllm"]
@@ -49,8 +50,15 @@ class DataSection(Section):
 
     task: str = Field(
         default="sciq",
-        description="what the model is for: a task, several with weights (sciq:2,arc_easy:1), "
-        "an lm-eval YAML file, or text:FILE",
+        description="what the model is for: a task or group by name, several with weights "
+        "(sciq:2,gsm8k:1) or a metric (gsm8k:exact_match), an lm-eval YAML file, or text:FILE",
+    )
+    include_path: Path | None = Field(
+        default=None, description="folder of your own lm-eval YAML files, whose names are known too"
+    )
+    allow_code_execution: bool | None = Field(
+        default=None,
+        description="let tasks run the programs that the model writes, on this machine",
     )
     fitness: Measure = Field(
         default="accuracy",
@@ -70,6 +78,12 @@ class DataSection(Section):
     domains: str | None = Field(
         default=None, description="weights of the scored domains for criteria: code:2,prose:1"
     )
+
+    @property
+    def library(self) -> Library:
+        """Return where tasks are looked up and how they are asked."""
+        include = (self.include_path,) if self.include_path else ()
+        return Library(include, bool(self.allow_code_execution))
 
 
 class MeasureSection(Section):
