@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import origin
 from vllm_moe_prune.provenance import DataIdentity, Provenance
+
+_LOG = logging.getLogger(__name__)
+_FEW = 100  # items: a share is known to 10 points, 95 of 100 times
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,7 @@ def _provenance(
         for entry in objective.tasks
         for split in METHODS[recipe.method.name].decided_on
     ]
+    _warn_of_few(objective, data)
     settings = recipe.told(len(space.layers)) | origin(base.folder)
     settings.pop("seed", None)  # has a place of its own
     return Provenance.now(
@@ -131,3 +136,19 @@ def _provenance(
         seed=recipe.method.seed,
         data=(*data, *([scores] if scores else ())),
     )
+
+
+def _warn_of_few(objective: Objective, data: Sequence[DataIdentity]) -> None:
+    """Say it where the data of lm-eval's tasks have so few items that luck decides."""
+    own = {entry.task.name for entry in objective.tasks if entry.task.lm_eval is not None}
+    counts: dict[str, int] = {}
+    for one in data:
+        if one.name in own:
+            split = one.split.partition(" ")[0]
+            counts[split] = counts.get(split, 0) + one.count
+    for split, count in counts.items():
+        if count < _FEW:
+            _LOG.warning(
+                "%s: only %d items for the %s split: a share of right answers is known to "
+                "%.0f points at best", ", ".join(sorted(own)), count, split, 98 / count**0.5,
+            )  # fmt: skip

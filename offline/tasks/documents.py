@@ -1,7 +1,7 @@
 """Which documents of a data set a task of lm-evaluation-harness searches, selects and tests with.
 
-Search and selection come from the training split, else from the validation split where there is a
-test split; the held-out documents are those that lm-eval itself asks. Where the data have a single
+Search and selection come from the training split, else from the validation split, of those that
+lm-eval does not ask; the held-out documents are those that it asks. Where the data have a single
 split it is cut: half is held out. No two share a question, and no prompt of a search shows the
 answer to its own.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from vllm_moe_prune.errors import PruneError
 
 SEARCH_ITEMS = 2000
 SELECTION_ITEMS = 1000
+_UNNAMED = ("train", "validation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def whole(definition: Definition) -> Documents:
     with _reading(definition):
         task = load(definition)
         docs = tuple(task.eval_docs)
-    return Documents(docs, tuple(range(len(docs))), _names(task)[1], apart=False)
+    return Documents(docs, tuple(range(len(docs))), _asked_split(task), apart=False)
 
 
 @functools.lru_cache(maxsize=64)
@@ -97,7 +98,7 @@ def training_documents(definition: Definition) -> Documents:
 
 def is_cut(definition: Definition) -> bool:
     """Return whether the data have a single split, of which only a half is held out."""
-    return _pool_docs(load(definition)) is None
+    return _pool_of(load(definition)) is None
 
 
 def question(task: Any, doc: Any) -> str:
@@ -142,10 +143,10 @@ def _pool(definition: Definition, most: int | None) -> tuple[list[tuple[int, Any
     """
     with _reading(definition):
         task = load(definition)
-        read = _pool_docs(task)
         test, test_source = _test(definition)
         taken = {_key(definition, doc) for _, doc in test} | _shown(definition, task)
-        docs = whole(definition).docs if read is None else read()
+        source, read = _pool_of(task) or (test_source, lambda: whole(definition).docs)
+        docs = read()
         found: list[tuple[int, Any]] = []
         for row in sorted(range(len(docs)), key=lambda row: _place(definition, row)):
             if most is not None and len(found) >= most:
@@ -154,7 +155,7 @@ def _pool(definition: Definition, most: int | None) -> tuple[list[tuple[int, Any
             if key not in taken:
                 taken.add(key)
                 found.append((row, doc))
-    return found, test_source if read is None else _names(task)[0]
+    return found, source
 
 
 def _shown(definition: Definition, task: Any) -> set[str]:
@@ -174,25 +175,35 @@ def _asked(task: Any, doc: Any) -> Any:
     return task.doc_to_text(doc, task.fewshot_cfg.doc_to_text)
 
 
-def _pool_docs(task: Any) -> Callable[[], Sequence[Any]] | None:
-    """Return what reads the documents to search with; None if all there are serve as test."""
-    pool, asked = _names(task)
-    if task.has_training_docs() and pool != asked:
-        return task.training_docs  # type: ignore[no-any-return]
-    if task.has_test_docs() and task.has_validation_docs() and pool != asked:
-        return task.validation_docs  # type: ignore[no-any-return]
+def _pool_of(task: Any) -> tuple[str, Callable[[], Sequence[Any]]] | None:
+    """Return the split to search with and what reads it; None if all there are serve as test.
+
+    A split that the data have and the task's file does not name will do, if it is of one form.
+    """
+    config, asked = task.config, _asked_split(task)
+    if task.has_training_docs() and (config.training_split or "train") != asked:
+        return config.training_split or "train", task.training_docs
+    validation = config.validation_split or "validation"
+    if task.has_test_docs() and task.has_validation_docs() and validation != asked:
+        return validation, task.validation_docs
+    dataset = getattr(task, "dataset", None)
+    if not isinstance(dataset, Mapping) or asked not in dataset:
+        return None
+    for name in _UNNAMED:
+        split = dataset.get(name)
+        if split is None or name in (asked, config.fewshot_split):
+            continue
+        if split.column_names == dataset[asked].column_names:
+            process = config.process_docs or (lambda split: split)
+            return name, functools.partial(process, split)
     return None
 
 
-def _names(task: Any) -> tuple[str, str]:
-    """Return the names that the data set has for the split to search with and for that to test."""
-    config = task.config
-    asked = config.test_split if task.has_test_docs() else config.validation_split
-    asked = asked or ("test" if task.has_test_docs() else "validation")
-    training = config.training_split or "train"
-    if task.has_training_docs() and training != asked:
-        return training, asked
-    return config.validation_split or "validation", asked
+def _asked_split(task: Any) -> str:
+    """Return the data's name for the split that lm-eval asks."""
+    if task.has_test_docs():
+        return task.config.test_split or "test"
+    return task.config.validation_split or "validation"
 
 
 def _place(definition: Definition, row: int) -> bytes:

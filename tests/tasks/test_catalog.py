@@ -28,9 +28,10 @@ def test_each_kind_has_tasks_and_its_own_metrics() -> None:
     assert all((t.generation is not None) == (t.kind == "generate") for t in TASKS.values())
 
 
-def test_unknown_task_names_the_closest_and_all() -> None:
-    with pytest.raises(PruneError, match=r"unknown task 'arc_esay'.*did you mean arc_easy\?.*sciq"):
+def test_unknown_task_names_the_closest_and_not_all() -> None:
+    with pytest.raises(PruneError, match=r"unknown task 'arc_esay'.*did you mean arc_easy") as said:
         get_task("arc_esay")
+    assert len(str(said.value)) < 400
 
 
 def test_absent_task_file_is_named() -> None:

@@ -46,12 +46,9 @@ def test_included_files_count(written_task: Task) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ("metric: exact_match", "metric: bleu", "is scored by bleu"),
         ("max_gen_toks: 6", "max_gen_toks: none", "`max_gen_toks` is 'none'"),
         ('until: [" the", "sun"]', "until: [7]", r"`until` is \[7\]"),
         ("max_gen_toks: 6", "do_sample: true", "answers are greedy"),
-        ("task: written", "task: written\nfilter_list: [{name: a}, {name: b}]", "several entries"),
-        ("task: written", "task: written\nprocess_results: !function a.b", "process_results"),
         ("dataset_path: json", "dataset_path: [", "cannot read task"),
         ("doc_to_target: right", 'doc_to_target: "{{prompt[:0]}}"', "item 0: .* holds no answer"),
     ],
@@ -62,3 +59,23 @@ def test_a_file_that_cannot_be_used_is_refused(
     file = edited(written_task, old, new)
     with pytest.raises(PruneError, match=complaint):
         make_splits(get_task(file))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "metrics"),
+    [
+        ("metric: exact_match", "metric: bleu", ("bleu",)),
+        (
+            "task: written",
+            "task: written\nfilter_list: [{name: a}, {name: b}]",
+            ("exact_match/a", "exact_match/b"),
+        ),
+        ("task: written", "task: written\nprocess_results: !function a.b", ("exact_match",)),
+    ],
+)
+def test_what_is_scored_by_other_rules_is_lm_evals(
+    written_task: Task, old: str, new: str, metrics: tuple[str, ...]
+) -> None:
+    task = get_task(edited(written_task, old, new))
+    assert task.lm_eval is not None and task.lm_eval.metrics == metrics
+    assert task.metric == ("" if metrics == ("bleu",) else metrics[0])
