@@ -51,6 +51,11 @@ _COMMANDS = (
         "List the criteria: what each says of an expert, its formula and its source.",
     ),
     (
+        "tasks",
+        "offline.cli.tasks:tasks",
+        "List the tasks that --task takes: names, metrics and splits.",
+    ),
+    (
         "analyze",
         "offline.cli.analyze:analyze",
         "Show how a model's experts are used, and what criteria make of it.",

@@ -7,10 +7,12 @@ they are first asked for, in order, as examples are drawn from one stream of ran
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean
 
 from offline.tasks.documents import Documents, documents, question
 from offline.tasks.items import Item
@@ -44,7 +46,7 @@ class Asked:
 
     def __init__(self, task: Task, split: Split) -> None:
         assert task.lm_eval is not None
-        self._task = task
+        self._task, self.name = task, task.name
         self.documents: Documents = documents(task.lm_eval, split)
         self.object = _configured(task)
         self._examples = _Examples(self.object) if self.documents.apart and task.shots else None
@@ -124,6 +126,7 @@ class Slice:
     """A range of a split as lm-eval's evaluator takes a task: one that hands out what is built."""
 
     def __init__(self, asked: Asked, first: int, requests: Sequence[Instance], count: int) -> None:
+        self._name = asked.name
         self._inner = copy.copy(asked.object)
         self._inner._instances = list(requests)
         self._docs, self._first = asked.documents.docs[first : first + count], first
@@ -142,6 +145,36 @@ class Slice:
 
     def build_all_requests(self, **_: Any) -> None:
         """Leave what is built."""
+
+    def process_results(self, doc: Any, results: Any) -> dict[str, Any]:
+        """Score one document.
+
+        :raises PruneError: if the task's own code fails
+        """
+        try:
+            found: dict[str, Any] = self._inner.process_results(doc, results)
+        except Exception as error:  # the task's own code, over what a model wrote
+            said = " ".join(str(error).split())
+            raise PruneError(
+                f"task {self._name}: an answer cannot be scored: {type(error).__name__}: "
+                f"{said[:300]}"
+            ) from error
+        return found
+
+    def aggregation(self) -> dict[str, Callable[[Any], float]]:
+        """Return the task's rules; one that fails on these few items gives no number."""
+        rules = self._inner.aggregation()
+        return {name: rule if rule is mean else _or_nan(rule) for name, rule in rules.items()}
+
+
+def _or_nan(rule: Callable[[Any], float]) -> Callable[[Any], float]:
+    def value(items: Any) -> float:
+        try:
+            return rule(items)
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            return math.nan
+
+    return value
 
 
 def _configured(task: Task) -> Any:

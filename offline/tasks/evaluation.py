@@ -68,18 +68,13 @@ def run_asked(
     part = Slice(found, first, requests, count)
     lm.tokens, started = 0, time.perf_counter()
     with quiet_libraries(), seeded(), templates_kept(), code_may_run(task.lm_eval.runs_code):
-        try:
-            report = evaluate(
-                lm,
-                {"tasks": {task.name: part}, "groups": {}, "group_map": {}},
-                bootstrap_iters=0,
-                log_samples=True,
-                confirm_run_unsafe_code=task.lm_eval.runs_code,
-            )
-        except (ImportError, LookupError) as error:  # a metric's package, or its data
-            raise PruneError(
-                f"task {task.name} cannot be scored: {' '.join(str(error).split())[:300]}"
-            ) from error
+        report = evaluate(
+            lm,
+            {"tasks": {task.name: part}, "groups": {}, "group_map": {}},
+            bootstrap_iters=0,
+            log_samples=True,
+            confirm_run_unsafe_code=task.lm_eval.runs_code,
+        )
     seconds = time.perf_counter() - started
     samples = report["samples"][task.name]
     names = found.documents.names[first : first + count]

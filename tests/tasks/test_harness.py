@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,10 @@ from lm_eval.models.huggingface import HFLM
 from offline.engines.local.transformers import TransformersEngine
 from offline.tasks.catalog import Task, get_task
 from offline.tasks.harness import local_task, run, texts_of
+from offline.tasks.prompting import Prompting
 from offline.tasks.results import TaskResult
 from offline.tasks.splits import examples, load_items
+from tests.tasks.lm_eval_model import RecordingLM
 from tests.tiny import random_map
 from vllm_moe_prune.errors import PruneError
 
@@ -215,3 +219,22 @@ def test_real_tasks_run(engine: TransformersEngine, name: str) -> None:
         assert margins == [None] * 20
     else:
         assert np.isfinite(np.array(margins, dtype=float)).all()
+
+
+def test_the_runs_prompting_reaches_tasks_of_this_package(written_task: Task) -> None:
+    lm = RecordingLM()
+    prompting = Prompting(
+        apply_chat_template=True, system_instruction="Be brief.", max_gen_tokens=3, think_end="END"
+    )
+    asked = replace(written_task, prompting=prompting)
+    result = run(lm, asked, "test", 2)
+    assert len(result.items) == 2
+    for item, (_, arguments) in zip(load_items(asked, "test"), lm.asked["written"], strict=False):
+        prompt, options = json.loads(arguments)
+        assert prompt == (f"<|system|>Be brief.<|end|><|user|>{item.query}<|end|><|assistant|>")
+        assert (options["max_gen_toks"], options["think_end"]) == (3, "END")
+    with pytest.raises(PruneError, match="no chat template"):
+        local_task(asked, "test", 2)
+    plain = replace(written_task, prompting=Prompting(system_instruction="Be brief."))
+    first = load_items(plain, "test")[0].query
+    assert texts_of(plain, "test", 1)[0][1] == f"Be brief.\n\n{first}"
