@@ -19,10 +19,12 @@ from vllm_moe_prune.errors import PruneError
 
 FLAGS = {
     "compress": (
-        "--accelerate-config --batch --budget --calibration --checkpointing --children "
+        "--accelerate-config --allow-code-execution --batch --budget --calibration "
+        "--checkpointing --children "
         "--compare --criterion --device --domains --drop-per-round --dtype --engine "
         "--evaluations --finalists --finetune --fitness --floor --force --friendly --groups "
-        "--guard --held-out --initial --json --keep --learning-rate --length --lora-rank --method "
+        "--guard --held-out --include-path --initial --json --keep --learning-rate --length "
+        "--lora-rank --method "
         "--micro-batch --mixed-precision --model --mtp --out --phases --preset --processes "
         "--prune-evaluations --racing --random-maps --ratio --ray-address --recipe --replicas "
         "--round-tokens --rounds --save-every --scores --search-items --seed --seed-criteria "
@@ -39,18 +41,20 @@ FLAGS = {
         "--protect --protect-outliers --ratio --scores --serve-ep --serve-tp --top-k"
     ),
     "criteria": "--json",
+    "tasks": "--include-path --json",
     "analyze": "--after --criteria --domains --force --json --keep --layers --map --out --scores",
     "build": "--allow-other-base --dry-run --force --map --max-shard-gib --model --mtp --out",
     "inspect": "--json --serve-ep --serve-tp",
     "export": "--force --format --json --out",
     "check": "--base --dtype --json",
     "eval": (
-        "--allow-other-base --device --dtype --endpoint --json --limit --map --model "
-        "--served-name --shots --split --task"
+        "--allow-code-execution --allow-other-base --device --dtype --endpoint --include-path "
+        "--json --limit --map --metric --model --served-name --shots --split --task"
     ),
     "recover": (
-        "--accelerate-config --base --batch --checkpointing --clip --data --device --dtype "
-        "--epochs --examples --force --json --learning-rate --length --lora-alpha --lora-rank "
+        "--accelerate-config --allow-code-execution --base --batch --checkpointing --clip --data "
+        "--device --dtype --epochs --examples --force --include-path --json --learning-rate "
+        "--length --lora-alpha --lora-rank "
         "--measure --micro-batch --mixed-precision --model --out --processes --save-every --seed "
         "--shots --steps --task --test-items --trainable --warmup --weight-decay"
     ),

@@ -35,7 +35,7 @@ COMPRESS: list[tuple[list[str], str]] = [
         "settings: --compare: 'magic' is none of random, frequency, soft_activation, naee, none, "
         "nor a criterion such as min-ean",
     ),
-    (["--keep", "4", "--task", "sciq:x"], "tasks 'sciq:x': weight 'x' is not a number"),
+    (["--keep", "4", "--task", "sciq:x"], "task sciq has no metric 'x'"),
     (["--keep", "4", "--task", "text:no.txt"], "no text file at no.txt"),
     (
         ["--keep", "4", "--phases", "merge", "--no-seeding"],

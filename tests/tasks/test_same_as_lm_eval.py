@@ -17,7 +17,7 @@ from offline.tasks.catalog import Library, get_task, get_tasks
 from offline.tasks.harness import run
 from offline.tasks.prompting import PLAIN, Prompting
 from offline.tasks.task import Task
-from tests.tasks import lm_eval_shapes
+from tests.tasks import lm_eval_data
 from tests.tasks.lm_eval_model import RecordingLM
 
 NAMES = (
@@ -51,7 +51,7 @@ class CodeEval:
 def data() -> Iterator[None]:
     """Give lm-eval small data sets, and no look at this machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "load_dataset", lm_eval_shapes.load_dataset)
+        patch.setattr(datasets, "load_dataset", lm_eval_data.load_dataset)
         patch.setattr(hf_evaluate, "load", lambda name: CodeEval())
         patch.setattr(lm_eval.evaluator, "add_env_info", lambda results: None)
         patch.setattr(lm_eval.evaluator, "get_git_commit_hash", lambda: "")
