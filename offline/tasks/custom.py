@@ -31,7 +31,8 @@ def read_yaml_task(path: Path) -> tuple[list[Item], list[Item]]:
         raise PruneError(
             f"task {path} is of type {task.OUTPUT_TYPE}",
             hint="`output_type: multiple_choice` with one prompt per item and "
-            "`output_type: generate_until` can be used",
+            "`output_type: generate_until` can be used by the path of a file; by its name, with "
+            "--include-path, any",
         )
     pool = None
     if task.has_training_docs():

@@ -33,6 +33,7 @@ from tests.tasks.lm_eval_shapes import (
     race,
     record,
     sciq,
+    squad,
     swag,
     thing,
     triviaqa,
@@ -107,6 +108,7 @@ SHAPES: Mapping[str, Callable[[int], Row]] = {
         "answers": [{"aid": k, "atext": text} for k, text in enumerate(four(n), 1)],
     },
     "allenai/swag": swag,
+    "lighteval/squad_v2": squad,
     "stanfordnlp/web_questions": lambda n: {
         "question": f"where is the {thing(n)}?", "answers": ["Rome", f"Oslo {n}"]
     },

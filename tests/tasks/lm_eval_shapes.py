@@ -273,3 +273,13 @@ def coqa(n: int) -> Row:
         "answers": {"input_text": [thing(n), "yes"]},
         "additional_answers": {"0": {"input_text": [thing(n), "at home"]}},
     }
+
+
+def squad(n: int) -> Row:
+    return {
+        "id": str(n),
+        "title": "Things",
+        "context": f"The {thing(n)} was lost in {n}.",
+        "question": f"When was the {thing(n)} lost?",
+        "answers": {"text": [str(n)] if n % 2 else [], "answer_start": [0] if n % 2 else []},
+    }

@@ -114,7 +114,7 @@ def test_no_prompt_of_a_search_shows_its_own_answer(tmp_path: Path) -> None:
     task = make(tmp_path, splits, more)
     assert task.shots == 5
     for split in ("search", "selection"):
-        made = Asked(task, split)  # type: ignore[arg-type]
+        made = Asked(task, split)
         requests = made.requests(0, None, None)
         assert len(requests) == 3
         for doc, request in zip(made.documents.docs, requests, strict=True):
