@@ -60,13 +60,18 @@ def folders(include: tuple[Path, ...] = ()) -> tuple[Path, ...]:
     return (*found, *([own] if own.is_dir() else []), *(folder.resolve() for folder in include))
 
 
-@functools.lru_cache(maxsize=8)
 def read_index(places: tuple[Path, ...]) -> Index:
     """Return name -> entry of all YAML files below some folders; of two, the later folder's."""
+    installed = folders()
     index: dict[str, Entry] = {}
     for folder in places:
-        index |= _Folder().read(folder)
+        index |= _kept(folder) if folder in installed else _Folder().read(folder)
     return index
+
+
+@functools.cache
+def _kept(folder: Path) -> Index:
+    return _Folder().read(folder)
 
 
 def closest(name: str, index: Iterable[str]) -> list[str]:

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._yaml_loader import load_yaml
+from lm_eval.tasks._yaml_loader import _import_fun_from_str, load_yaml
 from lm_eval.utils import env
 
 from offline.tasks.definition import Definition, fields_of
 from offline.tasks.quiet import quiet_libraries
+from offline.tasks.yaml_fields import FUNCTION
 from vllm_moe_prune.errors import PruneError
 
 _UNREACHED = (
@@ -103,7 +104,18 @@ def code_may_run(allowed: bool) -> Iterator[None]:
 
 def _config(definition: Definition) -> dict[str, Any]:
     own = load_yaml(definition.file) if definition.file else {}
-    return {**own, **json.loads(definition.changes), "task": definition.task}
+    return {**own, **_resolved(json.loads(definition.changes)), "task": definition.task}
+
+
+def _resolved(value: Any) -> Any:
+    """Return what a group changes with its functions imported."""
+    if isinstance(value, dict):
+        return {key: _resolved(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_resolved(inner) for inner in value]
+    if isinstance(value, str) and value.startswith(FUNCTION):
+        return _import_fun_from_str(value.removeprefix(FUNCTION))
+    return value
 
 
 def _reason(definition: Definition, error: Exception) -> tuple[str, str | None]:

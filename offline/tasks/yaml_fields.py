@@ -81,7 +81,8 @@ def _parsed(path: Path, changed: int) -> dict[str, Any]:
 
     base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     loader: Any = type("Loader", (base,), {})
-    loader.add_multi_constructor("!", lambda _, suffix, node: f"!{suffix} {node.value}")
+    folder = path.parent.resolve()
+    loader.add_multi_constructor("!", lambda _, suffix, node: f"!{suffix} {folder}/{node.value}")
     try:
         fields = yaml.load(path.read_bytes(), loader)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -95,7 +96,8 @@ def _parsed(path: Path, changed: int) -> dict[str, Any]:
 def read_fields(path: Path, depth: int = 0) -> dict[str, Any]:
     """Return the entries of a YAML file, those of the files that it includes first.
 
-    Functions (``!function utils.answer``) are texts that begin with `FUNCTION`.
+    Functions (``!function utils.answer``) are texts that begin with `FUNCTION`, with the whole
+    path of their module.
 
     :raises PruneError: if the file or one that it includes cannot be read
     """

@@ -195,3 +195,23 @@ def test_tasks_lists_names_by_a_pattern(folder: Path) -> None:
     }
     built_in = invoke("tasks").stdout.splitlines()
     assert len(built_in) == 17 and built_in[0].startswith("sciq ")
+
+
+def test_a_group_changes_its_tasks_also_by_functions(folder: Path) -> None:
+    from offline.tasks.catalog import Library, get_tasks
+    from offline.tasks.splits import load_items
+
+    (folder / "words.py").write_text("def asked(doc):\n    return doc['question'].upper()\n")
+    (folder / "family.yaml").write_text(
+        "group: own_family\ndoc_to_text: !function words.asked\n"
+        "task:\n  - own_written\n  - {task: own_chosen, num_fewshot: 0}\n"
+    )
+    found = get_tasks("own_family", Library((folder,)))
+    assert [(task.name, task.shots) for task in found] == [
+        ("own_family/own_written", 2),
+        ("own_family/own_chosen", 0),
+    ]
+    for task in found:
+        assert load_items(task, "test")[0].query.startswith("WHICH ")
+    by_path = get_tasks(str(folder / "family.yaml"))
+    assert by_path == found

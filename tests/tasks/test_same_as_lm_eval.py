@@ -147,7 +147,9 @@ def test_another_number_of_examples_is_lm_evals(manager: TaskManager) -> None:
     check_same([f"{name}@2" for name in names], PLAIN, {"num_fewshot": 2}, manager)
 
 
-@pytest.mark.parametrize("name", MORE)
+@pytest.mark.parametrize(
+    "name", ["ifeval", pytest.param("minerva_math_algebra", marks=pytest.mark.slow)]
+)
 def test_tasks_that_need_packages_are_lm_evals(name: str) -> None:
     for package in MORE[name]:
         pytest.importorskip(package)
