@@ -2,95 +2,53 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import httpx
 import transformers
-from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-from offline.engines.encoding import Encoder, TokenPair
+from offline.data.chat_template import Messages
+from offline.engines.encoding import Encoder, Prompt, TokenPair
 from offline.engines.local.packing import group
+from offline.engines.replies import Message, completion, message, prompt_score
+from offline.engines.server import Body, Endpoint
 from vllm_moe_prune.checkpoint import Checkpoint, read_config
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import MAP_FILE, BaseFingerprint, RoutingMap
 
-_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-_AT_ONCE = 32  # requests in flight; the server batches them as it likes
-_TIMEOUT = 600.0  # seconds of silence
-_NEW_TOKENS = 256  # of a generation whose task sets no limit, as in lm-evaluation-harness
 _DEFAULT_LENGTH = 2048  # of a model whose config does not say
+_SCORING = {
+    "echo": True,
+    "logprobs": 1,
+    "max_tokens": 1,
+    "temperature": 0,
+    # vLLM's, and others do without: names that no two tokens share.
+    "return_tokens_as_token_ids": True,
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One model of a server. ``url`` is without /v1; None where the server does not say.
+class Conversation(str):
+    """A prompt that a chat template wrote, with the messages that it wrote it from."""
 
-    ``max_model_len`` is in tokens, prompt and answer together; ``root`` is the folder or the hub's
-    name that the server loaded. The key is in OPENAI_API_KEY.
-    """
-
-    url: str
-    model: str
-    max_model_len: int | None
-    root: str | None
-
-    @classmethod
-    def find(cls, url: str, model: str | None = None) -> Endpoint:
-        """Ask the server at ``url`` what it serves.
-
-        :param model: as requests must spell it; None takes the first
-        :raises PruneError: if nobody answers there or no such model is served
-        """
-        url = url.rstrip("/").removesuffix("/v1")
-        try:
-            with _client(url) as client:
-                cards = {card["id"]: card for card in _answer(client.get("/v1/models"))["data"]}
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
-            raise PruneError(
-                f"no OpenAI-compatible server at {url}: {_reason(error)}",
-                hint="give the address without /v1, for example http://127.0.0.1:8000",
-            ) from None
-        if not cards or (model is not None and model not in cards):
-            raise PruneError(
-                f"{url} does not serve {model!r}" if model else f"{url} serves no model",
-                hint=f"it serves {', '.join(cards)}" if cards else None,
-            )
-        model = model or next(iter(cards))
-        card = cards[model]
-        return cls(url, model, card.get("max_model_len"), card.get("root"))
-
-    def ask(self, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Send requests for completions of this model; return the answers in their order.
-
-        :raises PruneError: if one fails, with what the server said
-        """
-
-        def post(body: dict[str, Any]) -> dict[str, Any]:
-            reply = client.post("/v1/completions", json={"model": self.model, **body})
-            answer: dict[str, Any] = _answer(reply)
-            return answer
-
-        with _client(self.url) as client, ThreadPoolExecutor(_AT_ONCE) as pool:
-            try:
-                return list(pool.map(post, bodies))
-            except (httpx.HTTPError, ValueError) as error:
-                pool.shutdown(cancel_futures=True)
-                raise PruneError(f"{self.url} failed: {_reason(error)}") from None
+    __slots__ = ("is_open", "messages")
+    messages: Messages
+    is_open: bool  # the last message is to be continued
 
 
 class EndpointLM(Encoder):
     """Scores and generates over HTTP what the engines score and generate in process.
 
-    Requests carry token ids of the engines' own encoding, and lm-evaluation-harness reads the
-    answers. Its own client is not used: it encodes contexts otherwise, follows proxies to this
-    machine, and repeats a refused request instead of saying why. ``tokens`` counts those sent and
-    those generated.
+    Requests carry token ids of the engines' own encoding, and what a server leaves out of its
+    replies or does otherwise is refused (replies.py). lm-evaluation-harness's own client is not
+    used: it encodes contexts otherwise, follows proxies to this machine, repeats a refused request
+    instead of saying why, and takes whatever log-probabilities there are for those of the prompt.
+    ``tokens`` counts those sent and those generated.
+
+    Answers to conversations are asked for as a chat, whose messages the *server* puts through its
+    template. A chat gives no log-probabilities of choices: these are asked for as completions of
+    the conversation in the tokenizer's own template.
 
     A prompt that is too long for the model loses its beginning, as in the engines, but two tokens
     sooner: a server that is asked for log-probabilities generates a token as well.
@@ -121,6 +79,17 @@ class EndpointLM(Encoder):
         text = config.get("text_config") or config  # a server may serve any family
         return cls(endpoint, tokenizer, int(text.get("max_position_embeddings", _DEFAULT_LENGTH)))
 
+    def apply_chat_template(
+        self, chat_history: Messages, add_generation_prompt: bool = True
+    ) -> Conversation:
+        """Return a conversation in the tokenizer's template, which remembers its messages.
+
+        :raises PruneError: as `Encoder.apply_chat_template`
+        """
+        made = Conversation(super().apply_chat_template(chat_history, add_generation_prompt))
+        made.messages, made.is_open = chat_history, not add_generation_prompt
+        return made
+
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = True
     ) -> list[tuple[float, bool]]:
@@ -132,6 +101,18 @@ class EndpointLM(Encoder):
     ) -> list[tuple[float, bool]]:
         return self._score([(request[1], request[2]) for request in requests])
 
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = True
+    ) -> list[float]:
+        """Return the log-likelihood in nats of each request's whole text."""
+        for request in requests:
+            self._check_room(len(self.tok_encode(*request.args)))
+        return super().loglikelihood_rolling(requests)
+
+    def score_apart(self, pairs: Sequence[TokenPair]) -> list[tuple[float, bool]]:
+        """Score (context, continuation) pairs, each a request of its own as all are here."""
+        return self._score(pairs) if pairs else []
+
     def _score(self, pairs: Sequence[TokenPair]) -> list[tuple[float, bool]]:
         self._check_room(max(len(context) + len(rest) for context, rest in pairs) - 1)
         prompts: list[list[int]] = [[]] * len(pairs)
@@ -141,44 +122,80 @@ class EndpointLM(Encoder):
                 prompts[place] = [*question.context, *continuation]
                 begins[place] = len(question.context)
         self.tokens += sum(map(len, prompts))
-        form = {"echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
-        answers = self.endpoint.ask([{"prompt": prompt, **form} for prompt in prompts])
-        try:
-            return [
-                _checked(LocalCompletionsAPI.parse_logprobs(answer, ctxlens=[begin]))
-                for answer, begin in zip(answers, begins, strict=True)
-            ]
-        except (LookupError, TypeError, AttributeError, ValueError):
-            raise PruneError(
-                f"{self.endpoint.url} does not give log-probabilities of prompts",
-                hint="choices need a server with `echo` and `logprobs`, as vLLM is",
-            ) from None
+
+        return self.endpoint.ask(
+            "completions",
+            [
+                (
+                    {"prompt": prompt, **_SCORING},
+                    partial(prompt_score, prompt=prompt, begin=begin, tokenizer=self.tokenizer),
+                )
+                for prompt, begin in zip(prompts, begins, strict=True)
+            ],
+        )
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
-        """Return what greedy decoding gives after each context, up to its stop strings."""
-        bodies = [self._generation(*request.args) for request in requests]
-        texts = []
-        for body, answer in zip(bodies, self.endpoint.ask(bodies), strict=True):
-            try:
-                (text,) = LocalCompletionsAPI.parse_generations(answer)
-                self.tokens += len(body["prompt"]) + int(answer["usage"]["completion_tokens"])
-            except (LookupError, TypeError, ValueError) as error:
-                raise PruneError(f"{self.endpoint.url} gave no completion: {error!r}") from None
-            texts.append(str(text))
-        return texts
+        """Return what is generated after each context, up to its stop strings.
 
-    def _generation(self, context: str, options: dict[str, Any]) -> dict[str, Any]:
-        room = min(int(options.get("max_gen_toks", _NEW_TOKENS)), self.max_length - 1)
-        self._check_room(len(self.tok_encode(context)) + room)
-        until = options.get("until") or []
-        return {
-            "prompt": self.encode_text(context, room=room),
-            "max_tokens": room,
-            "stop": [until] if isinstance(until, str) else list(until),
-            "temperature": 0,
-            # vLLM takes this one from the model's generation_config.json; the engines know none.
-            "repetition_penalty": 1.0,
-        }
+        A context that is a `Conversation` is asked as a chat.
+        """
+        prompts = self.prompts(requests)
+        found: dict[int, str] = {}
+        for kind, generate in ((True, self._chats), (False, self._completions)):
+            places = [
+                place
+                for place, request in enumerate(requests)
+                if isinstance(request.args[0], Conversation) is kind
+            ]
+            texts = generate([requests[p].args[0] for p in places], [prompts[p] for p in places])
+            found |= dict(zip(places, texts, strict=True))
+        return [self.answer(prompt, found[place]) for place, prompt in enumerate(prompts)]
+
+    def _completions(self, contexts: Sequence[str], prompts: Sequence[Prompt]) -> list[str]:
+        for context, prompt in zip(contexts, prompts, strict=True):
+            self._check_room(len(self.tok_encode(context)) + prompt.max_tokens)
+        replies = self.endpoint.ask(
+            "completions",
+            [
+                (
+                    {"prompt": list(prompt.ids), **_generation(prompt)},
+                    partial(completion, prompt=prompt.ids, max_tokens=prompt.max_tokens),
+                )
+                for prompt in prompts
+            ],
+        )
+        self.tokens += sum(len(prompt.ids) for prompt in prompts)
+        self.tokens += sum(generated for _, generated in replies)
+        return [text for text, _ in replies]
+
+    def _chats(self, contexts: Sequence[Any], prompts: Sequence[Prompt]) -> list[str]:
+        for context, prompt in zip(contexts, prompts, strict=True):
+            self._check_chat(len(self.tok_encode(context)) + prompt.max_tokens)
+        replies = self.endpoint.ask(
+            "chat/completions",
+            [
+                (
+                    {"messages": context.messages, **_turn(context), **_generation(prompt)},
+                    partial(message, max_tokens=prompt.max_tokens),
+                )
+                for context, prompt in zip(contexts, prompts, strict=True)
+            ],
+        )
+        self.tokens += sum(reply.tokens for reply in replies)
+        apart = any(reply.thought for reply in replies)  # the server takes thinking out of answers
+        return [
+            self._said(reply, prompt.decoding.think_end, apart)
+            for reply, prompt in zip(replies, prompts, strict=True)
+        ]
+
+    def _said(self, reply: Message, think_end: str | None, apart: bool) -> str:
+        """Return what a model wrote, thinking and answer together if the former matters."""
+        if think_end is None:
+            self.unfinished += bool(reply.thought and not reply.content)
+            return reply.content
+        if not apart or think_end in reply.content:
+            return reply.content
+        return reply.thought + think_end + reply.content if reply.content else reply.thought
 
     def _check_room(self, needed: int) -> None:
         """Refuse to cut what the model could look at whole: scores would not be the engines'."""
@@ -188,6 +205,43 @@ class EndpointLM(Encoder):
                 f"an item needs {needed + 2} tokens and {self.endpoint.url} takes {served}",
                 hint=f"serve with --max-model-len {min(needed + 2, self.own_length)}",
             )
+
+    def _check_chat(self, needed: int) -> None:
+        """Refuse a conversation that does not fit: a server cuts none, nor could it well."""
+        served = self.endpoint.max_model_len or self.own_length
+        if needed > served:
+            raise PruneError(
+                f"a conversation and its answer need {needed} tokens and {self.endpoint.url} "
+                f"takes {served}",
+                hint="give a smaller --max-gen-tokens, or serve with a larger --max-model-len",
+            )
+
+
+def _generation(prompt: Prompt) -> Body:
+    """Return how a prompt is to be continued.
+
+    vLLM takes what is left out from the model's generation_config.json; the engines know none.
+    """
+    decoding = prompt.decoding
+    body = {
+        "max_tokens": prompt.max_tokens,
+        "stop": list(decoding.engine_stops),
+        "temperature": decoding.temperature,
+        "repetition_penalty": 1.0,
+    }
+    if decoding.think_end is not None:
+        body["skip_special_tokens"] = False  # what ends thinking may be one
+    if prompt.seed is None:
+        return body
+    names = ("top_p", "top_k", "min_p")
+    return body | {name: getattr(decoding, name) for name in names} | {"seed": prompt.seed}
+
+
+def _turn(conversation: Conversation) -> Body:
+    """Return whose turn it is, where that is not the model's as usual."""
+    if not conversation.is_open:
+        return {}
+    return {"continue_final_message": True, "add_generation_prompt": False}
 
 
 def base_of(folder: Path) -> BaseFingerprint:
@@ -213,38 +267,3 @@ def _tokenizer(folder: Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise PruneError(f"no tokenizer in {folder}: {str(error).partition(chr(10))[0]}") from None
-
-
-def _client(url: str) -> httpx.Client:
-    key = os.environ.get("OPENAI_API_KEY")
-    return httpx.Client(
-        base_url=url,
-        headers={"Authorization": f"Bearer {key}"} if key else {},
-        timeout=_TIMEOUT,
-        # A proxy cannot reach this machine's loopback.
-        trust_env=urlsplit(url).hostname not in _LOOPBACK,
-        limits=httpx.Limits(max_connections=_AT_ONCE),
-    )
-
-
-def _answer(reply: httpx.Response) -> Any:
-    """Return the JSON of a reply.
-
-    :raises ValueError: if it is none, or an error: with the server's own words
-    """
-    if not reply.is_error:
-        return reply.json()
-    try:
-        said = str(reply.json()["error"]["message"])
-    except (ValueError, LookupError, TypeError):
-        said = reply.reason_phrase
-    raise ValueError(f"status {reply.status_code}: {said}")
-
-
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).partition("\n")[0]
-
-
-def _checked(parsed: list[tuple[float, bool]]) -> tuple[float, bool]:
-    ((log_likelihood, greedy),) = parsed
-    return float(log_likelihood), greedy

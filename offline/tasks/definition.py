@@ -123,22 +123,17 @@ def read_file(path: Path) -> tuple[Definition, ...]:
 def check_usable(definition: Definition, fields: Mapping[str, Any], prompting: Prompting) -> None:
     """Refuse what no engine can be asked as its author meant.
 
-    :raises PruneError: for pictures, sounds, repeated and sampled answers
+    :raises PruneError: for pictures, sounds and repeated greedy answers
     """
     name = definition.name
     if fields.get("doc_to_image") is not None or fields.get("doc_to_audio"):
         raise PruneError(f"task {name} asks about pictures or sounds; only text can be asked")
     repeats = fields.get("repeats") or 1
-    if repeats != 1:
-        raise PruneError(
-            f"task {name} asks every question {repeats} times; answers are greedy, the same each "
-            "time"
-        )
     options = {**(fields.get("generation_kwargs") or {}), **prompting.generation}
-    if sampled(options):
+    if repeats != 1 and not sampled(options):
         raise PruneError(
-            f"task {name} samples its answers; here they are greedy",
-            hint="--gen-kwargs do_sample=false asks it greedily",
+            f"task {name} asks every question {repeats} times, and greedy answers are the same",
+            hint="--gen-kwargs temperature=0.7 samples them",
         )
 
 

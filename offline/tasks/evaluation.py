@@ -66,7 +66,7 @@ def run_asked(
     assert task.lm_eval is not None
     found, requests, count = requests_of(task, split, limit, first, lm)
     part = Slice(found, first, requests, count)
-    lm.tokens, started = 0, time.perf_counter()
+    lm.tokens, lm.unfinished, started = 0, 0, time.perf_counter()
     with quiet_libraries(), seeded(), templates_kept(), code_may_run(task.lm_eval.runs_code):
         report = evaluate(
             lm,
@@ -86,6 +86,7 @@ def run_asked(
         seconds,
         metrics=_metrics(report["results"][task.name]),
         source=found.documents.source,
+        unfinished=lm.unfinished,
     )
 
 

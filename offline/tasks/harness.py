@@ -30,9 +30,10 @@ _LOCAL: dict[tuple[Task, Split, int | None, int, str], LocalTask] = {}
 
 
 class CountingLM(Protocol):
-    """An lm-eval model that also counts the tokens it was given to compute."""
+    """An lm-eval model that also counts: see `Encoder`."""
 
     tokens: int
+    unfinished: int
 
 
 class LocalTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
@@ -116,7 +117,7 @@ def run(
         _check_range(limit, first)
         return run_asked(lm, task, split, limit, first)
     local = local_task(task, split, limit, first, lm)
-    lm.tokens, started = 0, time.perf_counter()
+    lm.tokens, lm.unfinished, started = 0, 0, time.perf_counter()
     with quiet_libraries():
         found = evaluate(
             lm,
@@ -126,7 +127,7 @@ def run(
         )
     seconds = time.perf_counter() - started
     items = tuple(_item(sample, task) for sample in found["samples"][task.name])
-    return TaskResult(task.name, split, items, lm.tokens, seconds)
+    return TaskResult(task.name, split, items, lm.tokens, seconds, unfinished=lm.unfinished)
 
 
 def local_task(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from offline.tasks.generation_options import check_options
 from vllm_moe_prune.errors import PruneError
 
 THINK_END = "think_end"  # the key under which a request's options name the end of thinking
@@ -54,6 +55,8 @@ class Prompting:
         With `think_end` under the key ``think_end``, which engines take out again.
         """
         options = gen_kwargs_of(self.gen_kwargs)
+        if sampled(options):  # or a task that says `do_sample: false` would stay greedy
+            options["do_sample"] = True
         if self.max_gen_tokens is not None:
             options["max_gen_toks"] = self.max_gen_tokens
         if self.think_end is not None:
@@ -64,14 +67,10 @@ class Prompting:
 def gen_kwargs_of(text: str | Mapping[str, Any]) -> dict[str, Any]:
     """Read options of generation: a JSON object, or ``KEY=VALUE,...`` as lm-eval's own flag.
 
-    :raises PruneError: if it is neither, or asks for anything but greedy answers
+    :raises PruneError: if it is neither, or has an option that no engine honours
     """
     options = _read(text) if isinstance(text, str) else dict(text)
-    if sampled(options):
-        raise PruneError(
-            f"--gen-kwargs {text}: answers are greedy, they cannot be sampled",
-            hint="leave out do_sample and temperature",
-        )
+    check_options(options)
     return options
 
 
@@ -92,6 +91,8 @@ def _read(text: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(text)
     except json.JSONDecodeError as error:
         raise PruneError(f"--gen-kwargs {text}: no JSON: {error.msg}") from None
+    if not isinstance(found, dict):
+        raise PruneError(f"--gen-kwargs {text}: no JSON object")
     return found
 
 

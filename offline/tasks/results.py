@@ -32,7 +32,8 @@ class TaskResult:
     """The items of one evaluation; ``tokens`` went through the model in ``seconds``.
 
     Of a task of lm-evaluation-harness ``metrics`` are all that it reports, over these items, and
-    ``source`` is the split of the data that they come from.
+    ``source`` is the split of the data that they come from. ``unfinished`` generations never ended
+    their thinking, and are no answers.
     """
 
     task: str
@@ -42,6 +43,7 @@ class TaskResult:
     seconds: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
+    unfinished: int = 0
 
     @property
     def accuracy(self) -> float:
@@ -70,7 +72,7 @@ class TaskResult:
     def to_json(self) -> dict[str, Any]:
         """Return plain values for ``json.dumps``; what a task does not have is left out."""
         fields = asdict(self)
-        for name in ("metrics", "source"):
+        for name in ("metrics", "source", "unfinished"):
             if not fields[name]:
                 del fields[name]
         return fields

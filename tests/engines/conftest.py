@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from offline.engines.local.transformers import TransformersEngine
+from tests.engines.served import Answers, serving
 from tests.tiny import make_tiny_mixtral
 
 
@@ -29,3 +30,14 @@ def engine(session_engine: TransformersEngine) -> Iterator[TransformersEngine]:
 @pytest.fixture(scope="session")
 def input_ids() -> torch.Tensor:
     return torch.randint(5, 128, (2, 9), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture
+def answers() -> Answers:
+    return Answers()
+
+
+@pytest.fixture
+def url(answers: Answers) -> Iterator[str]:
+    with serving(answers) as address:
+        yield address

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from offline.engines.encoding import Encoder
-from offline.engines.endpoint import Endpoint, EndpointLM
+from offline.engines.endpoint import EndpointLM
 from offline.engines.local.packing import group
 from offline.engines.local.transformers import TransformersEngine
+from offline.engines.server import Endpoint
+from tests.engines.served import Answers, requests
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.errors import PruneError
 
@@ -29,83 +25,6 @@ PAIRS = [
     ("the king reads", " w90"),
     ("the king reads", " w91"),  # of two neighbours one has an even id
 ]
-
-
-@dataclass
-class Answers:
-    """What the server says: log-probability of a token is minus its id, greedy if even."""
-
-    length: int | None = 512
-    root: str = "/nowhere"
-    status: int = 200
-    echoes: bool = True
-    asked: list[dict[str, Any]] = field(default_factory=list)
-    keys: set[str | None] = field(default_factory=set)
-
-    def models(self) -> dict[str, Any]:
-        card = {"max_model_len": self.length, "root": self.root}
-        return {"data": [{"id": "first", **card}, {"id": "second", **card}]}
-
-    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        ids = body["prompt"]
-        if not body.get("echo"):
-            return {
-                "choices": [{"index": 0, "text": f" {len(ids)} words"}],
-                "usage": {"completion_tokens": 3},
-            }
-        if not self.echoes:
-            return {"choices": [{"index": 0, "text": "", "logprobs": None}]}
-        own = [None, *(-float(token) for token in ids[1:]), -1.0]
-        top = [None, *({"a": -float(t), "b": -float(t) + t % 2} for t in ids[1:]), {"a": -1.0}]
-        logprobs = {"token_logprobs": own, "top_logprobs": top}
-        return {"choices": [{"index": 0, "logprobs": logprobs}]}
-
-
-class _Handler(BaseHTTPRequestHandler):
-    answers: Answers
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        self._say(200, self.answers.models())
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.answers.asked.append(body)
-        self.answers.keys.add(self.headers.get("Authorization"))
-        if self.answers.status != 200:
-            self._say(self.answers.status, {"error": {"message": "too long\nby far", "code": 400}})
-        else:
-            self._say(200, self.answers.complete(body))
-
-    def _say(self, status: int, answer: dict[str, Any]) -> None:
-        body = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-
-@pytest.fixture
-def answers() -> Answers:
-    return Answers()
-
-
-@pytest.fixture
-def url(answers: Answers) -> Iterator[str]:
-    handler = type("Handler", (_Handler,), {"answers": answers})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def requests(*arguments: tuple[Any, ...]) -> list[Any]:
-    return [SimpleNamespace(args=args) for args in arguments]
 
 
 def test_choices_are_asked_in_the_tokens_of_the_engines(
@@ -208,8 +127,6 @@ def test_what_is_wrong_is_one_line(url: str, answers: Answers, tiny: Path, tmp_p
     shutil.copy(tiny / "config.json", tmp_path)
     assert refusal(url, tmp_path).message.startswith(f"no tokenizer in {tmp_path}")
     assert "absent" in refusal(url, tmp_path / "absent").message
-    answers.echoes = False
-    assert "does not give log-probabilities" in refusal(url, tiny).message
     answers.status = 400
     assert refusal(url, tiny).message == f"{url} failed: status 400: too long"
 

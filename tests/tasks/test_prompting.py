@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from offline.tasks.prompting import PLAIN, Prompting, gen_kwargs_of
+from offline.tasks.prompting import PLAIN, Prompting, gen_kwargs_of, sampled
 from vllm_moe_prune.errors import PruneError
 
 
 def test_options_are_read_as_lm_eval_reads_them() -> None:
     from lm_eval.utils import simple_parse_args_string
 
-    text = "max_gen_toks=512,top_k=-1,until='a b',flag=True,none=None,beam=1.5,word=greedy"
+    text = "max_gen_toks=512,top_k=-1,until='a b',do_sample=True,temperature=1.5"
     assert gen_kwargs_of(text) == simple_parse_args_string(text)
     assert gen_kwargs_of('{"until": ["\\n", "Q:"]}') == {"until": ["\n", "Q:"]}
 
@@ -22,8 +22,13 @@ def test_options_of_every_request() -> None:
     assert asked.generation == {"max_gen_toks": 7, "top_k": 1, "think_end": "</think>"}
 
 
+def test_a_temperature_is_for_tasks_that_say_greedy_too() -> None:
+    assert Prompting(gen_kwargs="temperature=0.6").generation["do_sample"] is True
+    assert "do_sample" not in Prompting(gen_kwargs="temperature=0").generation
+
+
 def test_one_prompting_in_two_spellings_is_one() -> None:
-    spellings = ("b=1,a=x", '{"a": "x", "b": 1}')
+    spellings = ("top_k=1,until=x", '{"until": "x", "top_k": 1}')
     assert len({Prompting(gen_kwargs=text) for text in spellings}) == 1
 
 
@@ -32,8 +37,9 @@ def test_one_prompting_in_two_spellings_is_one() -> None:
     [
         ("max_gen_toks", "no KEY=VALUE"),
         ('{"until": ', "no JSON"),
-        ("do_sample=true", "cannot be sampled"),
-        ("temperature=0.6", "cannot be sampled"),
+        ("[1]", "no KEY=VALUE"),
+        ("presence_penalty=1.5", "'presence_penalty' is not offered"),
+        ("temperature=hot", "temperature is 'hot'"),
     ],
 )
 def test_options_that_are_refused(text: str, said: str) -> None:
@@ -41,8 +47,11 @@ def test_options_that_are_refused(text: str, said: str) -> None:
         Prompting(gen_kwargs=text)
 
 
-def test_a_temperature_of_nothing_is_greedy() -> None:
-    assert gen_kwargs_of("temperature=0,do_sample=true")["temperature"] == 0
+def test_which_options_sample() -> None:
+    assert not sampled(gen_kwargs_of("temperature=0,do_sample=true"))
+    assert not sampled(gen_kwargs_of("temperature=0.6,do_sample=false"))
+    assert sampled(gen_kwargs_of("temperature=0.6"))
+    assert sampled(gen_kwargs_of("do_sample=true"))
 
 
 @pytest.mark.parametrize("fields", [{"max_gen_tokens": 0}, {"think_end": ""}])

@@ -45,6 +45,7 @@ class VllmEngine:
     :param kv_cache_bytes: of the cache; vLLM decides on a GPU, 1 GiB on a CPU unless given
     :param gpu_memory: share of each GPU's memory that vLLM may take
     :param share_contexts: compute what prompts have in common once
+    :param answer_tokens: those of longer answers than usual, for which there must be room as well
     :raises PruneError: if vLLM is absent, of another version, or does not start
     """
 
@@ -61,6 +62,7 @@ class VllmEngine:
         max_num_seqs: int | None = None,
         seed: int = 0,
         share_contexts: bool = True,
+        answer_tokens: int = 0,
     ) -> None:
         config = read_config(model)
         self.layout: MoeLayout = layout_of(config)
@@ -70,7 +72,7 @@ class VllmEngine:
         _refuse_pruned(model)
         check_routable(self.layout, self.layout.num_groups(config), "vllm")
         own = int(self.layout.text_config(config).get("max_position_embeddings", 2048))
-        length = max_model_len or min(own, _MAX_LENGTH)
+        length = max_model_len or min(own, _MAX_LENGTH + answer_tokens)
         settings = {
             "dtype": dtype,
             "max_model_len": length,
@@ -169,7 +171,7 @@ class VllmEngine:
 
         :raises PruneError: as `evaluate`, or if a text is too short to predict anything
         """
-        items = texts_of(task, split, limit, first)
+        items = texts_of(task, split, limit, first, self._lm)
         self._lm.tokens, started = 0, time.perf_counter()
         prompts = [self._prompt(text) for _, text in items]
         self._remember(prompts)
@@ -242,9 +244,10 @@ class VllmEngine:
 
         task, limit = without_examples(task, split, limit)
         if task.kind != "choice":
-            prompts = [self._prompt(text) for _, text in texts_of(task, split, limit)]
+            texts = texts_of(task, split, limit, lm=self._lm)
+            prompts = [self._prompt(text) for _, text in texts]
             return prompts, [0] * len(prompts)
-        pairs = self._lm.encode_pairs(local_task(task, split, limit).texts)
+        pairs = self._lm.encode_pairs(local_task(task, split, limit, lm=self._lm).texts)
         plan = watch_plan(pairs, self._lm.max_length)
         return list(plan.prompts), list(plan.begins)
 

@@ -8,13 +8,12 @@ from typing import Any
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 
-from offline.engines.encoding import Encoder, Pair
-from offline.engines.live.requests import CachedBlocks, ScoringPlan, scoring_plan
+from offline.engines.encoding import Encoder, Pair, Prompt, TokenPair
+from offline.engines.live.requests import CachedBlocks, ScoringPlan, apart_plan, scoring_plan
 from vllm_moe_prune.vllm_compat.engine import block_size
 from vllm_moe_prune.vllm_compat.steps import NOTE
 
 _REMEMBERED = 8  # sets of requests kept tokenised and laid out
-_NEW_TOKENS = 256  # of a generation whose task sets no limit, as in lm-evaluation-harness
 
 
 class LiveLM(Encoder):
@@ -52,11 +51,16 @@ class LiveLM(Encoder):
     def _planned(self, pairs: Sequence[tuple[list[int], list[int]]]) -> ScoringPlan:
         return scoring_plan(pairs, self.max_length, share=self.share_contexts)
 
-    def _score(self, plan: ScoringPlan) -> list[tuple[float, bool]]:
+    def score_apart(self, pairs: Sequence[TokenPair]) -> list[tuple[float, bool]]:
+        """Score (context, continuation) pairs, each computed by itself."""
+        return self._score(apart_plan(pairs), share=False)
+
+    def _score(self, plan: ScoringPlan, *, share: bool | None = None) -> list[tuple[float, bool]]:
         # What an earlier call left in the cache was computed without answering this one.
         if not self.continues or self._cached.hides_answers(plan):
             self.forget_prefixes()
-        self.run(plan.prompts, plan.notes, share=self.share_contexts)
+        share = self.share_contexts if share is None else share
+        self.run(plan.prompts, plan.notes, share=share)
         self._cached.add(plan.prompts)
         found = {
             slot: (log_prob, greedy)
@@ -115,25 +119,28 @@ class LiveLM(Encoder):
         assert done, "the prefix cache is in use between two evaluations"
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
-        """Return what greedy decoding gives after each context, up to its stop strings."""
+        """Return what is generated after each context, up to its stop strings."""
         if not self.continues:  # what is cached decides how prompts are batched, and so the bits
             self.forget_prefixes()
-        prompts, sampling = [], []
-        for request in requests:
-            context, options = request.args
-            room = min(int(options.get("max_gen_toks", _NEW_TOKENS)), self.max_length - 1)
-            until = options.get("until") or []
-            prompts.append(self.encode_text(context, room=room))
-            sampling.append(
-                SamplingParams(
-                    temperature=0.0,
-                    max_tokens=room,
-                    stop=[until] if isinstance(until, str) else list(until),
-                    skip_reading_prefix_cache=not self.share_contexts,
-                )
-            )
-        outputs = self._generate(prompts, sampling)
+        prompts = self.prompts(requests)
+        outputs = self._generate(
+            [prompt.ids for prompt in prompts], [self._sampling(prompt) for prompt in prompts]
+        )
         for output in outputs:
             computed = len(output.prompt_token_ids or ()) - (output.num_cached_tokens or 0)
             self.tokens += computed + len(output.outputs[0].token_ids)
-        return [output.outputs[0].text for output in outputs]
+        return [self.answer(p, o.outputs[0].text) for p, o in zip(prompts, outputs, strict=True)]
+
+    def _sampling(self, prompt: Prompt) -> SamplingParams:
+        decoding = prompt.decoding
+        return SamplingParams(
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            top_k=decoding.top_k,
+            min_p=decoding.min_p,
+            seed=prompt.seed,
+            max_tokens=prompt.max_tokens,
+            stop=list(decoding.engine_stops),
+            skip_special_tokens=decoding.think_end is None,  # what ends thinking may be one
+            skip_reading_prefix_cache=not self.share_contexts,
+        )

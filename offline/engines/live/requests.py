@@ -109,6 +109,26 @@ def scoring_plan(
     return ScoringPlan(tuple(prompt for prompt, _ in prompts), notes, tuple(slots), number)
 
 
+def apart_plan(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> ScoringPlan:
+    """Lay out pairs that fit, each to be computed by itself: whole texts share nothing."""
+    prompts, notes, slots = [], [], []
+    number = 0
+    for context, continuation in pairs:
+        prompts.append((*context, *continuation[:-1]))
+        positions = range(len(context) - 1, len(prompts[-1]))
+        places = range(number, number := number + len(continuation))
+        notes.append(
+            {
+                "kind": "score",
+                "positions": list(positions),
+                "tokens": list(continuation),
+                "slots": list(places),
+            }
+        )
+        slots.append(tuple(places))
+    return ScoringPlan(tuple(prompts), tuple(notes), tuple(slots), number)
+
+
 def _note(prompt: Tokens, wanted: dict[Tokens, dict[int, int]]) -> dict[str, Any]:
     note: dict[str, Any] = {"kind": "score", "positions": [], "tokens": [], "slots": []}
     for end in range(1, len(prompt) + 1):

@@ -10,7 +10,7 @@ import torch
 
 from offline.engines.encoding import Encoder, Pair, TokenPair
 from offline.engines.local.attention_reach import attention_reach
-from offline.engines.local.generation import Prompt, generate
+from offline.engines.local.generation import end_tokens, generate
 from offline.engines.local.packing import BLOCK, ROW_TOKENS, Batch, Question, build, group, pack
 from vllm_moe_prune.errors import PruneError
 
@@ -54,14 +54,28 @@ class PackedLM(Encoder):
         return results
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
-        """Return the greedy continuation of each request, up to its stop strings or length."""
+        """Return the continuation of each request, up to its stop strings or length."""
         texts: list[str] = []
+        ends = end_tokens(self.model, self.tokenizer)
         for block in blocks(requests):
-            prompts = [Prompt.of(self, *request.args) for request in block]
-            answers = generate(self.model, prompts, self.tokenizer, self.tokens_per_batch)
+            prompts = self.prompts(block)
+            answers = generate(self.model, prompts, self.tokenizer, self.tokens_per_batch, ends)
             self.tokens += sum(answer.num_tokens for answer in answers)
-            texts += [answer.text for answer in answers]
+            texts += [self.answer(p, a.text) for p, a in zip(prompts, answers, strict=True)]
         return texts
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = True
+    ) -> list[float]:
+        """Return the log-likelihood in nats of each request's whole text."""
+        found: list[float] = []
+        for block in blocks(requests):
+            found += super().loglikelihood_rolling(block)
+        return found
+
+    def score_apart(self, pairs: Sequence[TokenPair]) -> list[tuple[float, bool]]:
+        """Score (context, continuation) pairs, each in a row of its own."""
+        return self._score(self._rows(group(pairs, self.max_length, share=False), share=False))
 
     def batches(self, pairs: Sequence[Pair]) -> list[Batch]:
         """Return the packed batches of (context, continuation) texts; made once for each set."""

@@ -146,7 +146,7 @@ class TransformersEngine:
 
         The first call for an item also runs the base on it; ``tokens`` counts both.
         """
-        texts, key = texts_of(task, split, limit, first), (task, split)
+        texts, key = texts_of(task, split, limit, first, self._scorer), (task, split)
         self._scorer.tokens, started = 0, time.perf_counter()
         if any((key, name) not in self._base for name, _ in texts):
             with self._as_base():
@@ -222,8 +222,9 @@ class TransformersEngine:
         """Return the texts of the items, ready to run: questions with choices where there are."""
         task, limit = without_examples(task, split, limit)
         if task.kind == "choice":
-            return self._scorer.batches(local_task(task, split, limit).texts)
-        return self._scorer.passage_batches([text for _, text in texts_of(task, split, limit)])
+            return self._scorer.batches(local_task(task, split, limit, lm=self._scorer).texts)
+        texts = texts_of(task, split, limit, lm=self._scorer)
+        return self._scorer.passage_batches([text for _, text in texts])
 
     @contextmanager
     def _as_base(self) -> Iterator[None]:

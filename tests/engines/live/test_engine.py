@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from offline.engines.live.engine import VllmEngine
+from offline.engines.local.scoring import PackedLM
 from offline.engines.local.transformers import TransformersEngine
 from offline.tasks.catalog import Task
 from tests.engines.live.comparing import (
@@ -18,6 +19,7 @@ from tests.engines.live.comparing import (
     log_likelihoods,
     the_map,
 )
+from tests.engines.served import requests
 from tests.sample_files import write_modules
 from tests.sample_maps import map_of
 from tests.tiny import make_tiny_mixtral, random_map
@@ -174,3 +176,51 @@ def test_more_active_experts_than_the_base_has(live: VllmEngine, base: Path, cho
     use = live.usage(choice, "test", 2)
     assert use[0].tokens.sum() == pytest.approx(3 * use[0].scores.sum(), rel=1e-4)
     live.apply(None)
+
+
+def test_whole_texts_have_the_likelihoods_of_transformers(engines: Engines) -> None:
+    live, reference = engines
+    lm = PackedLM(
+        reference.model,
+        reference.tokenizer,
+        tokens_per_batch=600,
+        max_length=live._lm.max_length,
+    )
+    words = ["the", "king", "and", "the", "queen", "of", "the", "old", "house"]
+    texts = requests(*((" ".join(words * count),) for count in (1, 20, 70, 130)), ("",))
+    expected = lm.loglikelihood_rolling(texts)
+    assert live._lm.loglikelihood_rolling(texts) == pytest.approx(expected, abs=2e-2)
+    assert expected[-1] == 0 > expected[0] > expected[3]
+
+
+def test_thinking_is_left_out_as_in_transformers(engines: Engines) -> None:
+    live, reference = (engine for engine in engines)
+    prompt = "the king and the queen of the old house"
+    (free,) = live._lm.generate_until(requests((prompt, {"max_gen_toks": 12})))
+    words = free.split()
+    end = next(word for place, word in enumerate(words) if place > 2 and words.count(word) == 1)
+    after = words[words.index(end) + 1 :]
+    options = {"max_gen_toks": 12, "think_end": end}
+    asked = requests(
+        (prompt, options),
+        (prompt, {**options, "until": [words[0], after[-1]]}),  # one of them while it thinks
+        (prompt, {**options, "think_end": "zzz"}),
+    )
+    before = live._lm.unfinished
+    found = live._lm.generate_until(asked)
+    assert [text.split() for text in found] == [after, after[: after.index(after[-1])], []]
+    assert live._lm.unfinished == before + 1
+    assert found == reference._scorer.generate_until(asked)
+
+
+def test_samples_are_drawn_by_the_seed(engines: Engines) -> None:
+    lm = engines[0]._lm
+    options = {"max_gen_toks": 8, "temperature": 1.5, "top_k": 50, "top_p": 0.95, "min_p": 0.01}
+    asked = requests(("the king", {**options, "seed": 3})) * 4
+    found = lm.generate_until(asked)
+    assert len(set(found)) > 1
+    assert lm.generate_until(asked) == found
+    assert lm.generate_until(requests(("the king", {**options, "seed": 4})) * 4) != found
+    one = {**options, "top_k": 1}
+    greedy = lm.generate_until(requests(("the king", {"max_gen_toks": 8})))
+    assert lm.generate_until(requests(("the king", one))) == greedy

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from offline.engines.decoding import Decoding
+from offline.engines.encoding import Prompt
 from offline.engines.local.attention_reach import attention_reach
-from offline.engines.local.generation import Prompt, generate
+from offline.engines.local.generation import generate
 from offline.engines.local.pretrained import from_pretrained
 from offline.engines.local.scoring import PackedLM
 from tests.families.models import make_family
@@ -74,8 +76,8 @@ def test_log_likelihoods_are_those_of_the_texts_alone(model: Any) -> None:
 
 
 def test_answers_are_those_of_the_prompts_alone(model: Any) -> None:
-    prompts = [Prompt(tuple(range(5, 5 + n)), (), 9, -1) for n in (1, 3, 9, 20, 40)]
-    answers = generate(model, prompts, Numbers(), 4096)
+    prompts = [Prompt(tuple(range(5, 5 + n)), Decoding(), 9) for n in (1, 3, 9, 20, 40)]
+    answers = generate(model, prompts, Numbers(), 4096, ())
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = list(prompt.ids)
         for _ in range(9):
