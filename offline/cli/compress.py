@@ -12,6 +12,7 @@ import cloup
 from offline.cli.findings import findings, say
 from offline.cli.models import model_folder
 from offline.cli.options import Command, option_of
+from offline.cli.prompting import unfinished_note
 from offline.cli.quiet import QUIET_SETTINGS
 from offline.compress.methods import DEFAULT_METHOD, METHODS
 from offline.compress.recipe.reading import read_recipe
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from offline.results.lottery import LotteryRecord
 
-_ORDER = ("base", "method", "data", "search", "lottery", "measure", "engine", "output")
+_ORDER = ("base", "method", "data", "prompting", "search", "lottery", "measure", "engine", "output")
 
 
 def _recipe_options(command: Command) -> Command:
@@ -176,6 +177,9 @@ def show(result: RunResult, out: Path, report: Path) -> None:
         console.print(_rounds(result.lottery))
     console.print(table)
     console.print(_cost(result), soft_wrap=True)
+    if count := sum(entry.unfinished for entry in result.quality):
+        note = unfinished_note(count, result.provenance.settings.get("think_end"))
+        console.print(note, soft_wrap=True)
     console.print(f"{result.summary}\nwritten to {out}, report in {report}", soft_wrap=True)
     flag = "" if result.form == "plain" else " --load-format pruned_moe"
     console.print(f"serve it: vllm serve {out}{flag}", soft_wrap=True)

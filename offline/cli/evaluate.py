@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
+import cloup
 
 from offline.cli.models import NAMES, model_folder
+from offline.cli.prompting import prompting_of, prompting_options, unfinished_note
+from offline.cli.quiet import QUIET_SETTINGS
 from offline.runs.device import DType
 from vllm_moe_prune.errors import PruneError
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from vllm_moe_prune.routing_map import RoutingMap
 
 
-@click.command(name="eval", epilog="Example: vmprune eval --model pruned --task sciq --limit 200")
+@cloup.command(name="eval", epilog="Example: vmprune eval --model pruned --task sciq --limit 200")
 @click.option(
     "--model", type=click.Path(path_type=Path), required=True, help=f"any checkpoint: {NAMES}"
 )
@@ -61,9 +64,11 @@ if TYPE_CHECKING:
 @click.option("--allow-other-base", is_flag=True, help="apply a map made for another base")
 @click.option("--endpoint", help="score the model that the server at this address serves")
 @click.option("--served-name", help="the model's name there; the first that it serves")
+@prompting_options
 @click.option("--device", default="auto", show_default=True)
 @click.option("--dtype", type=click.Choice(get_args(DType)), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="print JSON on stdout, with every item")
+@cloup.option("-q", "--quiet", **QUIET_SETTINGS)
 def evaluate(
     model: Path,
     task_name: str,
@@ -80,24 +85,33 @@ def evaluate(
     device: str,
     dtype: DType,
     as_json: bool,
+    **prompting: Any,
 ) -> None:
     """Measure a checkpoint's accuracy on a task, with its 95 % confidence interval.
 
     A compact checkpoint is evaluated as its base with its routing map: --model BASE --map PRUNED.
 
     With --endpoint URL the model is not loaded but asked over HTTP: --model is then the checkpoint
-    that is served, of any form, or its base, for the tokenizer.
+    that is served, of any form, or its base, for the tokenizer. With --apply-chat-template written
+    answers are asked at /v1/chat/completions, whose server applies its own template; choices are
+    scored at /v1/completions, in the template of --model's tokenizer: a chat gives no scores.
     """
     from offline.cli.progress import progress
     from offline.data.models import complete
     from offline.runs.device import pick_device
     from offline.tasks.catalog import Library, check_split
+    from offline.tasks.prompting_settings import check_chat
     from vllm_moe_prune.routing_map import RoutingMap
 
-    tasks = _tasks(task_name, metric, shots, Library(include_path, allow_code_execution))
+    put = prompting_of(prompting)
+    library = Library(include_path, allow_code_execution, put.prompting)
+    tasks = _tasks(task_name, metric, shots, library)
     asked = [(task, check_split(split or ("all" if task.lm_eval else "test"))) for task in tasks]
     model = model_folder(model)
+    check_chat(put, model)
     more: dict[str, Any] = {}
+    if given := put.model_dump(exclude_none=True):
+        more["prompting"] = given
     if endpoint is None:
         if served_name is not None:
             raise PruneError("--served-name needs --endpoint")
@@ -123,7 +137,7 @@ def evaluate(
         with progress() as reporter:
             lm = EndpointLM.connect(endpoint, model, served_name)
             results = _measured(functools.partial(run, lm), asked, limit, reporter)
-        more = {
+        more |= {
             "endpoint": lm.endpoint.url,
             "served_name": lm.endpoint.model,
             "base": base_of(model).model_dump(),
@@ -183,6 +197,8 @@ def _say(task: Task, result: TaskResult, more: dict[str, Any]) -> None:
         click.echo(f"{task.name}, {split} ({count})")
     for name, value in result.metrics.items():
         click.echo(f"  {name}: {value:.4f}")
+    if result.unfinished:
+        click.echo(unfinished_note(result.unfinished, task.prompting.think_end))
 
 
 def _say_json(task: Task, result: TaskResult, more: dict[str, Any]) -> None:

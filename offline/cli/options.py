@@ -16,8 +16,12 @@ from pydantic_core import PydanticUndefined
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def options_of(model: type[BaseModel]) -> Callable[[Command], Command]:
+def options_of(
+    model: type[BaseModel], without: type[BaseModel] = BaseModel
+) -> Callable[[Command], Command]:
     """Add one option per field; its help is the field's description, its default None.
+
+    Fields that the model has from ``without`` are left out: their options stand elsewhere.
 
     None means "not given", so that a recipe file's entry can take its place; the help shows what
     the model's own default is.
@@ -26,7 +30,8 @@ def options_of(model: type[BaseModel]) -> Callable[[Command], Command]:
     def add(command: Command) -> Command:
         own = model.__annotations__  # before those that it inherits
         ordered = sorted(model.model_fields.items(), key=lambda entry: entry[0] not in own)
-        for name, field in reversed(ordered):
+        named = [entry for entry in ordered if entry[0] not in without.model_fields]
+        for name, field in reversed(named):
             command = option_of(name, field)(command)
         return command
 

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from offline.cli.models import model_folder
 from offline.cli.options import options_of
+from offline.cli.prompting import prompting_options, unfinished_note
+from offline.cli.quiet import QUIET_SETTINGS
 from offline.recover.recipe import RecoverRecipe, SftSettings, training_of
+from offline.tasks.prompting_settings import PromptingSettings
 
 if TYPE_CHECKING:
     from offline.results.recovery import Recovery
@@ -21,12 +25,14 @@ Example:
 """
 
 
-@click.command(epilog=_EPILOG)
-@options_of(RecoverRecipe)
+@cloup.command(epilog=_EPILOG)
+@options_of(RecoverRecipe, without=PromptingSettings)
+@prompting_options
 @options_of(SftSettings)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write")
 @click.option("--force", is_flag=True, help="replace OUT if it exists")
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON on stdout")
+@cloup.option("-q", "--quiet", **QUIET_SETTINGS)
 def recover(out: Path, force: bool, as_json: bool, **flags: Any) -> None:
     """Give a pruned checkpoint back what it lost: finetune it on tasks or on instructions.
 
@@ -73,4 +79,7 @@ def _show(result: Recovery, out: Path) -> None:
         console.print(table)
     if result.left_out:
         console.print(f"{result.left_out} examples left out: held-out items ask the same")
+    if count := sum(cell.unfinished for cell in result.cells):
+        note = unfinished_note(count, result.provenance.settings.get("think_end"))
+        console.print(note, soft_wrap=True)
     console.print(f"written to {out}: checkpoint, recovery.json, report.html", soft_wrap=True)

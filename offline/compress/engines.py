@@ -26,6 +26,7 @@ def load_engine(recipe: CompressRecipe) -> Engine:
             dtype=settings.dtype,
             tensor_parallel_size=settings.tensor_parallel,
             seed=recipe.method.seed,
+            answer_tokens=recipe.prompting.max_gen_tokens or 0,
         )
     from offline.engines.local.transformers import TransformersEngine
 

@@ -132,6 +132,7 @@ def _entry(
             "each": each,
             "metrics": finite(results[0].metrics),
             "data_split": results[0].source,
+            "unfinished": sum(result.unfinished for result in results),
         }
     )
 

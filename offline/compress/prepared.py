@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from offline.fitness.racing import RacingSettings
 from offline.maps.map_space import Space
 from offline.maps.moe_shape import MoeShape
 from offline.runs.progress import Reporter
+from offline.tasks.prompting_settings import check_chat
 from offline.tasks.splits import data_identity
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
@@ -53,6 +54,7 @@ class Prepared:
         base, method = Checkpoint.open(recipe.base.model), recipe.method
         if recipe.engine.name == "transformers":
             check_unquantised(recipe.base.model)
+        check_chat(recipe.prompting, recipe.base.model)
         check_choice(base, recipe.output.mtp, method.keep)
         check_routable(base.layout, base.layout.num_groups(base.config), recipe.engine.name)
         space = Space.of(
@@ -65,7 +67,7 @@ class Prepared:
             measure=data.fitness,
             guard=recipe.guard,
             items=recipe.items,
-            library=data.library,
+            library=replace(data.library, prompting=recipe.prompting.prompting),
         )
         scores = check_scored(recipe, space.shape.base)
         made = _provenance(recipe, base, space, objective, scores)

@@ -286,5 +286,6 @@ def _joined(before: TaskResult, block: TaskResult) -> TaskResult:
         items=before.items + block.items,
         tokens=before.tokens + block.tokens,
         seconds=before.seconds + block.seconds,
+        unfinished=before.unfinished + block.unfinished,
         metrics={},  # of all items together they are not known
     )

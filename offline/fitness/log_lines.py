@@ -50,6 +50,7 @@ def result_to_json(result: TaskResult) -> dict[str, Any]:
         "prediction": [item.prediction for item in result.items],
         "tokens": result.tokens,
         "seconds": result.seconds,
+        **({"unfinished": result.unfinished} if result.unfinished else {}),
         **({"metrics": finite(result.metrics)} if result.metrics else {}),
         **({"source": result.source} if result.source else {}),
     }
@@ -71,6 +72,7 @@ def result_from_json(task: str, fields: Mapping[str, Any]) -> TaskResult:
         items,
         fields["tokens"],
         fields["seconds"],
+        unfinished=fields.get("unfinished", 0),
         metrics=fields.get("metrics", {}),
         source=fields.get("source", ""),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from offline.recover.recipe import RecoverRecipe
 from offline.results.recovery import Subject
+from offline.tasks.prompting_settings import check_chat
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
@@ -33,6 +34,7 @@ class Checkpoints:
         """
         _refuse_compact(recipe.model, "--model")
         model = Checkpoint.open(recipe.model)
+        check_chat(recipe, recipe.model)
         has_map = (recipe.model / MAP_FILE).is_file()
         routing_map = RoutingMap.load(recipe.model) if has_map else None
         if recipe.base is None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offline.data.chat_template import render, unbegun
 from offline.recover.instructions import read_instructions
 from offline.tasks.catalog import Task
 from offline.tasks.items import Item
@@ -64,15 +65,26 @@ class Lessons:
         return tuple(found)
 
 
-def task_lessons(task: Task) -> list[Lesson]:
-    """Return a task's own training items, answered as evaluations and examples in prompts are.
+def task_lessons(task: Task, tokenizer: Any = None) -> list[Lesson]:
+    """Return a task's own training items, asked and answered as in evaluations.
 
+    :param tokenizer: of transformers, for a task that is asked in its chat template
     :raises PruneError: if the data cannot be had
     """
+    between = "" if task.prompting.apply_chat_template else " "  # as lm-eval does
     return [
-        Lesson(task.name, item.query, item.query, f" {item.answer}")  # lm-eval's separator
+        Lesson(task.name, item.query, _asked(task, item.query, tokenizer), between + item.answer)
         for item in training_items(task)
     ]
+
+
+def _asked(task: Task, query: str, tokenizer: Any) -> str:
+    system = task.prompting.system_instruction
+    if not task.prompting.apply_chat_template:
+        return f"{system}\n\n{query}" if system else query
+    turns = [{"role": "system", "content": system}] if system else []
+    turns.append({"role": "user", "content": query})
+    return unbegun(render(tokenizer, turns, add_generation_prompt=True), tokenizer)
 
 
 def file_lessons(file: Path, tokenizer: Any) -> list[Lesson]:

@@ -86,6 +86,7 @@ def measure(engine: Engine, subject: Subject, mode: Mode, task: Task, limit: int
         seconds=round(result.seconds, 3),
         metrics=finite(result.metrics),
         data_split=result.source,
+        unfinished=result.unfinished,
     )
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from offline.finetune.settings import FinetuneSettings
 from offline.runs.device import DType
 from offline.tasks.catalog import DEFAULT, Library, Task, get_tasks
+from offline.tasks.prompting_settings import PromptingSettings
 from vllm_moe_prune.errors import PruneError, one_line
 
 
@@ -23,7 +24,7 @@ class SftSettings(FinetuneSettings):
     epochs: float = Field(default=3.0, gt=0, description="passes over the examples")
 
 
-class RecoverRecipe(BaseModel):
+class RecoverRecipe(PromptingSettings):
     """Everything but the training's numbers that decides the outcome of a recovery."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -142,7 +143,7 @@ class RecoverRecipe(BaseModel):
     def library(self) -> Library:
         """Return where tasks are looked up and how they are asked."""
         include = (self.include_path,) if self.include_path else ()
-        return Library(include, bool(self.allow_code_execution))
+        return Library(include, bool(self.allow_code_execution), self.prompting)
 
 
 def tasks_of(names: str | None, flag: str, library: Library = DEFAULT) -> tuple[Task, ...]:

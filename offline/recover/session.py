@@ -181,12 +181,12 @@ class Session:
 
 
 def _lessons(recipe: RecoverRecipe) -> Lessons:
-    if recipe.data is None:
-        found = [lesson for task in recipe.trained for lesson in task_lessons(task)]
-    else:
-        from transformers import AutoTokenizer
+    from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(recipe.model, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model, local_files_only=True)
+    if recipe.data is None:
+        found = [lesson for task in recipe.trained for lesson in task_lessons(task, tokenizer)]
+    else:
         found = file_lessons(recipe.data, tokenizer)
     held_out = {task.name: task for task in (*recipe.trained, *recipe.measured)}
     return mix_lessons(found, held_out.values(), count=recipe.examples, seed=recipe.seed)

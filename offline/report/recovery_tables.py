@@ -40,11 +40,11 @@ def metrics_table(recovery: Recovery) -> Table | None:
             mode_name(cell.mode, recovery.shots),
             name_of(recovery, cell.subject),
             name,
-            f"{value:.4f}",
+            value,
             cell.data_split,
         )
         for cell in recovery.cells
-        for name, value in cell.metrics.items()
+        for name, value in cell.named.items()
     )
     head = ("task", "mode", "model", "metric", "value", "split of the data")
     caption = "All metrics of the tasks, as lm-evaluation-harness gives them"

@@ -42,10 +42,10 @@ def quality_table(result: RunResult) -> Table:
 def metrics_table(result: RunResult) -> Table | None:
     """Everything that tasks of lm-evaluation-harness report of the held-out items."""
     rows = tuple(
-        (words.variant(q.variant), words.task(q), name, f"{value:.4f}", q.data_split)
+        (words.variant(q.variant), words.task(q), name, value, q.data_split)
         for q in result.quality
         if q.split == "test"
-        for name, value in q.metrics.items()
+        for name, value in q.named.items()
     )
     head = ("variant", "task", "metric", "value", "split of the data")
     caption = "All metrics of the tasks, as lm-evaluation-harness gives them"

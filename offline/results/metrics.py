@@ -10,10 +10,22 @@ from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_seri
 
 
 class WithMetrics(BaseModel):
-    """All metrics of the task, and which split of its data the items are; both may be absent."""
+    """All metrics of the task, and which split of its data the items are; both may be absent.
+
+    ``unfinished`` generations never ended their thinking, and count as no answer.
+    """
 
     metrics: dict[str, float] = Field(default_factory=dict)
     data_split: str = ""
+    unfinished: int = 0
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Return what a table shows beside the accuracy: name -> number."""
+        found = {name: f"{value:.4f}" for name, value in self.metrics.items()}
+        if self.unfinished:
+            found["generations that never ended their thinking"] = str(self.unfinished)
+        return found
 
     @model_serializer(mode="wrap")
     def _without_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

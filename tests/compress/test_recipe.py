@@ -225,7 +225,7 @@ MISTAKES = [
     (
         "base: {model: base}\nspeed: {fast: true}\n",
         "there is no section 'speed'",
-        "one of base, method, data, measure, engine, output, search",
+        "one of base, method, data, prompting, measure, engine, output, search",
     ),
     (
         "base: {model: base}\nmethod: {keep: 4}\nlottery: {rounds: 2}\n",

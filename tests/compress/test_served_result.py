@@ -17,7 +17,8 @@ from offline.compress.recipe.reading import recipe_of
 from offline.engines.local.transformers import TransformersEngine
 from offline.fitness.log import EvaluationLog
 from offline.results.compression import RunResult
-from offline.tasks.catalog import get_task
+from offline.tasks.catalog import Library, get_task
+from offline.tasks.prompting import Prompting
 from offline.tasks.results import ItemResult, TaskResult
 from serve.server import Server, ServerSpec
 from tests.sample_files import write_task, write_task_file
@@ -97,8 +98,8 @@ def evaluate(served: Served, task: Path, model: Path, *more: str) -> TaskResult:
     done = CliRunner().invoke(cli, [*map(str, arguments), "--json"], catch_exceptions=False)
     facts = json.loads(done.stdout)
     assert facts.pop("base")["name"] == served.model.name
-    for key in ("accuracy", "low", "high", "endpoint", "served_name"):
-        facts.pop(key)
+    for key in ("accuracy", "low", "high", "endpoint", "served_name", "prompting"):
+        facts.pop(key, None)
     return TaskResult.from_json(facts)
 
 
@@ -144,3 +145,27 @@ def test_generated_answers_are_those_of_the_map(served: Served) -> None:
     found = evaluate(served, file, served.model)  # the base names the tokenizer as well
     assert differing(found, expected) == []
     assert differing(base, expected)
+
+
+def test_conversations_are_those_of_the_map(served: Served) -> None:
+    """Written answers through the server's chat, choices through its completions."""
+    file = write_task_file(served.task.parent, "talked", GENERATE)
+    system = "the king and the queen of the old house"
+    library = Library(prompting=Prompting(True, system, max_gen_tokens=6))
+    flags = ("--apply-chat-template", "--system-instruction", system, "--max-gen-tokens", "6")
+    served.engine.apply(RoutingMap.load(served.out))
+    for task in (file, served.task):
+        expected = served.engine.evaluate(get_task(str(task), library), "test")
+        found = evaluate(served, task, served.out, *flags)
+        ties = [
+            other
+            for _, other in differing(found, expected)
+            if other.margin is None or abs(other.margin) >= TIE
+        ]
+        assert ties == []
+        for one, other in zip(found.items, expected.items, strict=True):
+            assert one.margin == (other.margin and pytest.approx(other.margin, abs=TIE))
+        plain = served.engine.evaluate(get_task(str(task)), "test")
+        assert [item.margin or item.prediction for item in plain.items] != [
+            item.margin or item.prediction for item in expected.items
+        ]

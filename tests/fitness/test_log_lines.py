@@ -94,5 +94,5 @@ def test_a_group_of_layers_costs_one_matrix() -> None:
 )
 def test_results_come_back_exactly(values: list[tuple[float, float | None, int | str]]) -> None:
     items = tuple(ItemResult(f"é{n}", *value) for n, value in enumerate(values))
-    result = TaskResult("one", "search", items, tokens=12, seconds=0.1)
+    result = TaskResult("one", "search", items, tokens=12, seconds=0.1, unfinished=len(items) % 3)
     assert result_from_json("one", json.loads(json.dumps(result_to_json(result)))) == result

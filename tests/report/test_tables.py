@@ -24,6 +24,17 @@ def test_every_accuracy_is_shown_with_its_interval(full: Page) -> None:
     ]
 
 
+def test_generations_that_never_ended_their_thinking_are_shown() -> None:
+    run = run_result()
+    assert tables.metrics_table(run) is None
+    quality = [q.model_copy(update={"unfinished": 7 * (q.variant == "eep")}) for q in run.quality]
+    table = tables.metrics_table(run.model_copy(update={"quality": tuple(quality)}))
+    assert table is not None
+    assert table.rows == (("EEP", "sciq", "generations that never ended their thinking", "7", ""),)
+    kept = [q.model_dump() for q in quality]
+    assert [fields.get("unfinished") for fields in kept] == [q.unfinished or None for q in quality]
+
+
 def test_the_optimism_of_the_search_is_shown_step_by_step(full: Page) -> None:
     head = ["variant", "task", "split", "accuracy", "95% interval", "change, points", "items"]
     table = full.table("From the items that drove the search to items that decided nothing")

@@ -14,6 +14,7 @@ from offline.compress.recipe.sections import (
     EngineSection,
     MeasureSection,
     OutputSection,
+    PromptingSection,
     Section,
 )
 from offline.methods.baselines import ONE_SHOT
@@ -31,6 +32,7 @@ class CompressRecipe(BaseModel):
     base: BaseSection
     method: MethodSection
     data: DataSection = DataSection()
+    prompting: PromptingSection = PromptingSection()
     measure: MeasureSection = MeasureSection()
     engine: EngineSection = EngineSection()
     output: OutputSection = OutputSection()

@@ -13,6 +13,7 @@ from offline.fitness.objective import Measure
 from offline.methods.baselines import ONE_SHOT
 from offline.runs.device import DType
 from offline.tasks.catalog import Library
+from offline.tasks.prompting_settings import PromptingSettings
 from vllm_moe_prune.errors import PruneError
 
 EngineName = Literal["transformers", "vllm"]
@@ -84,6 +85,12 @@ class DataSection(Section):
         """Return where tasks are looked up and how they are asked."""
         include = (self.include_path,) if self.include_path else ()
         return Library(include, bool(self.allow_code_execution))
+
+
+class PromptingSection(PromptingSettings, Section):
+    """How the tasks are put to the model, by a search and by all that is measured."""
+
+    title = "Prompts and answers"
 
 
 class MeasureSection(Section):
