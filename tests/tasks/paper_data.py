@@ -1,0 +1,178 @@
+"""The data sets of EEP's tasks in small: folders as the hub has them, columns and all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset
+
+Rows = Sequence[Mapping[str, Any]]
+
+NO_DATE = {"day": "", "month": "", "year": ""}
+
+
+def _drop(question: str, answer: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "section_id": "nfl_1",
+        "query_id": question,
+        "passage": "The Eagles scored 21 points, the Lions 45.",
+        "question": question,
+        "answer": answer,
+        # The hub has the answers of all people as lists, one for each field.
+        "validated_answers": {key: [one[key] for one in others] for key in answer},
+    }
+
+
+def answer(number: str = "", spans: Sequence[str] = (), **date: str) -> dict[str, Any]:
+    """Return one person's answer to a question of DROP."""
+    return {
+        "number": number,
+        "date": NO_DATE | date,
+        "spans": list(spans),
+        "worker_id": "w",
+        "hit_id": "h",
+    }
+
+
+def _squad(number: int, *texts: str) -> dict[str, Any]:
+    return {
+        "id": str(number),
+        "title": "Normans",
+        "context": "The Normans came from Denmark.",
+        "question": f"Where from, {number}?",
+        "answers": {"text": list(texts), "answer_start": [0] * len(texts)},
+    }
+
+
+def _mmlu(subject: str, number: int, answer: int = 2) -> dict[str, Any]:
+    return {
+        "question": f"Which, {number}?",
+        "subject": subject,
+        "choices": ["w", "x", "y", "z"],
+        "answer": answer,
+    }
+
+
+# Configuration of super_glue -> a row of each label, as the hub's parquet files have them.
+SUPER_GLUE: Mapping[str, Rows] = {
+    "boolq": [
+        {"question": "is it red", "passage": "Paint -- It is red.", "idx": 0, "label": 1},
+        {"question": "is it blue", "passage": "Paint -- It is red.", "idx": 1, "label": 0},
+    ],
+    "wic": [
+        {
+            "word": "place", "sentence1": "Do you want to come to my place?",
+            "sentence2": "A political system with no place for it.",
+            "start1": 31, "start2": 27, "end1": 36, "end2": 32, "idx": 0, "label": 0,
+        },
+        {
+            "word": "bane", "sentence1": "The bane of my existence.",
+            "sentence2": "The bane of my life.",
+            "start1": 4, "start2": 4, "end1": 8, "end2": 8, "idx": 1, "label": 1,
+        },
+    ],
+    "wsc": [
+        {
+            "text": "Mark told Pete many lies about himself, which Pete included in his book.",
+            "span1_index": 0, "span2_index": 11, "span1_text": "Mark", "span2_text": "his",
+            "idx": 0, "label": 0,
+        },
+        {
+            "text": "Mr. Moncrieff visited Chester , thinking that it was his own.",
+            "span1_index": 0, "span2_index": 9, "span1_text": "Mr. Moncrieff",
+            "span2_text": "his", "idx": 1, "label": 1,
+        },
+    ],
+    "rte": [
+        {"premise": "Cats sleep.", "hypothesis": "Cats rest.", "idx": 0, "label": 0},
+        {"premise": "Cats sleep.", "hypothesis": "Dogs rest.", "idx": 1, "label": 1},
+    ],
+    "cb": [
+        {"premise": "It rains.", "hypothesis": "it is wet", "idx": 0, "label": 0},
+        {"premise": "It rains.", "hypothesis": "it is dry", "idx": 1, "label": 1},
+        {"premise": "It rains.", "hypothesis": "it is May", "idx": 2, "label": 2},
+    ],
+    "copa": [
+        {
+            "premise": "The man broke his toe.", "choice1": "He got a hole in his sock.",
+            "choice2": "He dropped a hammer on his foot.", "question": "cause", "idx": 0,
+            "label": 1,
+        },
+        {
+            "premise": "It rained.", "choice1": "The street was wet.",
+            "choice2": "The sun fell down.", "question": "effect", "idx": 1, "label": 0,
+        },
+    ],
+    "multirc": [
+        {
+            "paragraph": "<b>Sent 1: </b>Susan had a party.<br>", "question": "Who had it?",
+            "answer": "Susan", "idx": {"paragraph": 0, "question": 0, "answer": 0}, "label": 1,
+        },
+        {
+            "paragraph": "<b>Sent 1: </b>Susan had a party.<br>", "question": "Who had it?",
+            "answer": "Bob", "idx": {"paragraph": 0, "question": 0, "answer": 1}, "label": 0,
+        },
+    ],
+    "record": [
+        {
+            "passage": "Puerto Rico voted Sunday.\n@highlight\nIt favours statehood",
+            "query": "Few expect @placeholder to become a state", "entities": ["Puerto Rico"],
+            "entity_spans": {"text": ["Puerto Rico"], "start": [0], "end": [11]},
+            "answers": ["Puerto Rico", "Puerto Ricans"], "idx": {"passage": 0, "query": 0},
+        },
+    ],
+}  # fmt: skip
+
+SQUAD: Rows = [_squad(0, "Denmark", "Denmark", "from Denmark"), _squad(1)]
+DROP_TRAIN: Rows = [
+    _drop("How many?", answer("24")),
+    _drop("Who?", answer(spans=["Lions"])),
+    _drop("When?", answer(day="3", month="May", year="1990")),
+]
+DROP: Rows = [
+    _drop("How many?", answer("24"), answer("24"), answer(spans=["24 points"])),
+    _drop("Who?", answer(spans=["Lions"]), answer(spans=["Lions"])),
+    _drop("Which day?", answer("3"), answer("3"), answer(day="3", month="May")),
+]
+MMLU: Rows = [
+    _mmlu("anatomy", 0),
+    _mmlu("high_school_us_history", 1, answer=0),
+    _mmlu("business_ethics", 2, answer=3),
+]
+
+
+def write_hub(folder: Path) -> None:
+    """Write all data sets below ``folder``, which names them as one would on the hub."""
+    for config, rows in SUPER_GLUE.items():
+        _write(folder / "aps/super_glue", config, {"train": rows, "validation": rows})
+    _card(folder / "aps/super_glue", {c: ("train", "validation") for c in SUPER_GLUE})
+    _write(folder / "rajpurkar/squad_v2", "squad_v2", {"train": SQUAD, "validation": SQUAD})
+    _card(folder / "rajpurkar/squad_v2", {"squad_v2": ("train", "validation")})
+    _write(folder / "EleutherAI/drop", "default", {"train": DROP_TRAIN, "validation": DROP})
+    _card(folder / "EleutherAI/drop", {"default": ("train", "validation")})
+    unnamed = [{**row, "subject": ""} for row in MMLU]
+    splits = {"auxiliary_train": unnamed, "test": MMLU, "validation": MMLU, "dev": MMLU}
+    _write(folder / "cais/mmlu", "all", splits)
+    _card(folder / "cais/mmlu", {"all": tuple(splits)})
+
+
+def _write(folder: Path, config: str, splits: Mapping[str, Rows]) -> None:
+    (folder / config).mkdir(parents=True)
+    features = Dataset.from_list([dict(row) for rows in splits.values() for row in rows]).features
+    for split, rows in splits.items():
+        made = Dataset.from_list([dict(row) for row in rows], features=features)
+        made.to_parquet(folder / config / f"{split}-00000-of-00001.parquet")
+
+
+def _card(folder: Path, configs: Mapping[str, Sequence[str]]) -> None:
+    found = [
+        {
+            "config_name": config,
+            "data_files": [{"split": s, "path": f"{config}/{s}-*"} for s in splits],
+        }
+        for config, splits in configs.items()
+    ]
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': found})}---\n")
