@@ -11,7 +11,7 @@ from offline.compress.methods import METHODS
 from offline.compress.observations import Observations
 from offline.compress.run import MethodMaps, Run
 from offline.fitness.assessor import Assessor
-from offline.fitness.objective import Measure, Objective
+from offline.fitness.objective import Measure, Objective, WeightedTask
 from offline.results.compression import VARIANTS, Quality, Variant
 from offline.results.metrics import finite
 from offline.tasks.catalog import Split
@@ -24,17 +24,19 @@ Variants = Mapping[Variant, Sequence[RoutingMap | None]]
 def measure_quality(run: Run, chosen: MethodMaps, seen: Observations) -> tuple[Quality, ...]:
     """Evaluate all variants on the held-out split; what EEP chose also where it was chosen."""
     variants = _variants(run, chosen, seen)
-    assessors = _assessors(run)
+    assessors = _assessors(run, run.objective.kept_out)
     run.reporter.stage(
         "measuring on held-out items", len(assessors) * sum(map(len, variants.values()))
     )
     quality: list[Quality] = []
+    searched = dict(_assessors(run))
     for measure, assessor in assessors:
         for variant, maps in variants.items():
             quality += _measured(run, assessor, measure, variant, maps, "test")
-        for variant, routing_map in chosen.items():
+        for variant, routing_map in chosen.items() if measure in searched else ():
             for split in _searched_on(run):
-                quality += _measured(run, assessor, measure, variant, [routing_map], split)
+                on_it = searched[measure]
+                quality += _measured(run, on_it, measure, variant, [routing_map], split)
     return in_table_order(quality)
 
 
@@ -49,7 +51,7 @@ def measure_as_it_is(run: Run, variant: Variant) -> tuple[Quality, ...]:
 
     For a model whose weights were trained: no map of the base makes it.
     """
-    assessors = _assessors(run)
+    assessors = _assessors(run, run.objective.kept_out)
     run.reporter.stage("measuring on held-out items", len(assessors))
     found: list[Quality] = []
     for measure, assessor in assessors:
@@ -81,15 +83,19 @@ def _variants(run: Run, chosen: MethodMaps, seen: Observations) -> Variants:
     return {variant: maps for variant, maps in variants.items() if maps}
 
 
-def _assessors(run: Run) -> list[tuple[Measure, Assessor]]:
-    """Return what measures accuracy on tasks with answers, and agreement where it is the aim."""
-    labelled = tuple(entry for entry in run.objective.tasks if entry.task.kind != "text")
+def _assessors(run: Run, kept_out: tuple[WeightedTask, ...] = ()) -> list[tuple[Measure, Assessor]]:
+    """Return what measures accuracy on tasks with answers, and agreement where it is the aim.
+
+    :param kept_out: tasks that are measured beside those of the search
+    """
+    tasks = (*run.objective.tasks, *kept_out)
+    labelled = tuple(entry for entry in tasks if entry.task.kind != "text")
     found: list[tuple[Measure, Assessor]] = []
     if labelled:
         accuracy = Objective(labelled, "accuracy", items=run.objective.items)
         found.append(("accuracy", Assessor(run.engines, accuracy, run.assessor.log)))
     if run.objective.measure == "agreement":
-        agreement = replace(run.objective, guard=None)
+        agreement = replace(run.objective, tasks=tasks, kept_out=(), guard=None)
         found.append(("agreement", Assessor(run.engines, agreement, run.assessor.log)))
     return found
 

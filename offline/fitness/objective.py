@@ -39,6 +39,7 @@ class Objective:
     in 0..1 for ``accuracy`` (EEP's fitness) and ``agreement``, the task metric's for ``margin``.
 
     :param items: split -> number of items of each task; all where a split is not named or None
+    :param kept_out: tasks that are measured on held-out items and are no part of the fitness
     :raises PruneError: if the tasks, the measure and the guard do not fit together
     """
 
@@ -46,11 +47,12 @@ class Objective:
     measure: Measure = "accuracy"
     guard: float | None = None
     items: Mapping[Split, int | None] = field(default_factory=dict)
+    kept_out: tuple[WeightedTask, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.tasks:
-            raise PruneError("an objective needs a task")
-        names = self.names
+            raise PruneError(*self._nothing_to_search())
+        names = tuple(entry.task.name for entry in (*self.tasks, *self.kept_out))
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise PruneError(f"task {twice} is named twice")
@@ -73,18 +75,29 @@ class Objective:
     ) -> Objective:
         """Read ``NAME[:METRIC][:WEIGHT],...`` such as ``sciq:2,gsm8k:1``.
 
-        A weight is 1 if not given; the tasks of a group or tag share its weight.
+        A weight is 1 if not given; the tasks of a group or tag share its weight,
+        but for those that are kept out of searches.
 
         :raises PruneError: for an unknown task, a weight that is none, or the same task twice
         """
         parts = [part.strip() for part in text.split(",")]
-        tasks = tuple(task for part in parts for task in _parse_tasks(part, text, library))
-        return cls(tasks, measure, guard, items or {})
+        found = [task for part in parts for task in _parse_tasks(part, text, library)]
+        tasks = tuple(entry for entry in found if not entry.task.kept_out)
+        kept_out = tuple(entry for entry in found if entry.task.kept_out)
+        return cls(tasks, measure, guard, items or {}, kept_out)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Return the names of the tasks, in order."""
         return tuple(entry.task.name for entry in self.tasks)
+
+    def _nothing_to_search(self) -> tuple[str, str | None]:
+        if not self.kept_out:
+            return "an objective needs a task", None
+        return (
+            f"task {self.kept_out[0].task.name} is only measured: no search sees it",
+            "name a task to search on beside it, or measure with vmprune eval",
+        )
 
     @property
     def shares(self) -> dict[str, float]:
@@ -151,7 +164,8 @@ def _parse_tasks(part: str, text: str, library: Library) -> list[WeightedTask]:
         raise PruneError(f"tasks {text!r}: there is nothing between two commas")
     name, weight = _parse_weight(part)
     found = get_tasks(name, library)
-    return [WeightedTask(task, weight / len(found)) for task in found]
+    searched = sum(not task.kept_out for task in found)
+    return [WeightedTask(task, weight / (searched or 1)) for task in found]
 
 
 def _parse_weight(part: str) -> tuple[str, float]:

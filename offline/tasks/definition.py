@@ -47,6 +47,8 @@ class Definition:
     ``metrics`` are all that are known before it runs, those of code may give others
     (``open_metrics``), and ``fit`` are those that can be a fitness: one value per item, of which
     the mean is taken, and higher is better.
+
+    ``kept_out`` (``metadata: {kept_out: true}``) tasks are measured in the end, never searched on.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Definition:
     open_metrics: bool = False
     runs_code: bool = False
     splits: tuple[str, ...] = ()
+    kept_out: bool = False
 
     def metric(self, asked: str | None) -> str:
         """Return the fitness: the one that is asked for, else the first that can be; "" if none.
@@ -209,6 +212,7 @@ def _definition(name: str, task: str, file: Path | None, changes: Mapping[str, A
             for key in ("training_split", "validation_split", "test_split")
             if fields.get(key) is not None
         ),
+        kept_out=bool((fields.get("metadata") or {}).get("kept_out")),
     )
 
 

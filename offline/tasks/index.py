@@ -56,7 +56,7 @@ def folders(include: tuple[Path, ...] = ()) -> tuple[Path, ...]:
     found = (
         [Path(place) / "tasks" for place in spec.submodule_search_locations or ()] if spec else []
     )
-    own = Path(__file__).with_name("yaml")
+    own = Path(__file__).with_name("paper")
     return (*found, *([own] if own.is_dir() else []), *(folder.resolve() for folder in include))
 
 

@@ -100,6 +100,11 @@ class Task:
         return f"{self.name} ({self.metric})" if own else self.name
 
     @property
+    def kept_out(self) -> bool:
+        """Whether it is measured on held-out items and never searched on."""
+        return self.lm_eval is not None and self.lm_eval.kept_out
+
+    @property
     def takes_examples(self) -> bool:
         """Whether its number of examples can be chosen."""
         return self.kind not in ("text", "rolling") and not (self.lm_eval and self.lm_eval.fixed)

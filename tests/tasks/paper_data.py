@@ -47,7 +47,7 @@ def _squad(number: int, *texts: str) -> dict[str, Any]:
     }
 
 
-def _mmlu(subject: str, number: int, answer: int = 2) -> dict[str, Any]:
+def _mmlu(subject: str, number: int | str, answer: int = 2) -> dict[str, Any]:
     return {
         "question": f"Which, {number}?",
         "subject": subject,
@@ -155,6 +155,33 @@ def write_hub(folder: Path) -> None:
     _card(folder / "EleutherAI/drop", {"default": ("train", "validation")})
     unnamed = [{**row, "subject": ""} for row in MMLU]
     splits = {"auxiliary_train": unnamed, "test": MMLU, "validation": MMLU, "dev": MMLU}
+    _write(folder / "cais/mmlu", "all", splits)
+    _card(folder / "cais/mmlu", {"all": tuple(splits)})
+
+
+def write_boolq(folder: Path, count: int) -> None:
+    """Write BoolQ with ``count`` questions in each of its splits, no two the same."""
+    splits = {
+        split: [
+            {"question": f"is {split} {n} red", "passage": "It is red.", "idx": n, "label": n % 2}
+            for n in range(count)
+        ]
+        for split in ("train", "validation")
+    }
+    _write(folder / "aps/super_glue", "boolq", splits)
+    _card(folder / "aps/super_glue", {"boolq": tuple(splits)})
+
+
+def write_mmlu(folder: Path, count: int) -> None:
+    """Write MMLU with ``count`` questions of a searched and of a kept-out subject in each split."""
+    splits = {
+        split: [
+            _mmlu(subject, f"{split} {n}", n % 4)
+            for subject in ("anatomy", "business_ethics")
+            for n in range(count)
+        ]
+        for split in ("test", "validation", "dev")
+    }
     _write(folder / "cais/mmlu", "all", splits)
     _card(folder / "cais/mmlu", {"all": tuple(splits)})
 

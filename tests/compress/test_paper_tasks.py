@@ -1,0 +1,68 @@
+"""`vmprune compress --preset paper` on EEP's tasks: a tiny model, data of the hub's shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from offline.results.compression import RunResult
+from tests.command import invoke, one_error, run
+from tests.tasks.paper_data import write_boolq, write_mmlu
+
+BUDGETS = (
+    "--evaluations", "5", "--initial", "2", "--prune-evaluations", "3", "--finalists", "2",
+    "--search-items", "4", "--selection-items", "3", "--test-items", "5", "--compare", "none",
+)  # fmt: skip
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where one stands, data sets of the hub by their names: datasets takes those first."""
+    monkeypatch.setenv("VMPRUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _compressed(model: Path, task: str, out: Path) -> RunResult:
+    settings = ("--model", model, "--method", "eep", "--preset", "paper", "--keep", "4")
+    where = ("--device", "cpu", "--dtype", "float32", "--task", task, "--out", out)
+    done = invoke("compress", *settings, *where, *BUDGETS)
+    assert done.exit_code == 0, done.output
+    return RunResult.load(out)
+
+
+def test_boolq_is_searched_on_train_and_measured_on_validation(model: Path, hub: Path) -> None:
+    write_boolq(hub, 20)
+    result = _compressed(model, "eep_boolq", hub / "out")
+    assert [point.phase for point in result.search] == ["prune"] * 3 + ["merge"] * 2
+    assert all(point.complete for point in result.search)  # the paper's search does not race
+    decided = {(data.name, data.split, data.count) for data in result.provenance.data}
+    assert decided == {("eep_boolq", "search", 4), ("eep_boolq", "selection", 3)}
+    assert {(q.variant, q.split, q.items) for q in result.quality} >= {
+        ("base", "test", 5), ("eep", "test", 5), ("eep", "selection", 3), ("eep", "search", 4),
+    }  # fmt: skip
+
+
+def test_mmlu_is_searched_on_50_subjects_and_measured_on_7_more(model: Path, hub: Path) -> None:
+    write_mmlu(hub, 20)
+    result = _compressed(model, "eep_mmlu_iid,eep_mmlu_ood", hub / "out")
+    assert result.tasks == ("eep_mmlu_iid",)
+    measured = {(q.variant, q.task, q.split) for q in result.quality}
+    assert {("base", "eep_mmlu_ood", "test"), ("eep", "eep_mmlu_ood", "test")} <= measured
+    assert {split for _, task, split in measured if task == "eep_mmlu_ood"} == {"test"}
+    assert {split for _, task, split in measured if task == "eep_mmlu_iid"} == {
+        "search", "selection", "test",
+    }  # fmt: skip
+    assert {data.name for data in result.provenance.data} == {"eep_mmlu_iid"}
+
+
+def test_what_is_only_measured_cannot_be_searched(
+    model: Path, hub: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = run(
+        "compress", "--model", model, "--keep", "4", "--task", "eep_mmlu_ood", "--out", hub / "out",
+        capsys=capsys,
+    )  # fmt: skip
+    assert one_error(*said) == "task eep_mmlu_ood is only measured: no search sees it"
