@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from offline.results.compression import RunResult
 from tests.command import invoke, one_error, run
-from tests.tasks.paper_data import write_boolq, write_mmlu
+from tests.tasks.paper_data import write_hub
 
 BUDGETS = (
     "--evaluations", "5", "--initial", "2", "--prune-evaluations", "3", "--finalists", "2",
@@ -16,13 +17,21 @@ BUDGETS = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data sets as the hub names them; made once, as a process reads a task's data once."""
+    folder = tmp_path_factory.mktemp("data")
+    write_hub(folder, questions=20)
+    return folder
+
+
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where one stands, data sets of the hub by their names: datasets takes those first."""
+def out(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to write, with the data sets where one stands: datasets takes those first."""
     monkeypatch.setenv("VMPRUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    monkeypatch.chdir(data)
+    return tmp_path / "out"
 
 
 def _compressed(model: Path, task: str, out: Path) -> RunResult:
@@ -33,21 +42,25 @@ def _compressed(model: Path, task: str, out: Path) -> RunResult:
     return RunResult.load(out)
 
 
-def test_boolq_is_searched_on_train_and_measured_on_validation(model: Path, hub: Path) -> None:
-    write_boolq(hub, 20)
-    result = _compressed(model, "eep_boolq", hub / "out")
+def test_boolq_is_searched_on_train_and_measured_on_validation(model: Path, out: Path) -> None:
+    result = _compressed(model, "eep_boolq", out)
     assert [point.phase for point in result.search] == ["prune"] * 3 + ["merge"] * 2
     assert all(point.complete for point in result.search)  # the paper's search does not race
     decided = {(data.name, data.split, data.count) for data in result.provenance.data}
-    assert decided == {("eep_boolq", "search", 4), ("eep_boolq", "selection", 3)}
+    assert decided == {
+        ("eep_boolq", "search (train)", 4),
+        ("eep_boolq", "selection (train)", 3),
+    }
+    assert {(q.data_split, *q.metrics) for q in result.quality if q.split == "test"} == {
+        ("validation", "acc"),
+    }
     assert {(q.variant, q.split, q.items) for q in result.quality} >= {
         ("base", "test", 5), ("eep", "test", 5), ("eep", "selection", 3), ("eep", "search", 4),
     }  # fmt: skip
 
 
-def test_mmlu_is_searched_on_50_subjects_and_measured_on_7_more(model: Path, hub: Path) -> None:
-    write_mmlu(hub, 20)
-    result = _compressed(model, "eep_mmlu_iid,eep_mmlu_ood", hub / "out")
+def test_mmlu_is_searched_on_50_subjects_and_measured_on_7_more(model: Path, out: Path) -> None:
+    result = _compressed(model, "eep_mmlu", out)
     assert result.tasks == ("eep_mmlu_iid",)
     measured = {(q.variant, q.task, q.split) for q in result.quality}
     assert {("base", "eep_mmlu_ood", "test"), ("eep", "eep_mmlu_ood", "test")} <= measured
@@ -58,11 +71,24 @@ def test_mmlu_is_searched_on_50_subjects_and_measured_on_7_more(model: Path, hub
     assert {data.name for data in result.provenance.data} == {"eep_mmlu_iid"}
 
 
+def test_all_tasks_are_measured_by_name(model: Path, out: Path) -> None:
+    done = invoke(
+        "eval", "--model", model, "--device", "cpu", "--dtype", "float32", "--json",
+        "--task", "eep,eep_mmlu",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    items = {one["task"]: (one["source"], len(one["items"])) for one in found}
+    assert len(items) == 12
+    assert items["eep_drop"] == ("validation", 2)
+    assert items["eep_mmlu_ood"] == ("test", 20)
+
+
 def test_what_is_only_measured_cannot_be_searched(
-    model: Path, hub: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = run(
-        "compress", "--model", model, "--keep", "4", "--task", "eep_mmlu_ood", "--out", hub / "out",
+        "compress", "--model", model, "--keep", "4", "--task", "eep_mmlu_ood", "--out", out,
         capsys=capsys,
     )  # fmt: skip
     assert one_error(*said) == "task eep_mmlu_ood is only measured: no search sees it"

@@ -144,62 +144,47 @@ MMLU: Rows = [
 ]
 
 
-def write_hub(folder: Path) -> None:
-    """Write all data sets below ``folder``, which names them as one would on the hub."""
-    for config, rows in SUPER_GLUE.items():
-        _write(folder / "aps/super_glue", config, {"train": rows, "validation": rows})
-    _card(folder / "aps/super_glue", {c: ("train", "validation") for c in SUPER_GLUE})
-    _write(folder / "rajpurkar/squad_v2", "squad_v2", {"train": SQUAD, "validation": SQUAD})
-    _card(folder / "rajpurkar/squad_v2", {"squad_v2": ("train", "validation")})
-    _write(folder / "EleutherAI/drop", "default", {"train": DROP_TRAIN, "validation": DROP})
-    _card(folder / "EleutherAI/drop", {"default": ("train", "validation")})
-    unnamed = [{**row, "subject": ""} for row in MMLU]
-    splits = {"auxiliary_train": unnamed, "test": MMLU, "validation": MMLU, "dev": MMLU}
-    _write(folder / "cais/mmlu", "all", splits)
-    _card(folder / "cais/mmlu", {"all": tuple(splits)})
+def write_hub(folder: Path, *, questions: int = 0) -> None:
+    """Write all data sets below ``folder``, which names them as one would on the hub.
+
+    :param questions: of BoolQ, and of two subjects of MMLU, in each split, no two the same; a few
+        rows that splits share if not given, as of all others
+    """
+    splits = ("train", "validation")
+    glue = {config: dict.fromkeys(splits, rows) for config, rows in SUPER_GLUE.items()}
+    mmlu = dict.fromkeys(("auxiliary_train", "test", "validation", "dev"), MMLU)
+    mmlu["auxiliary_train"] = [{**row, "subject": ""} for row in MMLU]
+    if questions:
+        glue["boolq"] = {split: _boolq(split, questions) for split in glue["boolq"]}
+        mmlu = {split: _two_subjects(split, questions) for split in mmlu}
+    _write(folder / "aps/super_glue", glue)
+    _write(folder / "rajpurkar/squad_v2", {"squad_v2": dict.fromkeys(splits, SQUAD)})
+    _write(folder / "EleutherAI/drop", {"default": {"train": DROP_TRAIN, "validation": DROP}})
+    _write(folder / "cais/mmlu", {"all": mmlu})
 
 
-def write_boolq(folder: Path, count: int) -> None:
-    """Write BoolQ with ``count`` questions in each of its splits, no two the same."""
-    splits = {
-        split: [
-            {"question": f"is {split} {n} red", "passage": "It is red.", "idx": n, "label": n % 2}
-            for n in range(count)
-        ]
-        for split in ("train", "validation")
-    }
-    _write(folder / "aps/super_glue", "boolq", splits)
-    _card(folder / "aps/super_glue", {"boolq": tuple(splits)})
-
-
-def write_mmlu(folder: Path, count: int) -> None:
-    """Write MMLU with ``count`` questions of a searched and of a kept-out subject in each split."""
-    splits = {
-        split: [
-            _mmlu(subject, f"{split} {n}", n % 4)
-            for subject in ("anatomy", "business_ethics")
-            for n in range(count)
-        ]
-        for split in ("test", "validation", "dev")
-    }
-    _write(folder / "cais/mmlu", "all", splits)
-    _card(folder / "cais/mmlu", {"all": tuple(splits)})
-
-
-def _write(folder: Path, config: str, splits: Mapping[str, Rows]) -> None:
-    (folder / config).mkdir(parents=True)
-    features = Dataset.from_list([dict(row) for rows in splits.values() for row in rows]).features
-    for split, rows in splits.items():
-        made = Dataset.from_list([dict(row) for row in rows], features=features)
-        made.to_parquet(folder / config / f"{split}-00000-of-00001.parquet")
-
-
-def _card(folder: Path, configs: Mapping[str, Sequence[str]]) -> None:
-    found = [
-        {
-            "config_name": config,
-            "data_files": [{"split": s, "path": f"{config}/{s}-*"} for s in splits],
-        }
-        for config, splits in configs.items()
+def _boolq(split: str, count: int) -> Rows:
+    return [
+        {"question": f"is {split} {n} red", "passage": "It is red.", "idx": n, "label": n % 2}
+        for n in range(count)
     ]
-    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': found})}---\n")
+
+
+def _two_subjects(split: str, count: int) -> Rows:
+    subjects = ("anatomy", "business_ethics")
+    return [_mmlu(name, f"{split} {n}", n % 4) for name in subjects for n in range(count)]
+
+
+def _write(folder: Path, configs: Mapping[str, Mapping[str, Rows]]) -> None:
+    """Write a data set: its card, and a parquet file for each split of each configuration."""
+    named = []
+    for config, splits in configs.items():
+        every = [dict(row) for rows in splits.values() for row in rows]
+        features = Dataset.from_list(every).features
+        for split, rows in splits.items():
+            made = Dataset.from_list([dict(row) for row in rows], features=features)
+            (folder / config).mkdir(parents=True, exist_ok=True)
+            made.to_parquet(folder / config / f"{split}-00000-of-00001.parquet")
+        files = [{"split": split, "path": f"{config}/{split}-*"} for split in splits]
+        named.append({"config_name": config, "data_files": files})
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': named})}---\n")

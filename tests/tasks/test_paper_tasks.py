@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
 import offline.tasks.paper
@@ -114,11 +114,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
-        yield _manager().load(["eep", "eep_mmlu"])
-
-
-def _manager() -> TaskManager:
-    return TaskManager(include_defaults=False, include_path=str(FOLDER))
+        manager = TaskManager(include_defaults=False, include_path=str(FOLDER))
+        yield manager.load(["eep", "eep_mmlu"])
 
 
 def test_the_groups_are_the_papers_ten_tasks_and_mmlu(loaded: dict[str, Any]) -> None:
@@ -199,11 +196,10 @@ def test_lm_eval_scores_what_a_model_answers(loaded: dict[str, Any]) -> None:
         "B. Entailment\nC. Neutral\nAnswer:": "B. Entailment",
         "the sentence above?\nA. Yes\nB. No\nAnswer:": "Because A. Yes",
         "Answer:": " A. Yes",
+        "Answer: ": "I take option C here.",
     }  # fmt: skip
     model = _Scripted(said)
-    found = simple_evaluate(
-        model, tasks=["eep"], task_manager=_manager(), bootstrap_iters=0, log_samples=True
-    )
+    found = evaluate(model, loaded, bootstrap_iters=0)
     assert found is not None
     acc = {name: found["results"][f"eep_{name}"]["acc,extracted"] for name in TEN}
     assert acc == {
@@ -214,5 +210,8 @@ def test_lm_eval_scores_what_a_model_answers(loaded: dict[str, Any]) -> None:
     assert exact == {"record": 0.0, "drop": 0.5, "squad": 0.5}
     # Table 1's last column: the mean of the scores, however many items each has.
     assert found["groups"]["eep"]["acc,extracted"] == pytest.approx(sum(acc.values()) / 10)
-    until = {arguments["max_gen_toks"]: arguments["until"] for _, arguments in model.asked}
-    assert until == {20: ["</s>"], 50: ["</s>", "\n"], 30: ["</s>", "Question:"]}
+    mmlu = [found["results"][f"eep_mmlu_{part}"]["acc,extracted"] for part in ("iid", "ood")]
+    assert mmlu == [0.5, 0.0]
+    until = [(prompt, arguments["until"]) for prompt, arguments in model.asked]
+    assert {tuple(u) for p, u in until if p.endswith("from, 0?")} == {("</s>", "\n")}
+    assert {tuple(u) for p, u in until if p.endswith("day?\nAnswer:")} == {("</s>", "Question:")}
