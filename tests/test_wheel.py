@@ -105,6 +105,8 @@ def test_the_wheel_has_all_packages_data_and_entry_points(wheel: Path) -> None:
     assert "pruned_moe = vllm_moe_prune.plugin:register" in text
     assert {f"{p}/py.typed" for p in ("vllm_moe_prune", "offline", "serve", "loadtest")} <= names
     data = {"offline/report/report.html", "offline/report/style.html", "loadtest/workload.jsonl"}
+    tasks = ("eep_boolq.yaml", "_letters_yaml", "held_out.json")
+    data |= {f"offline/tasks/paper/{name}" for name in tasks}
     assert data <= names
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
     packages = ("vllm_moe_prune/", "offline/", "serve/", "loadtest/")
