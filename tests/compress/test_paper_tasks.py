@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from offline.compress.recipe.reading import recipe_of
 from offline.results.compression import RunResult
 from tests.command import invoke, one_error, run
 from tests.tasks.paper_data import write_hub
@@ -51,12 +53,32 @@ def test_boolq_is_searched_on_train_and_measured_on_validation(model: Path, out:
         ("eep_boolq", "search (train)", 4),
         ("eep_boolq", "selection (train)", 3),
     }
+    assert result.provenance.settings["apply_chat_template"] is True
     assert {(q.data_split, *q.metrics) for q in result.quality if q.split == "test"} == {
         ("validation", "acc"),
     }
     assert {(q.variant, q.split, q.items) for q in result.quality} >= {
         ("base", "test", 5), ("eep", "test", 5), ("eep", "selection", 3), ("eep", "search", 4),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "chat"),
+    [
+        ({"task": "eep"}, True),
+        ({"task": "eep_boolq:2, eep_mmlu"}, True),
+        ({"task": "eep", "apply_chat_template": False}, False),
+        ({"task": "eep,sciq"}, None),
+        ({"task": "sciq"}, None),
+        ({"task": "eep", "preset": "fast"}, None),
+    ],
+)
+def test_the_papers_preset_puts_its_own_tasks_as_a_chat(
+    more: dict[str, Any], chat: bool | None
+) -> None:
+    recipe = recipe_of({"model": Path("base"), "keep": 4, "preset": "paper"} | more)
+    assert recipe.prompting.apply_chat_template is chat
+    assert recipe.settings().get("apply_chat_template") is chat
 
 
 def test_mmlu_is_searched_on_50_subjects_and_measured_on_7_more(model: Path, out: Path) -> None:

@@ -11,6 +11,7 @@ from offline.compress.recipe.recipe import CompressRecipe
 from offline.compress.recipe.sections import Section, criterion_word
 from offline.methods import eep
 from offline.tasks.catalog import Split
+from offline.tasks.paper import are_papers
 from vllm_moe_prune.errors import PruneError
 
 Phases = Literal["both", "prune", "merge"]
@@ -120,6 +121,15 @@ class EepRecipe(CompressRecipe):
 
     method: EepMethod
     search: SearchSection = SearchSection()
+
+    @model_validator(mode="after")
+    def _asked_as_in_the_paper(self) -> Self:
+        """Put EEP's own tasks as a chat, unless told otherwise: the paper asks chat models."""
+        own = self.method.preset == "paper" and are_papers(self.data.task)
+        if self.prompting.apply_chat_template is not None or not own:
+            return self
+        chat = self.prompting.model_copy(update={"apply_chat_template": True})
+        return self.model_copy(update={"prompting": chat})
 
     @property
     def searched_by(self) -> tuple[str, ...]:
