@@ -135,8 +135,8 @@ def texts_of(bed: Bed) -> tuple[Texts, Texts]:
 
         corpora = load_corpora()
     else:
-        from offline.calibration.corpus import DEFAULT
         from offline.data.domains import load_corpora as load_demo
+        from offline.texts.mixes import DEFAULT
 
         corpora = load_demo(names=[part.name for part in parse_calibration(DEFAULT)])
     train = {name: list(corpus.train) for name, corpus in corpora.items()}

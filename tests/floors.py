@@ -22,7 +22,8 @@ FLOORS = (
     ("engines",),  # what runs the model
     ("build", "lint", "report"),  # making and showing
     ("tasks",),  # what is asked
-    ("data",),  # what is read
+    ("texts",),  # text that is read, row by row
+    ("data",),  # packages that are read
     ("maps", "results", "runs"),  # the shapes of things
 )
 

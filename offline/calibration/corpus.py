@@ -2,42 +2,32 @@
 
 Sequences have no padding, so every token that is counted is real text. The documents of a domain
 come in a seeded order, joined by the end-of-text token, and are cut as they come: a model sees
-what it saw in pre-training, and nothing is lost at the ends of documents.
+what it saw in pre-training, and nothing is lost at the ends of documents. Without packing every
+sequence is the beginning of one document.
 """
 
 from __future__ import annotations
 
 import hashlib
-import random
-import re
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
+from offline.results.text_use import TextUse
+from offline.texts.chat import ChatTemplate
+from offline.texts.reading import Documents, Way
+from offline.texts.source import Listed, Source, check_source, open_source
+from offline.texts.spec import TASK, Grammar, Part, is_read_whole
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.provenance import DataIdentity
+from vllm_moe_prune.provenance import DataIdentity, Provenance
 
-DEFAULT = "default"
 DEFAULT_SEQUENCES = 32
 DEFAULT_LENGTH = 512  # MC-Suite has 2048 (appendix C)
-# The demo's other two domains are fetched with npm, which not every machine has.
-_DEFAULT_DOMAINS = ("code", "maths", "everyday", "stories", "science", "encyclopedia")
-_TASK = "task:"
-_FILES = (".txt", ".jsonl")
-_PART = re.compile(r"(?:(?P<name>[\w.@-]+)=)?(?P<source>[^=]+?)(?::(?P<sequences>\d+))?")
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One part of a mixture: where a domain's text is, and how many sequences are wanted of it."""
-
-    name: str
-    source: str
-    sequences: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +37,7 @@ class Domain:
     name: str
     token_ids: NDArray[np.int64]  # [sequences, length]
     identity: DataIdentity
+    use: TextUse | None = None  # of its source's rows; None where it is of no source
 
     @property
     def num_tokens(self) -> int:
@@ -55,139 +46,137 @@ class Domain:
 
 
 def parse_calibration(spec: str, sequences: int = DEFAULT_SEQUENCES) -> tuple[Part, ...]:
-    """Read ``[NAME=]SOURCE[:SEQUENCES],...``; reads no text yet.
+    """Read ``[NAME=]SOURCE[:SEQUENCES],...`` (docs/text.md); looks at the beginning of each source.
 
-    A source is a domain of the demo, ``default`` for six of them, a .txt or .jsonl file, or
-    ``task:NAME`` for the items that a task has to search with.
+    Needs no torch, and asks the hub alone for what lies there.
 
     :param sequences: of each part that does not say how many
-    :raises PruneError: if a part is no source or two domains have one name
+    :raises PruneError: if a part is no source, two domains have one name, or the first rows of a
+        source have no form
     """
-    parts = tuple(part for text in spec.split(",") for part in _parts(text.strip(), sequences))
-    names = [part.name for part in parts]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise PruneError(
-            f"--calibration {spec}: two domains are called {twice}",
-            hint=f"give one another name: other={parts[names.index(twice)].source}",
-        )
+    parts = Grammar("--calibration", sequences, _task_name).parts(spec)
+    for part in parts:
+        if not is_read_whole(part.source):
+            check_source(part.source)
     return parts
 
 
+def way_of(
+    part: Part,
+    *,
+    length: int | None = None,
+    pack: bool | None = None,
+    chat_template: ChatTemplate = "auto",
+) -> Way:
+    """Return how a part becomes sequences: as is said, else as its mix says, else the default."""
+    packs = part.pack if pack is None else pack
+    return Way(
+        length or part.length or DEFAULT_LENGTH, True if packs is None else packs, chat_template
+    )
+
+
 def load_domains(
-    parts: Sequence[Part], tokenizer: Any, *, length: int = DEFAULT_LENGTH, seed: int = 0
+    parts: Sequence[Part],
+    tokenizer: Any,
+    *,
+    length: int | None = None,
+    pack: bool | None = None,
+    chat_template: ChatTemplate = "auto",
+    seed: int = 0,
 ) -> tuple[Domain, ...]:
     """Read, tokenise and cut the text of every part.
 
     :param tokenizer: of transformers, with an end-of-text token
-    :param length: tokens of every sequence
+    :param length: tokens of every sequence; what a mix says, or `DEFAULT_LENGTH`, if None
+    :param pack: whether documents share sequences; what a mix says, or yes, if None
     :param seed: of the order of the documents
     :raises PruneError: if text cannot be had, or a domain has too little of it
     """
-    return tuple(_domain(part, tokenizer, length, seed) for part in parts)
+    ways = (way_of(p, length=length, pack=pack, chat_template=chat_template) for p in parts)
+    return tuple(_domain(p, tokenizer, way, seed) for p, way in zip(parts, ways, strict=True))
 
 
-def _parts(text: str, sequences: int) -> Iterator[Part]:
-    from offline.data.domains import DOMAINS
-
-    found = _PART.fullmatch(text)
-    if found is None:
-        raise PruneError(f"--calibration: cannot read {text!r}", hint="[NAME=]SOURCE[:SEQUENCES]")
-    name, source = found["name"], found["source"]
-    count = sequences if found["sequences"] is None else int(found["sequences"])
-    if count < 1:
-        raise PruneError(f"--calibration {text}: at least one sequence is needed")
-    if source == DEFAULT:
-        if name is not None:
-            raise PruneError(f"--calibration {text}: {DEFAULT} is several domains with own names")
-        yield from (Part(domain, domain, count) for domain in _DEFAULT_DOMAINS)
-    elif source in DOMAINS:
-        yield Part(name or source, source, count)
-    elif source.startswith(_TASK):
-        yield Part(name or _task(source).name, source, count)
-    elif Path(source).suffix in _FILES:
-        if not Path(source).is_file():
-            raise PruneError(f"--calibration {text}: no text file at {source}")
-        yield Part(name or Path(source).stem, source, count)
-    else:
-        known = ", ".join((DEFAULT, *DOMAINS))
-        raise PruneError(
-            f"--calibration: unknown source {source!r}",
-            hint=f"known: {known}; task:NAME; or the path of a .txt or .jsonl file",
-        )
-
-
-def _task(source: str) -> Any:
-    from offline.tasks.catalog import get_task
-
-    return get_task(source.removeprefix(_TASK))
-
-
-def _documents(source: str) -> tuple[list[str], str]:
-    """Return the documents of a source, and which split of it they are."""
-    from offline.data.domains import DOMAINS, load_corpora
-
-    if source in DOMAINS:
-        return load_corpora(names=[source])[source].train, "train"
-    if source.startswith(_TASK):
-        return _items(source), "search"
-    from offline.tasks.texts import read_documents
-
-    return list(read_documents(Path(source)).values()), ""
-
-
-def _items(source: str) -> list[str]:
-    """Return the items that a task has to search with, each with a right answer behind it."""
-    from offline.tasks.splits import examples, load_items
-
-    task = _task(source)
-    items, before = load_items(task, "search"), examples(task)
-    if task.kind == "text":
-        return [item.query for item in items]
-    return [f"{before}{item.query} {item.answer}" for item in items]
-
-
-def ordered_documents(part: Part, seed: int) -> tuple[list[str], str]:
-    """Return the documents of a part in a seeded order, and which split of its source they are.
+def documents_of(part: Part, tokenizer: Any, way: Way) -> Documents:
+    """Return the documents of a part, of which nothing is read yet.
 
     :raises PruneError: if the text cannot be had
     """
-    documents, split = _documents(part.source)
-    random.Random(f"{part.name} {seed}").shuffle(documents)
-    return documents, split
+    source: Source
+    if part.source.startswith(TASK):
+        items = _items(part.source)
+        source = Listed.of(items, part.source, "search")
+    else:
+        source = open_source(part.source)
+    return Documents(source, part.name, tokenizer, way)
 
 
-def tokens_of(text: str, tokenizer: Any) -> list[int]:
-    """Return a document's token ids with the end-of-text token behind them.
-
-    :raises PruneError: if the tokenizer has none
-    """
-    if tokenizer.eos_token_id is None:
-        raise PruneError("the model's tokenizer has no end-of-text token to join documents with")
-    return [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+def order_of(part: Part, seed: int) -> str:
+    """Return the key of a part's order."""
+    return f"{part.name} {seed}"
 
 
-def domain_of(name: str, split: str, token_ids: NDArray[np.int64]) -> Domain:
+def domain_of(
+    name: str, split: str, token_ids: NDArray[np.int64], use: TextUse | None = None
+) -> Domain:
     """Return sequences [N, L] as a domain, named by their content."""
     digest = hashlib.sha256(token_ids.astype("<i8").tobytes()).hexdigest()
     count = len(token_ids)
     identity = DataIdentity(name=name, split=split, count=count, sha256=f"sha256:{digest}")
-    return Domain(name, token_ids, identity)
+    return Domain(name, token_ids, identity, use)
 
 
-def _domain(part: Part, tokenizer: Any, length: int, seed: int) -> Domain:
-    documents, split = ordered_documents(part, seed)
-    wanted, ids = part.sequences * length, list[int]()
-    for text in documents:
-        ids += tokens_of(text, tokenizer)
+def uses_of(domains: Sequence[Domain]) -> dict[str, TextUse]:
+    """Return domain -> what became of its source's rows."""
+    return {domain.name: domain.use for domain in domains if domain.use is not None}
+
+
+_TEXT = "text"  # in the settings of what was made of it
+
+
+def text_settings(domains: Sequence[Domain]) -> dict[str, JsonValue]:
+    """Return what became of the text for the provenance of what is made of it."""
+    uses = uses_of(domains)
+    return {_TEXT: {n: u.model_dump(mode="json", exclude_none=True) for n, u in uses.items()}}
+
+
+def text_used(provenance: Provenance) -> dict[str, TextUse]:
+    """Return what `text_settings` put there; nothing where an older version made it."""
+    found = provenance.settings.get(_TEXT)
+    uses = found if isinstance(found, dict) else {}
+    return {name: TextUse.model_validate(use) for name, use in uses.items()}
+
+
+def _domain(part: Part, tokenizer: Any, way: Way, seed: int) -> Domain:
+    documents = documents_of(part, tokenizer, way)
+    wanted, ids = part.sequences * way.length, array("q")
+    for found in documents.read(order_of(part, seed), wanted):
+        ids.extend(found)
         if len(ids) >= wanted:
             break
     if len(ids) < wanted:
-        has = len(ids) // length
+        has = len(ids) // way.length
         raise PruneError(
-            f"domain {part.name} has text for {has} sequences of {length} tokens, "
-            f"not {part.sequences}",
+            f"domain {part.name} has text for {has} sequences of {way.length} tokens, "
+            f"not {part.sequences}{documents.tally.why()}",
             hint=f"ask for {part.source}:{has}" if has else "take a smaller --length or more text",
         )
-    token_ids = np.array(ids[:wanted], dtype=np.int64).reshape(part.sequences, length)
-    return domain_of(part.name, split, token_ids)
+    token_ids = np.array(ids[:wanted], dtype=np.int64).reshape(part.sequences, way.length)
+    return domain_of(part.name, documents.source.split, token_ids, documents.use(wanted))
+
+
+def _task_name(name: str) -> str:
+    from offline.tasks.catalog import get_task
+
+    return get_task(name).name
+
+
+def _items(source: str) -> list[str]:
+    """Return the items that a task has to search with, each with a right answer behind it."""
+    from offline.tasks.catalog import get_task
+    from offline.tasks.splits import examples, load_items
+
+    task = get_task(source.removeprefix(TASK))
+    items, before = load_items(task, "search"), examples(task)
+    if task.kind == "text":
+        return [item.query for item in items]
+    return [f"{before}{item.query} {item.answer}" for item in items]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from offline.calibration.corpus import Part
+from offline.texts.spec import Part
 from vllm_moe_prune.checkpoint import Checkpoint
 
 _SUMS = 8  # bytes of a float64
@@ -53,6 +53,7 @@ def estimate(
 ) -> MemoryEstimate:
     """Estimate what `calibrate` takes.
 
+    :param length: tokens of a sequence, of parts that have none of their own
     :param item_bytes: of a weight as it is computed with (4 for float32); None: as it is stored
     """
     config = checkpoint.text_config
@@ -61,8 +62,9 @@ def estimate(
     num_layers = int(config["num_hidden_layers"])
     shared, layers, widest = _weights(checkpoint, item_bytes)
     item = item_bytes or _stored_bytes(checkpoint)
-    tokens = sum(part.sequences for part in parts) * length
-    batch = max(tokens_per_batch, length)
+    sizes = [part.sequences * (part.length or length) for part in parts]
+    tokens = sum(sizes)
+    batch = max(tokens_per_batch, *(part.length or length for part in parts))
 
     held = sum(layers) if not offload else max(layers)
     # Of a layer and domain: three means [E, D], a few [E, E], and a row of the vocabulary's size.
@@ -79,10 +81,9 @@ def estimate(
         memory["gradients of the layer at work"] = experts + experts * 4 // item
         memory["activations of a batch"] *= 2  # and their gradients
         memory["logits"] = 3 * _HEAD_CHUNK * vocab * 4
-    largest = max(part.sequences for part in parts) * length
     disk = {
         "hidden states": files_needed(num_layers, gradients=gradients) * tokens * hidden * item,
-        "outputs of a layer's experts": largest * top_k * hidden * item,  # of one domain
+        "outputs of a layer's experts": max(sizes) * top_k * hidden * item,  # of one domain
     }
     if offload:
         disk["offloaded layers"] = sum(layers)

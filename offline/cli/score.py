@@ -6,14 +6,18 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from offline.calibration.corpus import DEFAULT, DEFAULT_LENGTH, DEFAULT_SEQUENCES
+from offline.calibration.corpus import DEFAULT_LENGTH, DEFAULT_SEQUENCES
 from offline.cli.models import NAMES, model_folder
 from offline.runs.device import DType
+from offline.texts.chat import CHAT_TEMPLATE_HELP, ChatTemplate
+from offline.texts.mixes import DEFAULT
+from offline.texts.spec import PACK_HELP
 from vllm_moe_prune.errors import PruneError
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from offline.calibration.scores import Scores
 
 _ITEM_BYTES: dict[DType, int | None] = {"auto": None, "bfloat16": 2, "float32": 4}
+_OWN = ("pack", "chat_template")  # told where they are given
 _NAMED = 12  # experts that the table names; --json has all
 
 
@@ -33,17 +38,19 @@ _NAMED = 12  # experts that the table names; --json has all
     "--calibration",
     default=DEFAULT,
     show_default=True,
-    help="text: [NAME=]SOURCE[:SEQUENCES],... with a domain of the demo, a .txt or .jsonl file, or "
-    "task:NAME as source; each is a domain with scores of its own",
+    help="text: [NAME=]SOURCE[:SEQUENCES],...; a source is a file or a folder of txt, json, jsonl, "
+    "csv or parquet, hf:Org/Name[@revision][/config][:split], task:NAME, a domain of the demo, or "
+    "a mix (default, c4, reap); #COLUMN behind it names the column; each is a domain with scores "
+    "of its own (docs/text.md)",
 )
+@click.option("--chat-template", type=click.Choice(get_args(ChatTemplate)), help=CHAT_TEMPLATE_HELP)
+@click.option("--pack/--no-pack", default=None, help=PACK_HELP)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write")
 @click.option("--gradients", is_flag=True, help="also for the criteria egs, ege, ego, egn")
 @click.option(
     "--length",
     type=click.IntRange(min=2),
-    default=DEFAULT_LENGTH,
-    show_default=True,
-    help="tokens of a sequence",
+    help=f"tokens of a sequence  [default: {DEFAULT_LENGTH}, or what a mix says]",
 )
 @click.option(
     "--sequences",
@@ -83,6 +90,8 @@ def score(model: Path, out: Path, force: bool, as_json: bool, **settings: Any) -
         if folder is not None and not folder.is_dir():
             raise PruneError(f"--{name}: {folder} is not a folder", hint="create it first")
     parts = parse_calibration(settings["calibration"], settings["sequences"])
+    if (length := settings["length"]) is not None:
+        parts = tuple(replace(part, length=length) for part in parts)
     model = model_folder(model)
     with staged(out, force=force) as folder:
         expected, domains, scores = _score(model, parts, settings)
@@ -102,7 +111,7 @@ def score(model: Path, out: Path, force: bool, as_json: bool, **settings: Any) -
 def _score(
     model: Path, parts: Sequence[Any], settings: dict[str, Any]
 ) -> tuple[MemoryEstimate, tuple[Domain, ...], Scores]:
-    from offline.calibration.corpus import load_domains
+    from offline.calibration.corpus import load_domains, text_settings
     from offline.calibration.memory import estimate
     from offline.cli.progress import progress
     from offline.data.models import complete
@@ -116,7 +125,7 @@ def _score(
     expected = estimate(
         Checkpoint.open(model),
         parts,
-        length=settings["length"],
+        length=settings["length"] or DEFAULT_LENGTH,
         tokens_per_batch=batch_tokens(device),
         item_bytes=_ITEM_BYTES[dtype],
         gradients=settings["gradients"],
@@ -130,16 +139,25 @@ def _score(
     from offline.engines.local.transformers import TransformersEngine
 
     tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    length, seed = settings["length"], settings["seed"]
-    domains = load_domains(parts, tokenizer, length=length, seed=seed)
+    seed = settings["seed"]
+    domains = load_domains(
+        parts,
+        tokenizer,
+        length=settings["length"],
+        pack=settings["pack"],
+        chat_template=settings["chat_template"] or "auto",
+        seed=seed,
+    )
     provenance = Provenance.now(
         "score",
         settings={
             "calibration": settings["calibration"],
-            "length": length,
+            "length": settings["length"] or DEFAULT_LENGTH,
+            **{name: settings[name] for name in _OWN if settings[name] is not None},
             "gradients": settings["gradients"],
             "dtype": dtype,
             **origin(model),
+            **text_settings(domains),
         },
         seed=seed,
         data=tuple(domain.identity for domain in domains),
@@ -187,9 +205,11 @@ def _facts(domain: Domain, scores: Scores) -> dict[str, Any]:
         for expert, count in enumerate(statistics.counts)
         if count == 0
     ]
+    assert domain.use is not None  # it is of a source
     return {
         "sequences": len(domain.token_ids),
         "tokens": domain.num_tokens,
+        "text": domain.use.model_dump(exclude_none=True),
         "never_seen": unseen,  # [layer, expert]
     }
 
@@ -199,14 +219,17 @@ def _show(facts: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table("domain", title="calibration")
-    for heading in ("sequences", "tokens"):
+    for heading in ("sequences", "tokens", "rows", "skipped"):
         table.add_column(heading, justify="right")
     table.add_column("experts never seen (layer:expert)")
     for name, domain in facts["domains"].items():
         unseen = [f"{layer}:{expert}" for layer, expert in domain["never_seen"]]
         more = [f"and {len(unseen) - _NAMED} more"] if len(unseen) > _NAMED else []
         listed = " ".join([*unseen[:_NAMED], *more]) or "none"
-        table.add_row(name, str(domain["sequences"]), f"{domain['tokens']:,}", listed)
+        text = domain["text"]
+        skipped = ", ".join(f"{count:,} {reason}" for reason, count in text["skipped"].items())
+        numbers = (str(domain["sequences"]), f"{domain['tokens']:,}", f"{text['rows']:,}")
+        table.add_row(name, *numbers, skipped or "0", listed)
     console = Console()
     console.print(table)
     console.print(f"written to {facts['out']}", soft_wrap=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from offline.analysis.analyse import analyse
 from offline.build.trained import cast_operations, finish
-from offline.calibration.corpus import parse_calibration
+from offline.calibration.corpus import parse_calibration, uses_of
 from offline.calibration.scores import Scores
 from offline.compress.engines import EngineFactory, open_engines
 from offline.compress.held_out import in_table_order, measure_as_it_is, measure_quality
@@ -61,6 +61,7 @@ def compress_lottery(
         run, seen, quality = one.base_quality()
         quality = in_table_order((*quality, *one.result_quality(stored)))
     run.seconds |= one.seconds
+    run.text |= uses_of(one.lottery.text.score)
     size = size_of(Checkpoint.open(stored))
     result = result_of(run, out, played.routing_map, seen.tokens, quality, size, record)
     with staged(out, force=force) as partial:
@@ -110,7 +111,8 @@ class _Compression:
             check_fits(first, settings.tuning, length=settings.length, where=where)
         reporter.stage("reading text", 1)
         text = _text(prepared, sum(plan.tokens for plan in plans))
-        reporter.step()
+        told = (f"{name}: {use.told}" for name, use in uses_of(text.score).items())
+        reporter.step(note="; ".join(told))
         named = [d.identity.model_dump() for d in (*text.score, *text.tune, *text.held_out)]
         identity = prepared.identity() | {"text": named}
         folder = run_folder(out, identity, force=force, upgrade=prepared.upgrade)
@@ -185,6 +187,8 @@ def _text(prepared: Prepared, tune_tokens: int) -> LotteryText:
         length=recipe.settings_of_rounds().length,
         held_out=recipe.lottery.held_out,
         tune_tokens=tune_tokens,
+        pack=recipe.data.pack,
+        chat_template=recipe.data.chat_template or "auto",
         seed=recipe.method.seed,
     )
 

@@ -13,6 +13,7 @@ from offline.fitness.assessor import Assessor
 from offline.fitness.objective import Objective
 from offline.maps.map_space import Space
 from offline.results.compression import SearchPoint, Variant
+from offline.results.text_use import TextUse
 from offline.runs.progress import Reporter, timed
 from offline.tasks.catalog import Split
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -38,6 +39,7 @@ class Run:
     folder: Path  # keeps what lets the run continue after a kill
     seconds: dict[str, float] = field(default_factory=dict)
     search_log: list[SearchPoint] = field(default_factory=list)
+    text: dict[str, TextUse] = field(default_factory=dict)  # that experts were scored on
 
     def timed(self, stage: str) -> AbstractContextManager[None]:
         """Add the block's time to ``seconds``."""

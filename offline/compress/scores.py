@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from offline.analysis.analyse import analyse
 from offline.calibration.blend import parse_blend
+from offline.calibration.corpus import text_settings, text_used
 from offline.calibration.scores import Scores, check_scores, identity_of
 from offline.compress.recipe.recipe import CompressRecipe
 from offline.compress.run import Run
@@ -11,7 +12,7 @@ from offline.criteria.registry import Rule
 from offline.results.analysis import ANALYSIS_FILE
 from offline.runs.output import staged
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.provenance import DataIdentity
+from vllm_moe_prune.provenance import DataIdentity, Provenance
 from vllm_moe_prune.routing_map import BaseFingerprint, RoutingMap
 
 _FOLDER = "scores"
@@ -64,6 +65,7 @@ def scores_of(run: Run) -> Scores:
             made.save(partial)
     scores = Scores.load(folder)
     check_scores(scores, run.space.shape.base)
+    run.text.update(text_used(scores.provenance))
     return scores
 
 
@@ -81,7 +83,7 @@ def analysis_beside(run: Run, chosen: RoutingMap) -> dict[str, str]:
 
 def _made(run: Run) -> Scores:
     from offline.calibration.calibrate import calibrate
-    from offline.calibration.corpus import load_domains, parse_calibration
+    from offline.calibration.corpus import load_domains, parse_calibration, uses_of
     from offline.engines.local.transformers import TransformersEngine
 
     engine, recipe = run.engines[0], run.recipe
@@ -89,7 +91,21 @@ def _made(run: Run) -> Scores:
     engine.apply(None)
     gradients = any(Rule.parse(word).criterion.needs_gradients for word in recipe.criteria)
     parts = parse_calibration(recipe.data.calibration)
-    run.reporter.stage("reading calibration text", 1)
-    domains = load_domains(parts, engine.tokenizer, seed=recipe.method.seed)
-    run.reporter.step()
-    return calibrate(engine, domains, gradients=gradients, reporter=run.reporter)
+    run.reporter.stage("reading calibration text", len(parts))
+    domains = load_domains(
+        parts,
+        engine.tokenizer,
+        pack=recipe.data.pack,
+        chat_template=recipe.data.chat_template or "auto",
+        seed=recipe.method.seed,
+    )
+    for name, use in uses_of(domains).items():
+        run.reporter.step(note=f"{name}: {use.told}")
+    provenance = Provenance.now(
+        "score",
+        settings=text_settings(domains),
+        data=tuple(domain.identity for domain in domains),
+    )
+    return calibrate(
+        engine, domains, gradients=gradients, reporter=run.reporter, provenance=provenance
+    )

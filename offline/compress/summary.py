@@ -57,6 +57,7 @@ def result_of(
         seconds={stage: round(value, 3) for stage, value in run.seconds.items()},
         provenance=chosen.provenance,
         lottery=lottery,
+        text=run.text,
     )
 
 

@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from offline.calibration.corpus import Domain, Part, domain_of, ordered_documents, tokens_of
+from offline.calibration.corpus import (
+    Domain,
+    documents_of,
+    domain_of,
+    order_of,
+    way_of,
+)
+from offline.texts.chat import ChatTemplate
+from offline.texts.reading import Documents
+from offline.texts.source import Listed
+from offline.texts.spec import Part
 from vllm_moe_prune.errors import PruneError
 
 Sequences = NDArray[np.int64]  # [N, length]
@@ -35,6 +45,8 @@ def load_text(
     held_out: int,
     tune_tokens: int,
     seed: int,
+    pack: bool | None = None,
+    chat_template: ChatTemplate = "auto",
     apart: Mapping[str, Sequence[str]] | None = None,
 ) -> LotteryText:
     """Deal the documents of every part out: first to score on, then to measure on, then to tune.
@@ -43,51 +55,56 @@ def load_text(
     the documents that its own held-out split has.
 
     :param held_out: sequences of each domain to measure on
+    :param pack: whether documents share sequences
     :param apart: domain -> documents to measure on, where they are kept elsewhere
     :param tune_tokens: to tune on in all; each domain gives its share, or all it has
     :raises PruneError: if a domain has too little text
     """
     share = -(-tune_tokens // (len(parts) * length))
     kept = {p.name: (apart or {}).get(p.name) or _held_out(p) for p in parts}
-    dealt = [_deal(p, tokenizer, length, held_out, share, seed, kept[p.name]) for p in parts]
+    dealt = []
+    for part in parts:
+        way = way_of(part, length=length, pack=pack, chat_template=chat_template)
+        documents, needs = documents_of(part, tokenizer, way), (part.sequences, held_out, share)
+        dealt.append(_deal(documents, needs, order_of(part, seed), part, kept[part.name]))
     score, measured, tune = zip(*dealt, strict=True)
     return LotteryText(score, tuple(d for d in tune if d is not None), measured)
 
 
 def _deal(
-    part: Part,
-    tokenizer: Any,
-    length: int,
-    held_out: int,
-    share: int,
-    seed: int,
-    apart: Sequence[str],
+    documents: Documents, needs: tuple[int, int, int], key: str, part: Part, apart: Sequence[str]
 ) -> tuple[Domain, Domain, Domain | None]:
-    documents, split = ordered_documents(part, seed)
-    read: list[list[int]] = []
+    """Deal a part's documents out.
 
-    def reading() -> Iterator[list[int]]:
+    :param needs: sequences to score, to measure and to tune on
+    """
+    scored, held_out, share = needs
+    way, split, read = documents.way, documents.source.split, list[Sequence[int]]()
+
+    def reading() -> Iterator[Sequence[int]]:
         """Tokenise no more than is asked for: a source may be much larger than what is needed."""
-        for text in documents:
-            read.append(tokens_of(text, tokenizer))
-            yield read[-1]
+        for ids in documents.read(key, sum(needs) * way.length):
+            read.append(ids)
+            yield ids
 
-    needs = (part.sequences, 0 if apart else held_out, share)
-    found = _by_document(reading(), needs, length)
-    if not _enough(found, needs):  # all is read; there may be one long document, for example
-        found = _by_sequence(read, needs, length)
+    own = (scored, 0 if apart else held_out, share)
+    found = _by_document(reading(), own, way.length)
+    if not _enough(found, own):  # all is read; there may be one long document, for example
+        found = _by_sequence(read, own, way.length)
     score, measured, tune = found
     if apart:
-        own = (tokens_of(text, tokenizer) for text in apart)
-        (measured,) = _by_document(own, (held_out,), length)
-    if not _enough((score, measured, tune), (part.sequences, held_out, share)):
+        kept = Documents(Listed.of(apart, part.source, ""), part.name, documents.tokenizer, way)
+        (measured,) = _by_document(kept.read(None, held_out * way.length), (held_out,), way.length)
+    if not _enough((score, measured, tune), needs):
         raise PruneError(
-            f"domain {part.name} has too little text: it needs sequences of {length} tokens, "
-            f"{part.sequences} to score on, {held_out} to measure on, and more to tune on",
+            f"domain {part.name} has too little text: it needs sequences of {way.length} tokens, "
+            f"{scored} to score on, {held_out} to measure on, and more to tune on"
+            f"{documents.tally.why()}",
             hint=f"fewer to score on ({part.source}:N), or a smaller --held-out or --length",
         )
+    use = documents.use(sum(one.size for one in found))
     return (
-        domain_of(part.name, split, score),
+        domain_of(part.name, split, score, use),
         domain_of(part.name, "held-out", measured),
         domain_of(part.name, split, tune) if share else None,
     )

@@ -1,101 +1,118 @@
-"""Instructions in a JSONL file: ``{"prompt", "response"}``, or ``{"messages": [...]}`` per line.
+"""Instructions of a source of text: rows with a prompt and its answer, or chats (docs/text.md).
 
-Messages go through the model's chat template, and every turn of the assistant is an example whose
+Chats go through the model's chat template, and every turn of the assistant is an example whose
 prompt is all that was said before.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from offline.tasks.texts import read_text
+from offline.texts.chat import ChatTemplate, rendered
+from offline.texts.files import stem_of
+from offline.texts.forms import FORMS, Chat, Pair, check_characters, form_of
+from offline.texts.row import Row, Skip
+from offline.texts.source import check_source
+from offline.texts.spec import Grammar, Part, split_column
+from offline.texts.tally import Tally
 from vllm_moe_prune.errors import PruneError
 
 Instruction = tuple[str, str, str]  # question, prompt, answer
+_BETWEEN = "\n\n"  # messages that go through no template
 
 
-def read_instructions(file: Path, tokenizer: Any) -> list[Instruction]:
-    """Return (question, prompt, answer) of every example.
+def parse_data(data: str) -> tuple[Part, ...]:
+    """Read ``[NAME=]SOURCE[:ROWS],...``; looks at the beginning of each source, needs no torch.
 
-    :param tokenizer: of transformers; its chat template is for ``messages``
-    :raises PruneError: if the file cannot be read or holds no example, or naming the line that is
-        neither kind
+    :raises PruneError: if a part is no source, or its first rows have no form
     """
-    found: list[Instruction] = []
-    for number, line in enumerate(read_text(file).split("\n"), start=1):
-        if line.strip():
+    if Path(data).is_file():  # whose name may have a comma
+        parts: tuple[Part, ...] = (Part(stem_of(Path(data)), data, sys.maxsize),)
+    else:
+        parts = Grammar("--data", sys.maxsize).parts(data)
+    for part in parts:
+        check_source(part.source)
+    return parts
+
+
+@dataclass(slots=True)
+class Instructions:
+    """The examples of one part, and a count of its rows.
+
+    :param tokenizer: of transformers; its chat template is for rows with roles
+    """
+
+    part: Part
+    tokenizer: Any
+    template: ChatTemplate = "auto"
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def name(self) -> str:
+        """What examples and their identity are called by: a file by its own name."""
+        path = Path(split_column(self.part.source)[0])
+        return path.name if path.is_file() else self.part.name
+
+    def read(self) -> Iterator[Instruction]:
+        """Yield (question, prompt, answer) of every example.
+
+        :raises PruneError: if the source cannot be read or holds no example, or naming the row
+            that has none of the forms
+        """
+        source = check_source(self.part.source)
+        for row in islice(source.rows(), self.part.sequences):
+            self.tally.rows += 1
             try:
-                found += _read(line, tokenizer)
-            except PruneError as error:
-                raise PruneError(f"{file} line {number}: {error.message}", error.hint) from None
-    if not found:
-        raise PruneError(f"{file} holds no example", hint=_HINT)
-    return found
+                found = self._examples(row, source.column)
+            except Skip as skip:
+                self.tally.skip(row, skip)
+                continue
+            self.tally.used += 1
+            yield from found
+        if not self.tally.used:
+            why = self.tally.why()
+            raise PruneError(f"{self.part.source} holds no example{why}", hint=FORMS)
 
+    def _examples(self, row: Row, column: str | None) -> Sequence[Instruction]:
+        form = form_of(row, column)
+        if isinstance(form, Pair):
+            return [(form.prompt, form.prompt, form.answer)]
+        if not isinstance(form, Chat):
+            raise PruneError(f"{row.place} has no answer to learn, only text", hint=FORMS)
+        found = list(self._turns(form, row.place))
+        if not found:
+            raise Skip("no turn of the role assistant")
+        return found
 
-_HINT = 'one object per line: {"prompt": ..., "response": ...} or {"messages": [...]}'
+    def _turns(self, chat: Chat, place: str) -> Iterator[Instruction]:
+        for number, message in enumerate(chat.messages):
+            if message["role"] != "assistant":
+                continue
+            before = chat.messages[:number]
+            prompt = self._rendered(before, chat, place, add_generation_prompt=True)
+            whole = self._rendered([*before, message], chat, place)
+            if not whole.startswith(prompt) or not (
+                answer := _unended(whole[len(prompt) :], self.tokenizer)
+            ):
+                raise Skip("a chat template that puts no answer behind its prompt")
+            asked = [m["content"] for m in before if m["role"] == "user"]
+            question = asked[-1] if asked and isinstance(asked[-1], str) else prompt
+            yield question, _unbegun(prompt, self.tokenizer), answer
 
-
-def _read(line: str, tokenizer: Any) -> Iterator[Instruction]:
-    try:
-        record: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise PruneError(f"no JSON: {error.msg}", hint=_HINT) from None
-    if not isinstance(record, dict):
-        raise PruneError("no object", hint=_HINT)
-    if "messages" in record:
-        return _turns(_messages(record["messages"]), tokenizer)
-    prompt, response = record.get("prompt"), record.get("response")
-    if not isinstance(prompt, str) or not isinstance(response, str) or not response.strip():
-        raise PruneError("no text in `prompt` and `response`", hint=_HINT)
-    return iter([(prompt, prompt, response)])
-
-
-def _messages(value: Any) -> list[dict[str, str]]:
-    messages = value if isinstance(value, list) else []
-    for message in messages:
-        fields = message if isinstance(message, Mapping) else {}
-        if not all(isinstance(fields.get(name), str) for name in ("role", "content")):
-            raise PruneError("a message has no text in `role` and `content`", hint=_HINT)
-    if not any(message["role"] == "assistant" for message in messages):
-        raise PruneError("`messages` has no turn of the role `assistant`", hint=_HINT)
-    return [dict(message) for message in messages]
-
-
-def _turns(messages: list[dict[str, str]], tokenizer: Any) -> Iterator[Instruction]:
-    if not getattr(tokenizer, "chat_template", None):
-        raise PruneError(
-            "the model has no chat template for `messages`", hint="give `prompt` and `response`"
-        )
-    for place, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = messages[:place]
-        prompt = _rendered(tokenizer, before, add_generation_prompt=True)
-        whole = _rendered(tokenizer, [*before, message])
-        if not whole.startswith(prompt) or not (
-            answer := _unended(whole[len(prompt) :], tokenizer)
-        ):
-            raise PruneError(
-                f"the chat template does not put turn {place + 1} behind its prompt",
-                hint="give `prompt` and `response`",
-            )
-        asked = [m["content"] for m in before if m["role"] == "user"]
-        yield asked[-1] if asked else prompt, _unbegun(prompt, tokenizer), answer
-
-
-def _rendered(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> str:
-    import jinja2
-
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
-    except (jinja2.TemplateError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise PruneError(f"the chat template refuses these messages: {reason}") from None
-    return str(text)
+    def _rendered(
+        self, messages: list[dict[str, Any]], chat: Chat, place: str, **options: Any
+    ) -> str:
+        if self.template == "never":
+            text = Chat(messages).as_text()
+            return text + _BETWEEN if options and text else text
+        text = rendered(messages, self.tokenizer, place, tools=chat.tools, **options)
+        check_characters(text)
+        return text
 
 
 def _unbegun(prompt: str, tokenizer: Any) -> str:

@@ -8,13 +8,13 @@ questions exist: `basic_skills_arithmetic` and `basic_skills_arithmetic_gen` do.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from offline.data.chat_template import render, unbegun
-from offline.recover.instructions import read_instructions
+from offline.recover.instructions import Instructions
+from offline.results.text_use import TextUse
 from offline.tasks.catalog import Task
 from offline.tasks.items import Item
 from offline.tasks.splits import load_items, training_items
@@ -48,6 +48,7 @@ class Lessons:
 
     each: tuple[Lesson, ...]
     left_out: int
+    use: Mapping[str, TextUse] = field(default_factory=dict)  # of sources of text, by their names
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -87,12 +88,12 @@ def _asked(task: Task, query: str, tokenizer: Any) -> str:
     return unbegun(render(tokenizer, turns, add_generation_prompt=True), tokenizer)
 
 
-def file_lessons(file: Path, tokenizer: Any) -> list[Lesson]:
-    """Return the instructions of a JSONL file.
+def instruction_lessons(given: Instructions) -> list[Lesson]:
+    """Return the examples of a source.
 
-    :raises PruneError: as `read_instructions`
+    :raises PruneError: as `Instructions.read`
     """
-    return [Lesson(file.name, *each) for each in read_instructions(file, tokenizer)]
+    return [Lesson(given.name, *each) for each in given.read()]
 
 
 def mix_lessons(

@@ -15,6 +15,7 @@ from offline.finetune.settings import FinetuneSettings
 from offline.runs.device import DType
 from offline.tasks.catalog import DEFAULT, Library, Task, get_tasks
 from offline.tasks.prompting_settings import PromptingSettings
+from offline.texts.chat import CHAT_TEMPLATE_HELP, ChatTemplate
 from vllm_moe_prune.errors import PruneError, one_line
 
 
@@ -43,11 +44,12 @@ class RecoverRecipe(PromptingSettings):
         description="tasks whose own training items are trained on, by name: sciq,gsm8k, or "
         "lm-eval YAML files",
     )
-    data: Path | None = Field(
+    data: str | None = Field(
         default=None,
-        description="instructions to train on instead: JSONL with `prompt` and `response`, or "
-        "with `messages`",
+        description="instructions to train on instead: SOURCE[:ROWS],... with prompts and answers, "
+        "or chats; a file, a folder or hf:Org/Name (docs/text.md)",
     )
+    chat_template: ChatTemplate | None = Field(default=None, description=CHAT_TEMPLATE_HELP)
     measure: str | None = Field(
         default=None, description="tasks to measure; those of --task if not given"
     )

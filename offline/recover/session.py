@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from offline.finetune.examples import supervised
 from offline.finetune.finetune import Finetuned, finetune
 from offline.finetune.where import Where
 from offline.recover.checkpoints import Checkpoints
-from offline.recover.lessons import Lessons, file_lessons, mix_lessons, task_lessons
+from offline.recover.instructions import Instructions, parse_data
+from offline.recover.lessons import Lessons, instruction_lessons, mix_lessons, task_lessons
 from offline.recover.measure import Cells, before_finetune, measure
 from offline.recover.recipe import RecoverRecipe, SftSettings
 from offline.results.recovery import Mode, Recovery, Subject, SubjectFinetune
+from offline.results.text_use import TextUse
 from offline.runs.device import pick_device, pick_dtype
 from offline.runs.progress import Reporter
 from offline.runs.resume import run_folder
@@ -176,6 +178,7 @@ class Session:
             left_out=self.lessons.left_out,
             cells=tuple(self.cells[(name, mode, task)] for mode, task in asked for name in names),
             trained=tuple(done for name in names if (done := self._record(name))),
+            text=dict(self.lessons.use),
             provenance=self.provenance,
         )
 
@@ -184,12 +187,16 @@ def _lessons(recipe: RecoverRecipe) -> Lessons:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(recipe.model, local_files_only=True)
-    if recipe.data is None:
-        found = [lesson for task in recipe.trained for lesson in task_lessons(task, tokenizer)]
-    else:
-        found = file_lessons(recipe.data, tokenizer)
+    found = [lesson for task in recipe.trained for lesson in task_lessons(task, tokenizer)]
+    use: dict[str, TextUse] = {}
+    if recipe.data is not None:
+        for part in parse_data(recipe.data):
+            given = Instructions(part, tokenizer, recipe.chat_template or "auto")
+            found += instruction_lessons(given)
+            use[part.name] = given.tally.use(tokens=0)
     held_out = {task.name: task for task in (*recipe.trained, *recipe.measured)}
-    return mix_lessons(found, held_out.values(), count=recipe.examples, seed=recipe.seed)
+    mixed = mix_lessons(found, held_out.values(), count=recipe.examples, seed=recipe.seed)
+    return replace(mixed, use=use)
 
 
 def _with_steps(training: SftSettings, steps: int | None, examples: int) -> SftSettings:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from offline.results.lottery import LotteryRecord
 from offline.results.metrics import WithMetrics
 from offline.results.result_file import ResultFile
+from offline.results.text_use import TextUse
 from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.routing_map import Form
 
@@ -110,6 +111,7 @@ class RunResult(ResultFile):
     seconds: dict[str, float]  # stage -> seconds
     provenance: Provenance
     lottery: LotteryRecord | None = None
+    text: dict[str, TextUse] = Field(default_factory=dict)  # that experts were scored on, by domain
 
     def quality_of(
         self, variant: str, split: str = "test", task: str | None = None

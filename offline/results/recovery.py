@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from offline.results.metrics import WithMetrics
 from offline.results.result_file import ResultFile
+from offline.results.text_use import TextUse
 from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.tuning import Tuning
 
@@ -74,6 +75,7 @@ class Recovery(ResultFile):
     cells: tuple[Cell, ...]
     trained: tuple[SubjectFinetune, ...]
     provenance: Provenance
+    text: dict[str, TextUse] = Field(default_factory=dict)  # of --data, by source
 
     @property
     def title(self) -> str:

@@ -13,7 +13,7 @@ def input_within(out: Path, inputs: Iterable[object]) -> Path | None:
     """Return the first input that is ``out`` or lies in it; None if there is none.
 
     :param inputs: paths, and words that may name files (``text:FILE``, ``code=FILE:64``,
-        ``task.yaml@5``), several with commas between them; all else is passed over
+        ``FILE#column``, ``task.yaml@5``), several with commas between them; all else is passed over
     """
     place = _identity(out)
     if place is None:
@@ -37,7 +37,8 @@ def _named(word: str) -> Iterator[Path]:
     """Yield the files that a word may name, with what may stand before and behind a name."""
     starts = (word, word.partition("=")[2], word.partition(":")[2])
     for start in dict.fromkeys(starts):
-        for name in dict.fromkeys((start, start.rpartition(":")[0], start.rpartition("@")[0])):
+        ends = (start.rpartition(sign)[0] for sign in ":@#")
+        for name in dict.fromkeys((start, *ends)):
             if ("/" in name or "." in name) and _identity(Path(name)) is not None:
                 yield Path(name)
 

@@ -1,15 +1,16 @@
-"""Plain text as passages: a user's file, or text that the demo model never trained on."""
+"""Plain text as passages: a user's files, or text that the demo model never trained on."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from offline.tasks.items import Item
 from offline.tasks.task import Task
+from offline.texts.files import Files
+from offline.texts.forms import as_text, form_of
+from offline.texts.row import Skip
 from vllm_moe_prune.errors import PruneError
 
 PASSAGE = 1200  # characters, about 300 tokens of English
@@ -26,7 +27,7 @@ def read_passages(task: Task) -> list[Item]:
         return list(_demo_passages())
     items = [
         Item(f"{name}-{number}", passage)
-        for name, document in read_documents(task.text).items()
+        for name, document in _documents(task.text)
         for number, passage in enumerate(passages(document))
     ]
     if not items:
@@ -34,15 +35,16 @@ def read_passages(task: Task) -> list[Item]:
     return items
 
 
-def read_documents(path: Path) -> dict[str, str]:
-    """Return name -> text: a .txt file is one document, any other has one on each JSONL line.
-
-    :raises PruneError: if the file cannot be read or is not what its name says
-    """
-    content = read_text(path)
-    if path.suffix == ".txt":
-        return {"passage": content}
-    return dict(_records(path, content))
+def _documents(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield name and text of every row that has any; what has roles without them."""
+    files = Files.of(path)
+    several = len(files.paths) > 1
+    for number, row in enumerate(files.rows(), start=1):
+        try:
+            form = form_of(row)
+        except Skip:
+            continue
+        yield f"{number}-{row.name}" if several else row.name, as_text(form)
 
 
 def passages(document: str) -> Iterator[str]:
@@ -72,33 +74,6 @@ def _pieces(document: str) -> Iterator[str]:
             rest = rest[at:].lstrip()
         if rest:
             yield rest
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a file in UTF-8, with or without a byte-order mark.
-
-    :raises PruneError: if it cannot be read or is no text
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PruneError(f"{path} is no text in UTF-8 (byte {error.start})") from None
-    except OSError as error:
-        raise PruneError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _records(path: Path, content: str) -> Iterator[tuple[str, str]]:
-    """Yield (name, text) of each line of a JSONL file."""
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise PruneError(f"{path} line {number} is no JSON: {error.msg}") from None
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise PruneError(f"{path} line {number} is no object with a `text`")
-        yield f"line-{number}", record["text"]
 
 
 def _demo_passages() -> Iterator[Item]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from offline.calibration.corpus import Part
 from offline.calibration.memory import MemoryEstimate, estimate
+from offline.texts.spec import Part
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from offline.build.build import build
-from offline.calibration.corpus import Part
 from offline.calibration.memory import estimate
 from offline.engines.local.pretrained import from_pretrained
 from offline.finetune.memory import memory_need
 from offline.finetune.settings import FinetuneSettings
+from offline.texts.spec import Part
 from tests.families.models import EXPERTS, make_family
 from tests.finetune.samples import text, tune
 from tests.sample_maps import uniform_map

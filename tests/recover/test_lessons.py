@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
 from offline.finetune.examples import NO_LOSS, supervised
-from offline.recover.lessons import Lesson, file_lessons, mix_lessons, task_lessons
+from offline.recover.instructions import Instructions, parse_data
+from offline.recover.lessons import Lesson, instruction_lessons, mix_lessons, task_lessons
 from offline.tasks.catalog import get_task
 from offline.tasks.items import Item
 from offline.tasks.splits import load_items, training_items
+from offline.texts.chat import ChatTemplate
 from tests.recover.conftest import documents
 from vllm_moe_prune.errors import PruneError
+
+
+def file_lessons(file: Path, tokenizer: Any, template: ChatTemplate = "auto") -> list[Lesson]:
+    (part,) = parse_data(str(file))
+    return instruction_lessons(Instructions(part, tokenizer, template))
 
 
 def words(text: str) -> str:
@@ -154,12 +162,18 @@ GOOD = '{"prompt": "a", "response": "b"}'
     [
         ("", "holds no example"),
         ("\n \n", "holds no example"),
-        (f"{GOOD}\n\n{{", "line 3: no JSON"),
-        (f"{GOOD}\n[1]", "line 2: no object"),
-        (f'{GOOD}\n{{"prompt": "a"}}', "line 2: no text in `prompt` and `response`"),
-        ('{"prompt": "a", "response": " "}', "line 1: no text in `prompt` and `response`"),
-        ('{"messages": "hello"}', "line 1: `messages` has no turn of the role `assistant`"),
-        ('{"messages": [{"role": "user"}]}', "line 1: a message has no text"),
+        (f"{GOOD}\n\n{{", "line 3 is no JSON"),
+        (f"{GOOD}\n[1]", "line 2 is no object"),
+        (f'{GOOD}\n{{"prompt": "a"}}', "line 2 has no text: its columns are prompt"),
+        ('{"prompt": "a", "response": 3}', "line 1: `response` is no text, but a number"),
+        ('{"prompt": "a", "response": " "}', "line 1: empty"),
+        ('{"messages": "hello"}', "line 1: no messages with roles"),
+        ('{"messages": [{"role": "user"}]}', "line 1: empty"),
+        (
+            '{"messages": [{"role": "user", "content": "a"}]}',
+            "line 1: no turn of the role assistant",
+        ),
+        (f'{GOOD}\n{{"text": "a"}}', "line 2 has no answer to learn"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_line(
@@ -170,7 +184,6 @@ def test_a_wrong_file_is_refused_with_its_line(
     with pytest.raises(PruneError) as error:
         file_lessons(file, AutoTokenizer.from_pretrained(base))
     assert said in error.value.message and str(file) in error.value.message
-    assert error.value.hint
 
 
 def test_messages_need_a_chat_template(base: Path, tmp_path: Path) -> None:
@@ -178,7 +191,7 @@ def test_messages_need_a_chat_template(base: Path, tmp_path: Path) -> None:
     tokenizer.chat_template = None
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": chat}))
-    with pytest.raises(PruneError, match="line 1: the model has no chat template"):
+    with pytest.raises(PruneError, match=r"line 1 has roles, and .* no chat template"):
         file_lessons(tmp_path / "chat.jsonl", tokenizer)
 
 

@@ -14,6 +14,8 @@ from offline.methods.baselines import ONE_SHOT
 from offline.runs.device import DType
 from offline.tasks.catalog import Library
 from offline.tasks.prompting_settings import PromptingSettings
+from offline.texts.chat import CHAT_TEMPLATE_HELP, ChatTemplate
+from offline.texts.spec import PACK_HELP
 from vllm_moe_prune.errors import PruneError
 
 EngineName = Literal["transformers", "vllm"]
@@ -74,8 +76,10 @@ class DataSection(Section):
     )
     calibration: str = Field(
         default="default",
-        description="text to score for criteria, as `vmprune score` takes it",
+        description="text to score for criteria, as `vmprune score` takes it (docs/text.md)",
     )
+    chat_template: ChatTemplate | None = Field(default=None, description=CHAT_TEMPLATE_HELP)
+    pack: bool | None = Field(default=None, description=PACK_HELP)
     domains: str | None = Field(
         default=None, description="weights of the scored domains for criteria: code:2,prose:1"
     )

@@ -1,0 +1,1 @@
+"""Sources of text: what is named is read row by row, judged, and given as tokens or as text."""

@@ -1,0 +1,99 @@
+"""Rows in an order that a seed gives, without more of them in memory than are asked for."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Protocol
+
+from offline.texts.row import LongText, Row, Skip
+
+_FIRST = 32 << 20  # bytes of rows that are kept in one reading of a file, at first
+_BLOCK = 4096  # rows of a stream that are mixed with one another
+
+
+class Numbered(Protocol):
+    """Rows that can be counted, and read again by their numbers."""
+
+    def count(self) -> int:
+        """Return how many there are."""
+
+    def picked(self, wanted: Any) -> Iterator[tuple[int, Row]]:
+        """Yield the rows of some numbers with these."""
+
+
+def shuffled(source: Numbered, key: str) -> Iterator[Row]:
+    """Yield all rows in the order in which ``random.Random(key)`` shuffles a list of them.
+
+    The source is read once to count, and then once for as many rows of the order as fit into a
+    budget of memory, which doubles with every reading: what is in memory grows with what is asked
+    for, not with the source.
+    """
+    order = array("q", range(source.count()))
+    random.Random(key).shuffle(order)
+    begin, budget = 0, _FIRST
+    while begin < len(order):
+        rows = _next_rows(source, order, begin, budget)
+        if not rows:  # the file is not what it was when its rows were counted
+            return
+        yield from rows
+        begin, budget = begin + len(rows), budget * 2
+
+
+def _next_rows(source: Numbered, order: array[int], begin: int, budget: int) -> list[Row]:
+    """Return the rows from a place of the order on that fit into a budget, at least one."""
+    places = {number: place for place, number in enumerate(order[begin:])}
+    kept: dict[int, tuple[Row, int]] = {}
+    used, end = 0, len(places)  # rows at this place and behind it do not fit
+    for number, row in source.picked(places):
+        place = places[number]
+        if place >= end:
+            continue
+        kept[place] = row, size_of(row.content)
+        used += kept[place][1]
+        while used > budget and len(kept) > 1:
+            end = max(kept)
+            used -= kept.pop(end)[1]
+            del places[order[begin + end]]
+    found = []
+    for place in range(len(order) - begin):
+        if place not in kept:
+            break
+        found.append(kept[place][0])
+    return found
+
+
+def mixed(rows: Iterable[Row], key: str) -> Iterator[Row]:
+    """Yield a stream's rows mixed in blocks: the order of `shuffled` for as many as a block has.
+
+    :param rows: of which no more are read than are asked for, rounded up to a block
+    """
+    rng, rest = random.Random(key), iter(rows)
+    while block := list(islice(_within(rest, _FIRST), _BLOCK)):
+        rng.shuffle(block)
+        yield from block
+
+
+def _within(rows: Iterator[Row], budget: int) -> Iterator[Row]:
+    """Yield rows until they are as large as a budget, at least one."""
+    used = 0
+    for row in rows:
+        yield row
+        used += size_of(row.content)
+        if used >= budget:
+            return
+
+
+def size_of(value: Any) -> int:
+    """Return the bytes that a value takes in memory, about."""
+    if isinstance(value, str):
+        return 64 + len(value) * (1 if value.isascii() else 4)
+    if isinstance(value, Mapping):
+        return 64 + sum(size_of(k) + size_of(v) for k, v in value.items())
+    if isinstance(value, list):
+        return 64 + sum(map(size_of, value))
+    if isinstance(value, LongText | Skip):
+        return 256
+    return 64
