@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import zlib
 from collections.abc import Callable, Container, Iterator, Mapping
@@ -156,7 +157,8 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        said = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = said or type(error).__name__
         raise PruneError(f"cannot read {path}: {reason}") from None
 
 
@@ -167,5 +169,5 @@ def _open(path: Path) -> BinaryIO:
     if path.suffix == ".zst":
         import pyarrow as pa
 
-        return cast(BinaryIO, pa.input_stream(str(path), compression="zstd"))
+        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
     return path.open("rb")

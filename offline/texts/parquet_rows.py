@@ -88,7 +88,7 @@ def _opened(open_bytes: Callable[[], BinaryIO], place: str) -> Iterator[Any]:
 
     with closing(open_bytes()) as stream, tempfile.TemporaryFile() as unpacked:
         given = stream
-        if not isinstance(stream, io.BufferedReader):  # which a file is that is not compressed
+        if not isinstance(getattr(stream, "raw", None), io.FileIO):
             shutil.copyfileobj(stream, unpacked)
             given = unpacked
         try:
