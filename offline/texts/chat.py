@@ -7,7 +7,7 @@ from typing import Any, Literal
 from offline.texts.encode import encoded
 from offline.texts.forms import Chat, check_characters
 from offline.texts.messages import Messages, with_parsed_arguments
-from offline.texts.row import Skip
+from offline.texts.row import Skip, told
 from vllm_moe_prune.errors import PruneError
 
 ChatTemplate = Literal["auto", "never"]
@@ -58,7 +58,7 @@ def applied(messages: Messages, tokenizer: Any, place: str, **options: Any) -> A
     try:
         return tokenizer.apply_chat_template(messages, **options)
     except Exception as error:  # a template is the model's code and raises what it likes
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = told(error)
     other = with_parsed_arguments(messages)
     if other != messages:
         try:

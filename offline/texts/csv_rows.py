@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import BinaryIO
 
 from offline.texts.lines import decoded, lines_of
-from offline.texts.row import LONGEST, Row
+from offline.texts.row import LONGEST, Row, told
 from vllm_moe_prune.errors import PruneError
 
 
@@ -52,7 +52,7 @@ def _records(stream: BinaryIO, place: str) -> Iterator[list[str]]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise PruneError(f"{place} row {count} is no CSV: {error}") from None
+            raise PruneError(f"{place} row {count} is no CSV: {told(error)}") from None
         if values:
             yield values
             count += 1

@@ -7,7 +7,8 @@ from typing import Any
 
 from offline.texts.row import LongText, chunks_of
 
-PIECE = 1 << 20  # characters that are tokenised at once
+WHOLE = 1 << 20  # characters of the longest text that is tokenised at once
+PIECE = 1 << 17  # characters of the pieces of a longer one
 _OVERLAP = 4096  # characters that two pieces have in common
 _AGREE = 8  # tokens that both must see alike where they are joined
 
@@ -19,7 +20,7 @@ def plain_ids(text: str | LongText, tokenizer: Any) -> Iterator[list[int]]:
 
     Special tokens that are written in the text are taken as the characters that they are.
 
-    A text of up to `PIECE` characters is tokenised at once. Of a longer one, pieces are that
+    A text of up to `WHOLE` characters is tokenised at once. A longer one is taken in pieces that
     overlap, and two are joined where both give the same tokens at the same places, far from the
     ends of either: for tokenizers that look at a word and its neighbours, as all but a few do,
     that is what the whole text gives. Where there is no such place (a word of thousands of
@@ -51,12 +52,13 @@ def encoded(text: str, tokenizer: Any) -> list[int]:
 
 
 def _pieces(chunks: Iterable[str], overlap: int) -> Iterator[tuple[str, bool]]:
-    """Yield pieces of `PIECE` characters, each with the last ``overlap`` of the one before, and
-    whether a piece is the last."""
-    rest = ""
+    """Yield a text whole, or pieces of it, each with the last ``overlap`` characters of the one
+    before, and whether a piece is the last."""
+    rest, most = "", WHOLE
     for chunk in chunks:
         rest += chunk
-        while len(rest) > PIECE:
+        while len(rest) > most:
+            most = PIECE
             yield rest[:PIECE], False
             rest = rest[PIECE - overlap :]
     yield rest, True

@@ -5,9 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import zlib
 from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import BinaryIO, cast
 from offline.texts.csv_rows import csv_columns, csv_rows
 from offline.texts.json_rows import json_rows, jsonl_rows
 from offline.texts.parquet_rows import parquet_columns, parquet_rows
-from offline.texts.row import LongText, Row
+from offline.texts.row import LongText, Row, explained
 from vllm_moe_prune.errors import PruneError
 
 Open = Callable[[], BinaryIO]
@@ -116,7 +114,7 @@ class Files:
         """
         path = self.paths[0]
         read = _COLUMNS.get(kind_of(path) or "")
-        with _explained(path):
+        with explained(str(path)):
             return None if read is None else read(partial(_open, path), str(path))
 
     def _rows(self, wanted: Wanted | None) -> Iterator[Row | None]:
@@ -147,19 +145,8 @@ def _readable(file: Path, folder: Path) -> bool:
 def _file_rows(path: Path, wanted: Wanted | None) -> Iterator[Row | None]:
     kind = kind_of(path)
     assert kind is not None
-    with _explained(path):
+    with explained(str(path)):
         yield from _READERS[kind](partial(_open, path), str(path), wanted)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Say in one line what stops a file from being read."""
-    try:
-        yield
-    except (OSError, EOFError, zlib.error) as error:
-        said = getattr(error, "strerror", None) or " ".join(str(error).split())
-        reason = said or type(error).__name__
-        raise PruneError(f"cannot read {path}: {reason}") from None
 
 
 def _open(path: Path) -> BinaryIO:

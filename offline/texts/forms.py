@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from offline.texts.messages import called, conversation, messages_of, parsed, tools_of, turns
-from offline.texts.row import LongText, Row, Skip, is_blank
+from offline.texts.row import LongText, Row, Skip, is_blank, listed
 from vllm_moe_prune.errors import PruneError
 
 
@@ -72,7 +72,7 @@ def form_of(row: Row, column: str | None = None) -> Form:
         null = null or all(name in content for name in names)
     if null:
         raise Skip("empty")
-    has = ", ".join(map(str, content)) or "none"
+    has = listed(content)
     raise PruneError(f"{row.place} has no text: its columns are {has}", hint=f"{FORMS}; {COLUMN}")
 
 
@@ -95,7 +95,7 @@ def check_columns(columns: frozenset[str], place: str, column: str | None) -> No
         wrong = f"has no column {column}"
     else:
         return
-    has = ", ".join(sorted(columns)) or "none"
+    has = listed(sorted(columns))
     raise PruneError(f"{place} {wrong}: its columns are {has}", hint=f"{FORMS}; {COLUMN}")
 
 

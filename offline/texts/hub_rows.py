@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from offline.texts.parquet_rows import without_nulls
-from offline.texts.row import Row
+from offline.texts.row import Row, told
 from vllm_moe_prune.errors import PruneError
 
 _NAME = re.compile(
@@ -155,7 +155,7 @@ def _refusal(name: HubName, place: str, error: Exception) -> PruneError:
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
-    said = " ".join(str(error).split()) or type(error).__name__
+    said = told(error)
 
     def has(*kinds: type[BaseException]) -> bool:
         return any(isinstance(one, kinds) for one in chain)

@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import Any, BinaryIO
 
 from offline.texts.lines import decoded, lines_of
-from offline.texts.row import LONGEST, Row, Skip
+from offline.texts.row import LONGEST, Row, Skip, told
 from vllm_moe_prune.errors import PruneError
 
 TOO_LONG = f"longer than {LONGEST >> 20} MiB"
@@ -40,7 +40,7 @@ def _line(line: bytes | None, place: str, number: int) -> Row:
         raise PruneError(f"{place} is nested too deeply") from None
     except ValueError as error:  # also of numbers with thousands of digits
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise PruneError(f"{place} is no JSON: {reason}") from None
+        raise PruneError(f"{place} is no JSON: {told(reason)}") from None
 
 
 def json_rows(
@@ -65,7 +65,8 @@ def json_rows(
             except (ijson.JSONError, UnicodeDecodeError, ValueError) as error:
                 if isinstance(error, PruneError):
                     raise
-                raise PruneError(f"{where} is no JSON: {_reason(error)}") from None
+                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise PruneError(f"{where} is no JSON: {told(first)}") from None
             except _TooLong:
                 raise PruneError(
                     f"{where} is {TOO_LONG}",
@@ -102,8 +103,3 @@ class _Guard:
         if self.seen > LONGEST:
             raise _TooLong
         return block
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

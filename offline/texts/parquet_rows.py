@@ -11,7 +11,7 @@ from itertools import repeat
 from typing import Any, BinaryIO
 
 from offline.texts.json_rows import TOO_LONG
-from offline.texts.row import LONGEST, Row, Skip
+from offline.texts.row import LONGEST, Row, Skip, told
 from vllm_moe_prune.errors import PruneError
 
 _AT_ONCE = 8 << 20  # bytes of rows that are in memory together, about
@@ -60,7 +60,7 @@ def _group(file: Any, group: int, begin: int, place: str) -> Iterator[Row]:
         try:
             rows = next(batches).to_pylist()
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise PruneError(f"{names[number][0]} cannot be read: {_reason(error)}") from None
+            raise PruneError(f"{names[number][0]} cannot be read: {told(error)}") from None
         for row in rows:
             yield Row(*names[number], without_nulls(row))
             number += 1
@@ -94,9 +94,5 @@ def _opened(open_bytes: Callable[[], BinaryIO], place: str) -> Iterator[Any]:
         try:
             file = pq.ParquetFile(given, pre_buffer=False, buffer_size=1 << 16)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise PruneError(f"{place} is no Parquet file: {_reason(error)}") from None
+            raise PruneError(f"{place} is no Parquet file: {told(error)}") from None
         yield file
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

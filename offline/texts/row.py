@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import codecs
 import io
-from collections.abc import Callable, Iterator
-from contextlib import closing
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -13,6 +14,7 @@ from vllm_moe_prune.errors import PruneError
 
 LONGEST = 16 << 20  # bytes of a row in a structured file; a longer one would cost memory
 _CHUNK = 1 << 20  # bytes of a text that are read at once
+_LONGEST_TOLD, _MOST_TOLD = 160, 12  # characters of what is quoted, and names
 
 
 class Skip(Exception):
@@ -52,7 +54,7 @@ class LongText:
         decoder = codecs.getincrementaldecoder("utf-8-sig")()
         lines = io.IncrementalNewlineDecoder(decoder, translate=True)
         done = 0
-        with closing(self.open_bytes()) as stream:
+        with explained(self.place), closing(self.open_bytes()) as stream:
             while True:
                 block = stream.read(_CHUNK)
                 done += len(block)
@@ -68,6 +70,34 @@ class LongText:
 
     def __str__(self) -> str:
         return "".join(self.chunks())
+
+
+def told(said: object) -> str:
+    """Return what a library says, or a file holds, as a part of one line that can be printed."""
+    line = " ".join(str(said).split())
+    short = line if len(line) <= _LONGEST_TOLD else line[:_LONGEST_TOLD] + " ..."
+    printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
+    return printable or type(said).__name__
+
+
+def listed(names: Iterable[object]) -> str:
+    """Return the names of columns as a part of one line."""
+    every = [told(name) for name in names]
+    more = [f"and {len(every) - _MOST_TOLD} more"] if len(every) > _MOST_TOLD else []
+    return ", ".join([*every[:_MOST_TOLD], *more]) or "none"
+
+
+@contextmanager
+def explained(place: str) -> Iterator[None]:
+    """Say in one line what stops a file from being read.
+
+    :raises PruneError: naming it
+    """
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        said = getattr(error, "strerror", None) or error
+        raise PruneError(f"cannot read {place}: {told(said)}") from None
 
 
 def is_blank(text: str | LongText) -> bool:
