@@ -47,6 +47,10 @@ def recover(out: Path, force: bool, as_json: bool, **flags: Any) -> None:
     recipe = RecoverRecipe.of(flags)
     settings = training_of(training, recipe.steps)
     check_outputs(out, force=force, inputs=recipe.inputs)
+    if recipe.data is not None:
+        from offline.recover.instructions import parse_data
+
+        parse_data(recipe.data)
     base = recipe.base and model_folder(recipe.base)
     recipe = recipe.model_copy(update={"model": model_folder(recipe.model), "base": base})
     from offline.cli.progress import progress

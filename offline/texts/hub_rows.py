@@ -32,6 +32,11 @@ class HubName:
     split: str | None
 
     @property
+    def is_file(self) -> bool:
+        """Whether a file of the repository is meant, not a config."""
+        return self.config is not None and "." in self.config.rpartition("/")[2]
+
+    @property
     def short(self) -> str:
         """What to call its text."""
         name = self.repo.partition("/")[2]
@@ -80,7 +85,8 @@ class HubRows:
         """
         data = self._data
         if key is not None and data.num_shards > 1:
-            data = data.shuffle(seed=random.Random(key).getrandbits(32), buffer_size=1)
+            with _without_torch():
+                data = data.shuffle(seed=random.Random(key).getrandbits(32), buffer_size=1)
         entries = iter(data)
         count = 0
         while True:
@@ -99,18 +105,12 @@ def _found(text: str) -> HubRows:
     import datasets
 
     given: dict[str, Any] = {"revision": commit, "streaming": True}
-    if name.config is not None and "." in name.config.rpartition("/")[2] and "/" in name.config:
+    if name.is_file:
         given["data_files"] = name.config
     elif name.config is not None:
         given["name"] = name.config
-    quiet = datasets.utils.logging
-    before = quiet.get_verbosity()
-    quiet.set_verbosity_error()
-    try:
-        with _explained(text, f"hf:{text}"):
-            found = datasets.load_dataset(name.repo, **given)
-    finally:
-        quiet.set_verbosity(before)
+    with _explained(text, f"hf:{text}"), _without_torch():
+        found = datasets.load_dataset(name.repo, **given)
     split = _split(text, name, list(found))
     data = found[split]
     columns = None if data.column_names is None else frozenset(data.column_names)
@@ -136,6 +136,19 @@ def _commit(text: str, name: HubName) -> str:
     with _explained(text, f"hf:{text}"):
         found = HfApi().dataset_info(name.repo, revision=name.revision, timeout=_SECONDS)
     return str(found.sha)
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """Let ``datasets`` make a stream that is no data set of torch as well, whose import takes far
+    longer than all else that is done before a wrong source can be said."""
+    from datasets import config
+
+    before, config.TORCH_AVAILABLE = config.TORCH_AVAILABLE, False
+    try:
+        yield
+    finally:
+        config.TORCH_AVAILABLE = before
 
 
 @contextmanager
@@ -177,8 +190,10 @@ def _refusal(name: HubName, place: str, error: Exception) -> PruneError:
             f"{place}: there is no data set {name.repo} on the hub",
             hint="check the name; for a private one set HF_TOKEN",
         )
-    if "Config name is missing" in said or "BuilderConfig" in said:
-        return PruneError(f"{place}: {_configs(said)}", hint=_GRAMMAR)
+    if "Config name is missing" in str(error) or "BuilderConfig" in str(error):
+        return PruneError(f"{place}: {_configs(str(error))}", hint=_GRAMMAR)
+    if name.is_file and has(FileNotFoundError):
+        return PruneError(f"{place}: the data set {name.repo} has no file {name.config}")
     return PruneError(f"{place} cannot be read: {said}")
 
 
