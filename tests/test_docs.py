@@ -28,12 +28,19 @@ INDENTED = re.compile(r"(?:^\n)((?: {4}\S.*\n)(?: {4,}.*\n)*)", re.MULTILINE)
 INLINE = re.compile(r"`([^`]+)`")
 ROOMS = "benchmarks|deploy|docs|loadtest|offline|requirements|serve|tests|vllm_moe_prune"
 FILE = re.compile(rf"(?<![\w./-])((?:{ROOMS})/[\w./-]*[\w/])")
-# Flags that are another program's: vLLM's, locust's, pip's, pytest's, git's, a later tool's.
+# Flags that are another program's: vLLM's, locust's, hf's, pip's, pytest's, git's, a later tool's.
 OTHERS = frozenset(
     (
         *("attention-backend", "compilation-config", "enable-eplb", "enable-expert-parallel"),
         *("enable-lora", "enforce-eager", "expect-workers", "headless", "host", "master"),
-        *("limit-mm-per-prompt", "load-format", "lora-modules", "lora-target-modules"),
+        *(
+            "limit-mm-per-prompt",
+            "local-dir",
+            "repo-type",
+            "load-format",
+            "lora-modules",
+            "lora-target-modules",
+        ),
         *("master-host", "max-loras", "model-loader-extra-config", "no-deps"),
         *("speculative-config", "tensor-parallel-size", "worker"),
     )

@@ -142,7 +142,8 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
 
 def _joined(parts: list[Any]) -> str:
     """Return the text of content that is given in parts."""
-    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
-    if not all(isinstance(text, str) for text in texts):
+    given = (part.get("text") if isinstance(part, Mapping) else part for part in parts)
+    texts = [text for text in given if isinstance(text, str)]
+    if len(texts) < len(parts):
         raise Skip("content that is no text")
     return "".join(texts)
