@@ -47,7 +47,11 @@ def plain_ids(text: str | LongText, tokenizer: Any) -> Iterator[list[int]]:
 
 def encoded(text: str, tokenizer: Any) -> list[int]:
     """Return the ids of a text, which has no control tokens: what is written so are characters."""
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    ids: list[int]
+    try:
+        ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    except ValueError:  # Mistral's own, which never do otherwise and refuse to be told
+        ids = tokenizer.encode(text, add_special_tokens=False)
     return ids
 
 

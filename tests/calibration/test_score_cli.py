@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from offline.calibration.corpus import text_used
 from offline.calibration.scores import Scores
 from offline.cli.main import cli
 from tests.tiny import _WORDS, make_tiny_mixtral
@@ -45,6 +46,8 @@ def test_scores_are_written_and_say_where_they_come_from(
     assert not list(scratch.iterdir())
     facts = json.loads(result.stdout)
     assert facts["domains"]["prose"]["tokens"] == 48 and facts["domains"]["more"]["sequences"] == 2
+    used = {"rows": 1, "used": 1, "skipped": {}, "left_out": 0}
+    assert facts["domains"]["prose"]["text"] == {**used, "tokens": 48}
     assert facts["estimate"]["memory"]["weights"] > 0
     assert "memory: about" in result.stderr and "hidden states" in result.stderr
     scores = Scores.load(out)
@@ -53,6 +56,7 @@ def test_scores_are_written_and_say_where_they_come_from(
     made = scores.provenance
     assert made.method == "score" and made.seed == 3
     assert made.settings["length"] == 16 and made.settings["calibration"] == spec
+    assert made.settings["text"] == {name: d["text"] for name, d in facts["domains"].items()}
     assert [(d.name, d.count) for d in made.data] == [("prose", 3), ("more", 2)]
     for name, domain in facts["domains"].items():
         unseen = [
@@ -62,6 +66,19 @@ def test_scores_are_written_and_say_where_they_come_from(
             if seen.counts[expert] == 0
         ]
         assert domain["never_seen"] == unseen
+
+
+def test_rows_that_are_passed_over_are_told(model: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("title,body\n" + 'a,""\nb,"the cat sees a dog"\n' * 9)
+    given = ("--model", model, "--length", "5", "--out", tmp_path / "scores")
+    result = score(*given, "--calibration", f"{rows}#body:9", "--no-pack")
+    assert result.exit_code == 0, result.output
+    (use,) = text_used(Scores.load(tmp_path / "scores").provenance).values()
+    assert (use.used, use.tokens, use.skipped) == (9, 45, {"empty": use.rows - 9})
+    assert f"{use.rows - 9} empty" in result.stdout
+    with pytest.raises(PruneError, match=r"its columns are body, title"):
+        score(*given, "--force", "--calibration", str(rows))
 
 
 def test_experts_never_seen_are_named(model: Path, text: Path, tmp_path: Path) -> None:

@@ -101,6 +101,8 @@ def test_without_scores_they_are_made_once_and_kept(
     planned = plan(made, PlanRecipe.of({"criterion": "min-egn", "keep": 4}))
     assert result.map_digest == planned.routing_map.digest()
     assert [data.name for data in result.provenance.data] == ["prose"]
+    use = result.text["prose"]
+    assert (use.rows, use.used, use.tokens, use.skipped) == (1, 1, 2 * 512, {})
 
 
 def test_a_search_begins_with_the_criteria_given(

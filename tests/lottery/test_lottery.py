@@ -34,6 +34,7 @@ def test_what_a_lottery_leaves(ground: Ground, won: Path) -> None:
     assert made.base.matches(Checkpoint.open(ground.model).fingerprint())
     assert made.tokens_seen is not None and len(made.tokens_seen[0]) == 8
     assert [d.name for d in made.provenance.data] == ["prose", "other"]
+    assert {name: use.used > 0 for name, use in result.text.items()} == {"prose": 1, "other": 1}
     assert [(q.variant, q.items) for q in result.quality] == [("base", 10), ("lottery", 10)]
     built, base = Checkpoint.open(won), Checkpoint.open(ground.model)
     assert built.expert_counts() == {0: 5, 1: 5}

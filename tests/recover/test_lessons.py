@@ -13,6 +13,8 @@ from transformers import AutoTokenizer
 from offline.finetune.examples import NO_LOSS, supervised
 from offline.recover.instructions import Instructions, parse_data
 from offline.recover.lessons import Lesson, instruction_lessons, mix_lessons, task_lessons
+from offline.recover.recipe import RecoverRecipe
+from offline.recover.session import _lessons
 from offline.tasks.catalog import get_task
 from offline.tasks.items import Item
 from offline.tasks.splits import load_items, training_items
@@ -184,6 +186,23 @@ def test_a_wrong_file_is_refused_with_its_line(
     with pytest.raises(PruneError) as error:
         file_lessons(file, AutoTokenizer.from_pretrained(base))
     assert said in error.value.message and str(file) in error.value.message
+
+
+def test_sources_are_mixed_and_their_rows_counted(base: Path, tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "the cat ?"}, {"role": "assistant", "content": "a dog"}]
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": chat}) + "\n{}\n")
+    rows = "prompt,completion\nthe sun, sees\nthe sea,\nthe king, runs\nthe child, sings\n"
+    (tmp_path / "pairs.csv").write_text(rows)
+    data = f"{tmp_path / 'chats.jsonl'}:1,few={tmp_path / 'pairs.csv'}:3"
+    for template, prompt in (("auto", "<|user|> the cat ? <|assistant|>"), ("never", "the cat ?")):
+        given = {"model": base, "data": data, "chat_template": template}
+        lessons = _lessons(RecoverRecipe.of(given))
+        assert len(lessons.each) == 3
+        assert {d.name: d.count for d in lessons.identity} == {"chats.jsonl": 1, "pairs.csv": 2}
+        assert {lesson.question for lesson in lessons.each} == {"the cat ?", "the sun", "the king"}
+        (own,) = (lesson for lesson in lessons.each if lesson.source == "chats.jsonl")
+        assert own.prompt.strip().removeprefix("<s>") == prompt and own.answer.strip() == "a dog"
+        assert lessons.use["few"].skipped == {"empty": 1} and lessons.use["few"].rows == 3
 
 
 def test_messages_need_a_chat_template(base: Path, tmp_path: Path) -> None:

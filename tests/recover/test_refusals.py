@@ -28,7 +28,7 @@ def refused(capsys: pytest.CaptureFixture[str], model: Path, out: Path, *more: s
         (["--task", "no_such"], "unknown task 'no_such'"),
         (["--task", "sciq@5"], "--task: sciq@5 says how many examples there are"),
         (["--task", "demo_text"], "--task: demo_text is plain text"),
-        (["--data", "absent.jsonl"], "cannot read absent.jsonl"),
+        (["--data", "absent.jsonl"], "no text file at absent.jsonl"),
         (["--data", "absent.jsonl", "--base", "b"], "--base is there to be compared with"),
         (["--task", "sciq", "--steps", "5", "--epochs", "1"], "--steps and --epochs both say"),
         (["--task", "sciq", "--learning-rate", "0"], "learning_rate"),
@@ -51,7 +51,10 @@ def test_a_task_that_is_named_twice(
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("", "holds no example"), ('{"prompt": "a", "response": "b"}\n{"prompt"', "line 2: no JSON")],
+    [
+        ("", "holds no example"),
+        ('{"prompt": "a", "response": "b"}\n{"prompt"', "line 2 is no JSON"),
+    ],
 )
 def test_a_file_of_instructions_that_is_none(
     content: str, said: str, pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -99,13 +99,18 @@ def test_a_word_without_an_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_tokenizer_without_places_takes_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Mistral's own do, which refuse some arguments as well."""
     monkeypatch.setattr(encode, "WHOLE", 4000)
     monkeypatch.setattr(encode, "PIECE", 2000)
     tokenizer = byte_tokenizer()
 
     class Slow:
         is_fast = False
-        encode = tokenizer.encode
+
+        def encode(self, text: str, *, split_special_tokens: bool = False, **given: Any) -> Any:
+            if split_special_tokens:
+                raise ValueError("not supported")
+            return tokenizer.encode(text, **given)
 
     text = "the old house by the sea " * 500
     found = list(plain_ids(text, Slow()))
