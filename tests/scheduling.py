@@ -70,6 +70,9 @@ LONG = (
     "tests/test_digests.py",
     "tests/test_own_names.py",
     "tests/test_wheel.py",
+    "tests/texts/test_hub.py",
+    "tests/texts/test_hygiene.py",
+    "tests/texts/test_long.py",
     "tests/vllm_moe_prune/test_composition.py",
 )
 

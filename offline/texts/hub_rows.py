@@ -59,15 +59,12 @@ def parse_name(text: str) -> HubName:
 
 @dataclass(frozen=True, slots=True)
 class HubRows:
-    """The rows of one split at one commit.
-
-    :param columns: if the data set says which it has
-    """
+    """The rows of one split at one commit."""
 
     name: str
     split: str
     revision: str
-    columns: frozenset[str] | None
+    columns: frozenset[str]
     _data: Any = field(repr=False, compare=False)
 
     @classmethod
@@ -109,11 +106,13 @@ def _found(text: str) -> HubRows:
         given["data_files"] = name.config
     elif name.config is not None:
         given["name"] = name.config
-    with _explained(text, f"hf:{text}"), _without_torch():
+    place = f"hf:{text}"
+    with _explained(text, place), _without_torch():
         found = datasets.load_dataset(name.repo, **given)
     split = _split(text, name, list(found))
     data = found[split]
-    columns = None if data.column_names is None else frozenset(data.column_names)
+    with _explained(text, place):  # files without a schema show their columns in the first row
+        columns = frozenset(data.column_names or next(iter(data), {}))
     return HubRows(text, split, commit, columns, data)
 
 

@@ -142,8 +142,7 @@ def check_source(source: str) -> FileSource | HubSource:
     name, column = split_column(source)
     if name.startswith(HUB):
         data = HubRows.of(name.removeprefix(HUB))
-        if data.columns is not None:
-            check_columns(data.columns, source, column)
+        check_columns(data.columns, source, column)
         return HubSource(data, column)
     found = FileSource(Files.of(Path(name)), column)
     columns = found.files.columns()

@@ -124,9 +124,7 @@ def test_what_is_not_there_is_one_line(spec: str, said: str, chats: str) -> None
     assert time.monotonic() - begin < 20
 
 
-def test_gated_and_down(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Any
-) -> None:
+def test_gated_and_down(hub: Hub, tmp_path: Path, tokenizer: Any) -> None:
     (tmp_path / "set").mkdir()
     write_rows(tmp_path / "set", CHATS, ".parquet")
     hub.publish("Org/Gated", tmp_path / "set", kind="dataset", gated=True)
@@ -172,9 +170,21 @@ def test_a_stream_that_breaks_off_is_one_line(
     lines = [json.dumps({"text": "the cat"}), "{"]
     (tmp_path / "set" / "rows.jsonl").write_text("\n".join(lines))
     hub.publish("Org/Broken", tmp_path / "set", kind="dataset")
-    with pytest.raises(PruneError, match=r"hf:Org/Broken row 1 cannot be read") as error:
+    with pytest.raises(PruneError, match=r"hf:Org/Broken.* cannot be read") as error:
         load("hf:Org/Broken:2", tokenizer, length=8)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_column_that_is_not_there_is_said_when_the_set_is_named(
+    kind: str, hub: Hub, tmp_path: Path
+) -> None:
+    (tmp_path / "set").mkdir()
+    write_rows(tmp_path / "set", [{"body": "the cat"}], kind)
+    hub.publish(f"Org/Other{kind[1:]}", tmp_path / "set", kind="dataset")
+    for column in ("", "#no"):
+        with pytest.raises(PruneError, match="its columns are body"):
+            parse_calibration(f"hf:Org/Other{kind[1:]}{column}:4")
 
 
 def test_names() -> None:
