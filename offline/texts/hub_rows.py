@@ -189,6 +189,12 @@ def _refusal(name: HubName, place: str, error: Exception) -> PruneError:
             f"{place}: there is no data set {name.repo} on the hub",
             hint="check the name; for a private one set HF_TOKEN",
         )
+    kinds = {kind.__name__ for one in chain for kind in type(one).__mro__}
+    if "TransportError" in kinds:  # of httpx or httpx2, by the client's version
+        return PruneError(
+            f"{place}: the hub cannot be reached: {said}",
+            hint="check the network and HF_ENDPOINT, or give the folder of a downloaded data set",
+        )
     if "Config name is missing" in str(error) or "BuilderConfig" in str(error):
         return PruneError(f"{place}: {_configs(str(error))}", hint=_GRAMMAR)
     if name.is_file and has(FileNotFoundError):

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from offline.texts.files import Files
-from offline.texts.forms import check_columns, form_of
+from offline.texts.forms import FORMS, check_columns, form_of
 from offline.texts.hub_rows import HubRows
 from offline.texts.order import mixed, shuffled
 from offline.texts.row import Row, Skip
-
-_LOOKED_AT = 20  # rows that are read to know a file's columns
+from offline.texts.tally import Tally
+from vllm_moe_prune.errors import PruneError
 
 
 class Source(Protocol):
@@ -120,7 +120,8 @@ class HubSource:
 def open_source(source: str) -> Source:
     """Find what a source names: a domain of the demo, a file, a folder, or a data set of the hub.
 
-    Its beginning is looked at, so that a column that is not there is said early.
+    Its beginning is looked at, so that a column that is not there is said early, as is a file with
+    nothing in it.
 
     :param source: without name and number of sequences
     :raises PruneError: if there is none, or its first rows are none that can be read
@@ -148,16 +149,19 @@ def check_source(source: str) -> FileSource | HubSource:
     columns = found.files.columns()
     if columns is not None:
         check_columns(columns, str(found.files.paths[0]), column)
-    else:
-        _look(found.rows(), column)
+    _look(found)
     return found
 
 
-def _look(rows: Iterator[Row], column: str | None) -> None:
-    """Refuse rows of which the first that says anything has no form."""
-    for row in (row for row, _ in zip(rows, range(_LOOKED_AT), strict=False)):
+def _look(source: FileSource) -> None:
+    """Refuse a source of which no row says anything, or the first that does has no form."""
+    tally, name = Tally(), str(source.files.paths[0])
+    for row in source.rows():
+        tally.rows += 1
         try:
-            form_of(row, column)
-        except Skip:
+            form_of(row, source.column)
+        except Skip as skip:
+            tally.skip(row, skip)
             continue
         return
+    raise PruneError(f"{name} holds no text{tally.why()}", hint=FORMS)

@@ -162,8 +162,8 @@ GOOD = '{"prompt": "a", "response": "b"}'
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "holds no example"),
-        ("\n \n", "holds no example"),
+        ("", "holds no text"),
+        ("\n \n", "holds no text"),
         (f"{GOOD}\n\n{{", "line 3 is no JSON"),
         (f"{GOOD}\n[1]", "line 2 is no object"),
         (f'{GOOD}\n{{"prompt": "a"}}', "line 2 has no text: its columns are prompt"),

@@ -52,7 +52,7 @@ def test_a_task_that_is_named_twice(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "holds no example"),
+        ("", "holds no text"),
         ('{"prompt": "a", "response": "b"}\n{"prompt"', "line 2 is no JSON"),
     ],
 )
