@@ -151,6 +151,23 @@ def test_master_and_worker_share_a_test(tmp_path: Path) -> None:
     assert read_records(tmp_path / "records.0.jsonl")
 
 
+def fetched(address: str, server: subprocess.Popen[bytes]) -> str:
+    """Return what a server says, as soon as it does, for a minute."""
+    for _ in range(300):
+        try:
+            text: str = urllib.request.urlopen(address, timeout=10).read().decode()
+            return text
+        except OSError:
+            assert server.poll() is None, "it ended"
+            time.sleep(0.2)
+    raise AssertionError(f"nobody answers at {address}")
+
+
+def metrics_of(address: str, server: subprocess.Popen[bytes]) -> set[str]:
+    found = json.loads(fetched(f"{address}/stats/requests", server))
+    return {entry["name"] for entry in found["stats"]}
+
+
 @pytest.mark.slow
 def test_web_page_shows_the_metrics(tmp_path: Path) -> None:
     port = free_port()
@@ -158,12 +175,15 @@ def test_web_page_shows_the_metrics(tmp_path: Path) -> None:
         flags = ["--web-host", "127.0.0.1", "--web-port", str(port), "--autostart", "-u", "1"]
         child = subprocess.Popen(command(*flags, "--host", server.url), env=environment())
         try:
-            time.sleep(5)
             address = f"http://127.0.0.1:{port}"
-            page = urllib.request.urlopen(address, timeout=10).read().decode()
-            found = json.load(urllib.request.urlopen(f"{address}/stats/requests", timeout=10))
+            page = fetched(address, child)
+            for _ in range(300):
+                names = metrics_of(address, child)
+                if {"ttft", "itl", "e2e"} <= names:
+                    break
+                time.sleep(0.2)
         finally:
             child.terminate()
             child.wait()
     assert "<html" in page
-    assert {"ttft", "itl", "e2e"} <= {entry["name"] for entry in found["stats"]}
+    assert {"ttft", "itl", "e2e"} <= names
