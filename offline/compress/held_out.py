@@ -136,11 +136,18 @@ def _entry(
             "items": len(results[0].items),
             "maps": len(each),
             "each": each,
-            "metrics": finite(results[0].metrics),
+            "metrics": _mean_metrics(results),
             "data_split": results[0].source,
             "unfinished": sum(result.unfinished for result in results),
         }
     )
+
+
+def _mean_metrics(results: list[TaskResult]) -> dict[str, float]:
+    """Return the mean over maps of all metrics that each of them has."""
+    each = [finite(result.metrics) for result in results]
+    names = [name for name in each[0] if all(name in metrics for metrics in each)]
+    return {name: statistics.fmean(metrics[name] for metrics in each) for name in names}
 
 
 def _interval(each: list[float]) -> tuple[float, float]:

@@ -32,8 +32,7 @@ class Quality(WithMetrics, _Frozen):
     """Accuracy of one variant on one task and split, 0..1, with its 95 % interval.
 
     With measure ``agreement`` it is the mean acceptance of the variant's next tokens by the base.
-    ``eep_prune`` is what EEP had found when its pruning phase ended. ``metrics`` are those of the
-    first map.
+    ``eep_prune`` is what EEP had found when its pruning phase ended.
     """
 
     variant: Variant

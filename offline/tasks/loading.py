@@ -22,6 +22,7 @@ from offline.tasks.quiet import quiet_libraries
 from offline.tasks.yaml_fields import FUNCTION
 from vllm_moe_prune.errors import PruneError
 
+_ABSENT = ("DatasetNotFoundError", "RepositoryNotFoundError", "RevisionNotFoundError")
 _UNREACHED = (
     "OfflineModeIsEnabled",
     "LocalEntryNotFoundError",
@@ -124,28 +125,28 @@ def _reason(definition: Definition, error: Exception) -> tuple[str, str | None]:
     name = definition.name
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"task {name} needs the package {error.name}", f"pip install {error.name}"
+    known = _data_reason(error, said)
+    if known is not None:
+        return f"task {name}: its data set {_dataset(definition)} {known[0]}", known[1]
+    return f"task {name} cannot be loaded: {type(error).__name__}: {said[:300]}", None
+
+
+def _data_reason(error: Exception, said: str) -> tuple[str, str | None] | None:
+    """Return what is the matter with a data set, if it is that, and what to do."""
     kind = type(error).__name__
-    data = f"task {name}: its data set {_dataset(definition)}"
     if "scripts are no longer supported" in said or "trust_remote_code" in said:
-        return f"{data} runs code of its own (trust_remote_code), which is refused", None
-    if kind in ("DatasetNotFoundError", "RepositoryNotFoundError", "RevisionNotFoundError"):
-        gated = "gated" in said.lower()
+        return "runs code of its own (trust_remote_code), which is refused", None
+    if kind == "GatedRepoError" or (kind in _ABSENT and "gated" in said.lower()):
+        return "is gated", "accept its terms on the hub and log in with `hf auth login`"
+    if kind in _ABSENT:
+        return "is not on the hub", "look for its name there; a private one needs a token"
+    unreached = isinstance(error, ConnectionError) or any(word in said for word in _UNREACHED)
+    if unreached or kind in _UNREACHED:
         return (
-            (f"{data} is gated", "accept its terms on the hub and log in with `hf auth login`")
-            if gated
-            else (
-                f"{data} is not on the hub",
-                "look for its name there; a private one needs a token",
-            )
-        )
-    if kind == "GatedRepoError":
-        return f"{data} is gated", "accept its terms on the hub and log in with `hf auth login`"
-    if kind in _UNREACHED or isinstance(error, ConnectionError):
-        return (
-            f"{data} cannot be reached: {said[:200]}",
+            f"cannot be reached: {said.rpartition('either: ')[2][:200]}",
             "without a network it must be in the cache (HF_HOME) already",
         )
-    return f"task {name} cannot be loaded: {kind}: {said[:300]}", None
+    return None
 
 
 def _dataset(definition: Definition) -> str:

@@ -72,3 +72,12 @@ def test_a_data_set_that_cannot_be_had_is_one_line(
     words = ("eval", "--model", model, "--task", "gsm8k_platinum", "--device", "cpu", "--quiet")
     error = one_error(*run(*words, capsys=capsys))
     assert error.startswith(said)
+
+
+def test_a_hub_that_does_not_answer_is_one_line(
+    hub: Hub, data: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.is_down = True
+    words = ("eval", "--model", model, "--task", "gsm8k_cot_zeroshot", "--device", "cpu", "--quiet")
+    error = one_error(*run(*words, capsys=capsys))
+    assert error.startswith("task gsm8k_cot_zeroshot: its data set openai/gsm8k (main) cannot be ")
