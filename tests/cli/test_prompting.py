@@ -173,6 +173,16 @@ def test_wrong_flags_are_one_line(
         RecoverRecipe.of({"model": model, "task": "sciq", **given})
 
 
+def test_greedy_answers_to_a_question_that_is_asked_often_are_refused(model: Path) -> None:
+    greedy = ("--gen-kwargs", "do_sample=false")
+    found = refusal("--model", model, "--task", "humaneval_64", *greedy).message
+    assert "asks every question 64 times, and greedy answers are the same" in found
+    assert (
+        "executes what the model writes"
+        in refusal("--model", model, "--task", "humaneval_64").message
+    )
+
+
 def test_an_answer_longer_than_the_model_sees_is_refused_at_the_start(
     model: Path, folder: Path
 ) -> None:

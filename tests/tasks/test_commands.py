@@ -164,7 +164,6 @@ def test_a_wrong_name_is_said_within_two_seconds_of_work_and_without_torch() -> 
         ("humaneval", "task humaneval executes what the model writes, on this machine"),
         ("gsm8k:acc", "task gsm8k has no metric 'acc'"),
         ("wikitext:word_perplexity", "word_perplexity is reported but cannot be"),
-        ("humaneval_64", "asks every question 64 times"),
         ("mmmu_val_art", "pictures or sounds"),
         ("truthfulqa_mc1@5", "task truthfulqa_mc1 is asked without examples"),
         ("openllm/none", "unknown task 'openllm/none'"),
