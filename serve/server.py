@@ -64,13 +64,19 @@ class ServerSpec:
     def environment(self) -> dict[str, str]:
         """The child's whole environment: defaults, then this process's, then ``env``."""
         defaults = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", **SAFE_PATH}
-        if Path(self.model).is_dir():
+        if not self._asks_hub():
             defaults["HF_HUB_OFFLINE"] = "1"
         if cpu_build():
             defaults["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB; vLLM would take half of the machine
             if self.tensor_parallel_size > 1:
                 defaults["VLLM_CPU_OMP_THREADS_BIND"] = split_cpus(self.tensor_parallel_size)
         return {**defaults, **os.environ, **self.env}
+
+    def _asks_hub(self) -> bool:
+        """Whether the model or the routing map may have to be fetched."""
+        routing_map = (self.loader_extra_config or {}).get("routing_map")
+        remote_map = routing_map is not None and parse(str(routing_map)) is not None
+        return remote_map or not Path(self.model).is_dir()
 
 
 def cpu_build() -> bool:

@@ -24,6 +24,8 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,7 +47,7 @@ Answer = tuple[list[int], list[list[float]]]
 
 
 def probe(
-    model: Path,
+    model: Path | str,
     prompts: list[list[int]],
     *,
     steps: int = 16,
@@ -59,18 +61,39 @@ def probe(
     :param arguments: those of `vllm.LLM`
     :raises RuntimeError: with what vLLM said, if it does not answer
     """
-    request = {
+    request = _request(model, prompts, steps, adapters, arguments)
+    parallel = {"tensor_parallel_size", "pipeline_parallel_size"} & arguments.keys()
+    if env or parallel or not arguments.get("enforce_eager", True):
+        with _Process(env or {}) as process:
+            return process.ask(request)
+    return _shared_process().ask(request)
+
+
+@contextmanager
+def hub_probe() -> Iterator[Callable[..., list[Answer]]]:
+    """`probe` in a process that may ask the hub of the test, for one model after another."""
+    with _Process({**_SHARED, "HF_HUB_OFFLINE": "0"}) as process:
+
+        def ask(model: str, prompts: list[list[int]], *, steps: int, **arguments: Any) -> Any:
+            return process.ask(_request(model, prompts, steps, None, arguments))
+
+        yield ask
+
+
+def _request(
+    model: Path | str,
+    prompts: list[list[int]],
+    steps: int,
+    adapters: list[Path | None] | None,
+    arguments: dict[str, Any],
+) -> dict[str, Any]:
+    return {
         "model": str(model),
         "arguments": arguments,
         "prompts": prompts,
         "steps": steps,
         "adapters": [folder and str(folder) for folder in adapters or []],
     }
-    parallel = {"tensor_parallel_size", "pipeline_parallel_size"} & arguments.keys()
-    if env or parallel or not arguments.get("enforce_eager", True):
-        with _Process(env or {}) as process:
-            return process.ask(request)
-    return _shared_process().ask(request)
 
 
 @functools.cache

@@ -87,7 +87,13 @@ def origin(folder: Path) -> dict[str, str]:
     return {"base_model": found.repo_id, "base_commit": found.revision}
 
 
-def fetch(reference: HubReference, patterns: Sequence[str], *, bars: bool = True) -> Path:
+def fetch(
+    reference: HubReference,
+    patterns: Sequence[str],
+    *,
+    bars: bool = True,
+    cache: Path | None = None,
+) -> Path:
     """Bring files of a repository into the hub's cache and return the folder of the snapshot.
 
     What the cache has is not downloaded again. Where the hub cannot be reached, or with
@@ -96,14 +102,16 @@ def fetch(reference: HubReference, patterns: Sequence[str], *, bars: bool = True
     :param patterns: such as ``*.json``; a file is wanted if one of them matches its path. In a
         pattern that begins with a slash no star goes across folders: ``/*.json`` is the top alone
     :param bars: whether the hub's client may show its progress
+    :param cache: the folder of the cache; the hub client's own if not given
     :raises PruneError: if there is no such model or revision, it is not to be read with this token,
         it has no such files, the disk has no space for them, or the hub cannot be reached
     """
+    cache = cache or _cache()
     with explained(reference.repo_id, reference.revision), _bars(bars):
         try:
             info = _info(reference)
         except _Unreachable as error:
-            return _from_cache(reference, patterns, error)
+            return _from_cache(reference, patterns, cache, error)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
         wanted = _wanted(sizes, patterns)
         if not wanted:
@@ -111,11 +119,12 @@ def fetch(reference: HubReference, patterns: Sequence[str], *, bars: bool = True
                 f"the hub's {reference} has no file that is called {' or '.join(patterns)}",
                 hint="it has " + (", ".join(sorted(sizes)[:8]) or "no files"),
             )
-        _check_space(reference, str(info.sha), {name: sizes[name] for name in wanted})
+        _check_space(reference, str(info.sha), {name: sizes[name] for name in wanted}, cache)
         folder = client().snapshot_download(
             reference.repo_id,
             revision=reference.revision,
             allow_patterns=[glob.escape(name) for name in wanted],
+            cache_dir=cache,
         )
     return Path(folder)
 
@@ -156,7 +165,7 @@ def commit(reference: HubReference) -> str:
         try:
             return str(_info(reference).sha)
         except _Unreachable as error:
-            return _from_cache(reference, (), error).name
+            return _from_cache(reference, (), _cache(), error).name
 
 
 class _Unreachable(Exception):
@@ -181,22 +190,32 @@ def _info(reference: HubReference) -> ModelInfo:
         raise _Unreachable(f"{address()} cannot be reached ({error})") from error
 
 
-def _from_cache(reference: HubReference, patterns: Sequence[str], reason: Exception) -> Path:
+def _cache() -> Path:
+    return Path(client().constants.HF_HUB_CACHE)
+
+
+def _from_cache(
+    reference: HubReference, patterns: Sequence[str], cache: Path, reason: Exception
+) -> Path:
     """Return the snapshot that the cache has, if all that is wanted of it is there."""
-    hub = client()
-    name, cache = reference.repo_id, hub.constants.HF_HUB_CACHE
+    hub, name = client(), reference.repo_id
     hint = "download it while the hub can be reached, or give the path of a local folder"
     try:
         folder = Path(
             hub.snapshot_download(
-                name, revision=reference.revision, allow_patterns=[], local_files_only=True
+                name,
+                revision=reference.revision,
+                allow_patterns=[],
+                local_files_only=True,
+                cache_dir=cache,
             )
         )
     except hub.errors.LocalEntryNotFoundError as error:
         text = f"{reason}, and {reference} is neither a folder here nor in the cache {cache}"
         raise PruneError(text, hint) from error
     try:  # a client that keeps no lists of files cannot say what is missing
-        listed = [file.path for file in hub.get_cached_repo_tree(name, revision=folder.name)]
+        tree = hub.get_cached_repo_tree(name, revision=folder.name, cache_dir=cache)
+        listed = [file.path for file in tree]
     except (AttributeError, hub.errors.CachedRepoTreeNotFoundError):
         listed = []
     missing = [file for file in _wanted(listed, patterns) if not (folder / file).exists()]
@@ -207,7 +226,9 @@ def _from_cache(reference: HubReference, patterns: Sequence[str], reason: Except
     return folder
 
 
-def _check_space(reference: HubReference, revision: str, sizes: Mapping[str, int]) -> None:
+def _check_space(
+    reference: HubReference, revision: str, sizes: Mapping[str, int], cache: Path
+) -> None:
     """Refuse a download that the disk has no space for, before it begins.
 
     :param sizes: file -> bytes
@@ -216,9 +237,8 @@ def _check_space(reference: HubReference, revision: str, sizes: Mapping[str, int
     missing = sum(
         size
         for name, size in sizes.items()
-        if not hub.try_to_load_from_cache(reference.repo_id, name, revision=revision)
+        if not hub.try_to_load_from_cache(reference.repo_id, name, cache, revision)
     )
-    cache = Path(hub.constants.HF_HUB_CACHE)
     free = shutil.disk_usage(next(p for p in (cache, *cache.parents) if p.exists())).free
     if missing > free:
         raise no_space(f"{missing / 1e9:.3g} GB for {reference}, {free / 1e9:.3g} GB are free")

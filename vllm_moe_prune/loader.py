@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,11 +18,14 @@ from vllm.config import ModelConfig, VllmConfig
 from vllm.config.load import LoadConfig
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.model_loader.weight_utils import maybe_download_from_modelscope
 
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.hub import HubReference, parse
 from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layout import MoeLayout
+from vllm_moe_prune.repository import fetch_facts, fetch_weights, is_compact, load_map
 from vllm_moe_prune.rewrite import Copy, Drop, Operation, rewrite
 from vllm_moe_prune.routing import route
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
@@ -47,8 +50,8 @@ class MappedCheckpoint:
 class PrunedMoELoader(DefaultModelLoader):
     """Model loader behind ``--load-format pruned_moe``.
 
-    Own keys of ``--model-loader-extra-config``: ``routing_map`` (folder of the map to apply while
-    loading) and ``allow_other_base`` (load a model that the map was not made for).
+    Own keys of ``--model-loader-extra-config``: ``routing_map`` (folder or hub name of the map to
+    apply while loading) and ``allow_other_base`` (load a model that the map was not made for).
     """
 
     def __init__(self, load_config: LoadConfig) -> None:
@@ -109,41 +112,65 @@ class PrunedMoELoader(DefaultModelLoader):
                 yield operation.target.name, tensor
 
     def _mapped_checkpoint(self, model_config: ModelConfig) -> MappedCheckpoint | None:
-        """Return what to load, or None for a plain checkpoint."""
-        folder = self._local_folder(model_config)
-        checkpoint = Checkpoint.open(folder)
-        is_compact = (folder / COMPACT_FOLDER).is_dir()
+        """Return what to load, or None for a plain checkpoint.
+
+        All is checked before the weights of a model on the hub are downloaded.
+        """
         map_path = self._options.get("routing_map")
-        if map_path is None:
-            routing_map = RoutingMap.load(_map_beside(folder))
-            return _as_it_is(checkpoint, routing_map) if is_compact else None
-        if is_compact or (folder / MAP_FILE).exists():
+        given = None if map_path is None else load_map(Path(map_path))
+        checkpoint = Checkpoint.open(self._folder(model_config))
+        mapped = self._planned(checkpoint, given, model_config.model)
+        fetch_weights(checkpoint)
+        return mapped
+
+    def _planned(
+        self, checkpoint: Checkpoint, given: RoutingMap | None, name: str
+    ) -> MappedCheckpoint | None:
+        folder = checkpoint.folder
+        compact, has_map = (folder / COMPACT_FOLDER).is_dir(), (folder / MAP_FILE).exists()
+        if given is None:
+            if not has_map:
+                raise PruneError(
+                    f"{name} has no {MAP_FILE}",
+                    hint="serve an unpruned model without --load-format pruned_moe, or name a map "
+                    'with --model-loader-extra-config \'{"routing_map": "MAP"}\'',
+                )
+            beside = RoutingMap.load(folder)
+            return _as_it_is(checkpoint, beside) if compact else None
+        if compact or has_map:
             raise PruneError(
-                f"{folder} is already pruned; a routing map applies to its base",
+                f"{name} is already pruned; a routing map applies to its base",
                 hint="give the base model, or leave routing_map out",
             )
-        return apply_map(
-            checkpoint,
-            RoutingMap.load(Path(map_path)),
-            allow_other=bool(self._options.get("allow_other_base", False)),
-        )
+        allow_other = bool(self._options.get("allow_other_base", False))
+        return apply_map(checkpoint, given, allow_other=allow_other)
 
-    def _local_folder(self, model_config: ModelConfig) -> Path:
-        folder = Path(model_config.model)
+    def download_model(self, model_config: ModelConfig) -> None:
+        """Bring the model onto this machine."""
+        fetch_weights(Checkpoint.open(self._folder(model_config)))
+
+    def _folder(self, model_config: ModelConfig) -> Path:
+        """Return where the model is; of one on the hub its weights may not be there yet."""
+        # vLLM has its own switch for another hub.
+        name = maybe_download_from_modelscope(model_config.model, model_config.revision)
+        folder = Path(name or model_config.model)
         if folder.is_dir():
             return folder
-        prepared = self._prepare_weights(
-            model_config.model, None, model_config.revision, False, None
-        )
-        return Path(prepared[0])
+        cache = self.load_config.download_dir
+        reference = HubReference(model_config.model, model_config.revision)
+        return fetch_facts(reference, Path(cache) if cache else None)
 
 
-def refuse_compact(model: str) -> None:
+def refuse_compact(model: str, revision: str | None) -> None:
     """Refuse a compact checkpoint that another load format is about to open.
 
+    :param model: a folder or the hub's ``Org/Name``
     :raises PruneError: saying which flag to add
     """
-    if (Path(model) / COMPACT_FOLDER).is_dir():
+    reference = parse(model)
+    if (Path(model) / COMPACT_FOLDER).is_dir() or (
+        reference is not None and is_compact(replace(reference, revision=revision))
+    ):
         raise PruneError(
             f"{model} is a compact pruned checkpoint and cannot be served as it is",
             hint=f"vllm serve {model} --load-format pruned_moe",
@@ -177,16 +204,6 @@ def _as_it_is(checkpoint: Checkpoint, routing_map: RoutingMap) -> MappedCheckpoi
             )
     operations = tuple(Copy(info.name, info) for info in checkpoint.tensors.values())
     return MappedCheckpoint(checkpoint, operations, routing_map)
-
-
-def _map_beside(folder: Path) -> Path:
-    if not (folder / MAP_FILE).exists():
-        raise PruneError(
-            f"{folder} has no {MAP_FILE}",
-            hint="serve an unpruned model without --load-format pruned_moe, or name a map with "
-            '--model-loader-extra-config \'{"routing_map": "DIR"}\'',
-        )
-    return folder / MAP_FILE
 
 
 def check_parallel(vllm_config: VllmConfig, routing_map: RoutingMap) -> None:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offline.check.probes import CHAT_PROMPTS, PROMPTS, repetition
+from offline.data.models import complete
 from offline.runs.owned import read_json, refuse_foreign
 from serve.server import Server, ServerSpec
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.hub import snapshot_of
 from vllm_moe_prune.provenance import write_atomic
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
 
@@ -94,6 +96,8 @@ def check(folder: Path, base: Path | None, *, dtype: str = "auto", log: Path) ->
     from offline.engines.local.transformers import TransformersEngine
 
     inputs = _inputs(folder, base, dtype)
+    complete(Path(inputs.spec.model))
+    complete(inputs.reference)
     engine = TransformersEngine(inputs.reference, dtype=inputs.dtype)  # type: ignore[arg-type]
     prompts = [engine.tokenizer.encode(prompt) for prompt in PROMPTS]
     with Server(inputs.spec, log=log) as server:
@@ -108,7 +112,9 @@ def check(folder: Path, base: Path | None, *, dtype: str = "auto", log: Path) ->
         _collapse(looping, before),
         *_endpoint(answers, chats),
     )
-    return CheckResult(folder.name, inputs.spec.load_format, startup, items)
+    there = snapshot_of(folder)
+    name = there.repo_id if there else folder.name
+    return CheckResult(name, inputs.spec.load_format, startup, items)
 
 
 def check_free(folder: Path, log: Path) -> None:
@@ -139,7 +145,8 @@ def _inputs(folder: Path, base: Path | None, dtype: str) -> CheckInputs:
     is_compact = (folder / COMPACT_FOLDER).is_dir()
     if (is_map_only or is_compact) and base is None:
         kind = "routing map" if is_map_only else "compact checkpoint"
-        raise PruneError(f"{folder} is a {kind}", hint="add --base with the model it was made for")
+        name = snapshot_of(folder) or folder
+        raise PruneError(f"{name} is a {kind}", hint="add --base with the model it was made for")
     checkpoint = Checkpoint.open(base or folder)
     if base is not None and routing_map is not None:
         routing_map.check_base(checkpoint.fingerprint(), checkpoint.expert_counts())

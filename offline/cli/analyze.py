@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from offline.cli.models import NAMES
 from vllm_moe_prune.errors import PruneError
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ Example:
     help="scores of the pruned model on the same text: what pruning changed",
 )
 @click.option(
-    "--map", "map_path", type=click.Path(path_type=Path), help="routing map: what is kept"
+    "--map",
+    "map_path",
+    type=click.Path(path_type=Path),
+    help=f"routing map, which says what is kept: {NAMES}",
 )
 @click.option(
     "--criteria",
@@ -76,7 +80,7 @@ def analyze(
     from offline.calibration.blend import parse_blend
     from offline.calibration.scores import Scores
     from vllm_moe_prune.provenance import Provenance, write_atomic
-    from vllm_moe_prune.routing_map import RoutingMap
+    from vllm_moe_prune.repository import load_map
 
     wanted = None if layers is None else _numbers(layers)
     words = None if criteria is None else _words(criteria)
@@ -87,7 +91,7 @@ def analyze(
         read,
         domains=None if domains is None else parse_blend(domains),
         after=None if after is None else Scores.load(after),
-        routing_map=None if map_path is None else RoutingMap.load(map_path),
+        routing_map=None if map_path is None else load_map(map_path),
         criteria=words,
         keep=keep,
         layers=wanted,

@@ -14,7 +14,11 @@ from offline.cli.models import NAMES, model_folder
 @click.command(epilog="Example: vmprune build --model base --map pruned.run --out pruned")
 @click.option("--model", type=click.Path(path_type=Path), required=True, help=f"base: {NAMES}")
 @click.option(
-    "--map", "map_path", type=click.Path(path_type=Path), required=True, help="routing map"
+    "--map",
+    "map_path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help=f"routing map: {NAMES}",
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write")
 @click.option("--force", is_flag=True, help="replace OUT if it exists")
@@ -50,9 +54,9 @@ def build(
     from offline.data.models import complete
     from offline.runs.units import gib
     from vllm_moe_prune.checkpoint import Checkpoint
-    from vllm_moe_prune.routing_map import RoutingMap
+    from vllm_moe_prune.repository import load_map
 
-    routing_map = RoutingMap.load(map_path)
+    routing_map = load_map(map_path)
     base = Checkpoint.open(model)
     plan = plan_build(base, routing_map, allow_other=allow_other_base, mtp=mtp)
     click.echo(routing_map.summary())

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from offline.cli.models import NAMES, model_folder
+from vllm_moe_prune.hub import parse
 
 
 @click.command(epilog="Example: vmprune check pruned --base base")
@@ -23,26 +24,27 @@ from offline.cli.models import NAMES, model_folder
 def check(out: Path, base: Path | None, dtype: str, as_json: bool) -> None:
     """Serve OUT with vLLM and verify it: parity with the reference, and no collapse.
 
-    OUT is a pruned checkpoint or a routing map. With --base the reference is the base with the
-    dropped experts' scores removed. Ends with status 1 if a check fails.
+    OUT is a pruned checkpoint or a routing map, here or on the hub (Org/Name[@revision]; then
+    nothing is written but the server's log, into the current folder). With --base the reference is
+    the base with the dropped experts' scores removed. Ends with status 1 if a check fails.
     """
-    if not out.is_dir():
+    is_here = parse(str(out)) is None
+    if is_here and not out.is_dir():
         raise click.BadParameter(f"no such folder: {out}")
+    folder = model_folder(out)
     base = base and model_folder(base)
     from offline.check.check import check as run_check
     from offline.check.check import check_free, save
     from offline.cli.progress import progress
-    from offline.data.models import complete
 
-    log = out.with_name(out.name + ".check.log")
-    check_free(out, log)
-    if base is not None:
-        complete(base)
+    log = (out if is_here else Path(out.name)).with_name(out.name + ".check.log")
+    check_free(folder, log)
     with progress() as reporter:
         reporter.stage("serving with vLLM and comparing with transformers", 1)
-        result = run_check(out, base, dtype=dtype, log=log)
+        result = run_check(folder, base, dtype=dtype, log=log)
         reporter.step()
-    save(result, out)
+    if is_here:
+        save(result, folder)
     if as_json:
         click.echo(json.dumps(result.to_json()))
     else:

@@ -60,7 +60,12 @@ if TYPE_CHECKING:
     "test if not given, all for its tasks",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="items; all if not given")
-@click.option("--map", "map_path", type=click.Path(path_type=Path), help="routing map to apply")
+@click.option(
+    "--map",
+    "map_path",
+    type=click.Path(path_type=Path),
+    help=f"routing map to apply: {NAMES}",
+)
 @click.option("--allow-other-base", is_flag=True, help="apply a map made for another base")
 @click.option("--endpoint", help="score the model that the server at this address serves")
 @click.option("--served-name", help="the model's name there; the first that it serves")
@@ -101,7 +106,7 @@ def evaluate(
     from offline.runs.device import pick_device
     from offline.tasks.catalog import Library, check_split
     from offline.tasks.prompting_settings import check_chat
-    from vllm_moe_prune.routing_map import RoutingMap
+    from vllm_moe_prune.repository import load_map
 
     put = prompting_of(prompting)
     library = Library(include_path, allow_code_execution, put.prompting)
@@ -115,7 +120,7 @@ def evaluate(
     if endpoint is None:
         if served_name is not None:
             raise PruneError("--served-name needs --endpoint")
-        routing_map = RoutingMap.load(map_path) if map_path else None
+        routing_map = load_map(map_path) if map_path else None
         device = pick_device(device)
         complete(model)
         with progress() as reporter:

@@ -11,7 +11,7 @@ import click
 from offline.build.export import ExportFormat, is_export, pruner_call
 from offline.build.export import export as exported
 from offline.runs.output import check_file, write_file
-from vllm_moe_prune.routing_map import RoutingMap
+from vllm_moe_prune.repository import load_map
 
 
 @click.command(epilog="Example: vmprune export plan --format llm-compressor --out report.json")
@@ -30,11 +30,12 @@ from vllm_moe_prune.routing_map import RoutingMap
 def export(map_path: Path, form: ExportFormat, out: Path, force: bool, as_json: bool) -> None:
     """Write which experts a routing map keeps, for another tool.
 
-    MAP is a routing map or a pruned checkpoint. Maps that merge experts or mix their scores have
-    no such form. Both formats are described in docs/routing-map.md.
+    MAP is a routing map or a pruned checkpoint, here or on the hub (Org/Name[@revision]). Maps that
+    merge experts or mix their scores have no such form. Both formats are described in
+    docs/routing-map.md.
     """
     check_file(out, force=force, ours=is_export, inputs=(map_path,))
-    routing_map = RoutingMap.load(map_path)
+    routing_map = load_map(map_path)
     content = exported(routing_map, form)
     write_file(out, content, force=force, ours=is_export)
     call = pruner_call(routing_map, str(out)) if form == "llm-compressor" else None

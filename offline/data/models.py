@@ -7,12 +7,12 @@ are needed.
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
 from pathlib import Path
 
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, INDEX_FILE, Checkpoint
 from vllm_moe_prune.hub import HubReference, fetch, parse, snapshot_of, spelled
+from vllm_moe_prune.repository import fetch_weights
 
 # Config, index, routing map and card: what `inspect` shows.
 FACTS = (
@@ -49,10 +49,5 @@ def complete(folder: Path) -> None:
     :param folder: of `located`; another folder is left as it is
     :raises PruneError: as `located`, or if there is no space for them
     """
-    reference = snapshot_of(folder)
-    if reference is None:
-        return
-    files = dict.fromkeys(tensor.file for tensor in Checkpoint.open(folder).stored.values())
-    missing = [file.relative_to(folder).as_posix() for file in files if not file.exists()]
-    if missing:
-        fetch(reference, [f"/{glob.escape(name)}" for name in missing])
+    if snapshot_of(folder) is not None:
+        fetch_weights(Checkpoint.open(folder))

@@ -10,6 +10,8 @@ import pytest
 from offline.build.build import build
 from offline.check.check import check, save
 from offline.check.probes import repetition
+from tests.command import invoke
+from tests.hub.server import Hub
 from tests.sample_maps import build_compact, mixed_map
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -56,6 +58,23 @@ def test_a_checkpoint_with_wrong_weights_fails(base: Path, tmp_path: Path) -> No
     parity = next(f for f in result.checks if f.name == "parity of log-probabilities")
     assert not parity.ok
     assert not result.ok
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_what_lies_on_the_hub_is_checked_by_its_name(
+    hub: Hub, base: Path, compact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hub.publish("me/out", compact, tag="v1")
+    hub.publish("Org/Tiny", base)
+    words = ("check", "me/out@v1", "--base", "Org/Tiny", "--dtype", "float32", "--json")
+    facts = json.loads(invoke(*words).stdout)
+    found = {finding["name"]: finding for finding in facts["checks"]}
+    assert found["parity of log-probabilities"]["value"] < 2e-3
+    assert (facts["model"], facts["served_as"]) == ("me/out", "pruned_moe")
+    assert (tmp_path / "out@v1.check.log").is_file()
+    assert list(tmp_path.rglob("check.json")) == []
 
 
 def test_a_compact_checkpoint_needs_its_base(compact: Path, tmp_path: Path) -> None:

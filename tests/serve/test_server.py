@@ -138,6 +138,9 @@ def test_environment_prefers_the_caller_then_the_user(
     assert local["VLLM_CPU_KVCACHE_SPACE"] == "3"
     assert (local["DO_NOT_TRACK"], local["HF_HUB_OFFLINE"]) == ("0", "1")
     assert "HF_HUB_OFFLINE" not in ServerSpec("org/model").environment()
+    for routing_map, offline in (("me/map@v1", False), (str(tmp_path), True)):
+        spec = ServerSpec(tmp_path, loader_extra_config={"routing_map": routing_map})
+        assert ("HF_HUB_OFFLINE" in spec.environment()) == offline
 
 
 def test_gpu_builds_get_no_cpu_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from offline.build.build import build
+from tests.hub.server import Hub
 from tests.sample_maps import build_compact, mixed_map, uniform_map
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.plugin import register
+from vllm_moe_prune.rewrite import Drop
 
 vllm = pytest.importorskip("vllm", reason="the plugin side needs vLLM")
 
@@ -46,8 +48,8 @@ def loader(**extra: Any) -> PrunedMoELoader:
     return made
 
 
-def model_config(folder: Path) -> Any:
-    return SimpleNamespace(model=str(folder), revision=None)
+def model_config(model: Path | str, revision: str | None = None) -> Any:
+    return SimpleNamespace(model=str(model), revision=revision)
 
 
 def test_registering_twice_changes_nothing() -> None:
@@ -66,6 +68,61 @@ def test_a_compact_checkpoint_is_refused_by_every_other_format(
         get_model_loader(LoadConfig(load_format=load_format)).load_model(
             SimpleNamespace(), model_config(compact)
         )
+
+
+@pytest.mark.parametrize("load_format", ["auto", "safetensors"])
+def test_a_compact_checkpoint_on_the_hub_is_refused_by_every_other_format(
+    hub: Hub, compact: Path, base: Path, load_format: str
+) -> None:
+    hub.publish("me/out", base, tag="base")
+    hub.publish("me/out", compact)
+    register()
+    other = get_model_loader(LoadConfig(load_format=load_format))
+    with pytest.raises(PruneError, match=r"^me/out is a compact.*me/out --load-format pruned_moe"):
+        other.load_model(SimpleNamespace(), model_config("me/out"))
+    with pytest.raises(AttributeError, match="SimpleNamespace"):  # vLLM begins to load it
+        other.load_model(SimpleNamespace(), model_config("me/out", "base"))
+
+
+def test_checkpoints_and_maps_are_loaded_by_their_names_on_the_hub(
+    hub: Hub, compact: Path, base: Path, tmp_path: Path
+) -> None:
+    mixed_map(base).save(tmp_path / "map")
+    hub.publish("me/map", tmp_path / "map", tag="v1")
+    hub.publish("me/base", base)
+    hub.publish("me/out", compact, tag="v1")
+    hub.publish("me/out", base)
+    wanted = loader()._mapped_checkpoint(model_config(compact))
+    assert wanted is not None
+    found = loader()._mapped_checkpoint(model_config("me/out", "v1"))
+    assert found is not None and found.checkpoint.tensors == wanted.checkpoint.tensors
+    assert found.routing_map.digest() == wanted.routing_map.digest()
+    for model in (base, "me/base"):
+        mapped = loader(routing_map="me/map@v1")._mapped_checkpoint(model_config(model))
+        assert mapped is not None and mapped.routing_map.digest() == wanted.routing_map.digest()
+        targets = {o.target.name: o.target for o in mapped.operations if not isinstance(o, Drop)}
+        assert targets == wanted.checkpoint.tensors
+    other = make_tiny_mixtral(tmp_path / "other", layers=4, seed=7)
+    hub.publish("me/other", other)
+    with pytest.raises(PruneError, match=r"another base.*routers hash differs"):
+        loader(routing_map="me/map")._mapped_checkpoint(model_config("me/other"))
+    assert not [r for r in hub.asked("me/other") if r.sent > 100_000]  # no weights for nothing
+    with pytest.raises(PruneError, match=r"^me/out is already pruned; .*\(hint: give the base"):
+        loader(routing_map="me/map")._mapped_checkpoint(model_config("me/out", "v1"))
+    with pytest.raises(PruneError, match=r"^me/base has no routing_map\.json"):
+        loader()._mapped_checkpoint(model_config("me/base"))
+
+
+def test_files_of_the_hub_go_where_vllm_was_told_to_keep_them(
+    hub: Hub, compact: Path, tmp_path: Path
+) -> None:
+    hub.publish("me/out", compact)
+    register()
+    config = LoadConfig(load_format="pruned_moe", download_dir=str(tmp_path / "disk"))
+    get_model_loader(config).download_model(model_config("me/out"))
+    (snapshot,) = (tmp_path / "disk").glob("models--me--out/snapshots/*")
+    assert Checkpoint.open(snapshot).tensors == Checkpoint.open(compact).tensors
+    assert not (tmp_path / "huggingface").exists()
 
 
 def test_map_only_reads_no_dropped_expert(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ Each case starts a vLLM engine in a process of its own; one engine answers all p
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 import torch
 
 from offline.build.build import build
+from tests.hub.server import Hub
 from tests.reference import greedy, reference_model
 from tests.sample_maps import mixed_map, uniform_map
 from tests.tiny import make_tiny_mixtral
-from tests.vllm_probe import probe
+from tests.vllm_probe import hub_probe, probe
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.routing_map import RoutingMap
 
@@ -98,6 +100,46 @@ def test_map_only_applies_the_map_while_loading_the_base(
         model_loader_extra_config={"routing_map": str(tmp_path)},
     )
     assert_equal(answers, expected)
+
+
+def test_compact_and_map_by_their_names_on_the_hub(
+    hub: Hub, base: Path, compact: Path, mixed: RoutingMap, expected: list[Any], tmp_path: Path
+) -> None:
+    mixed.save(tmp_path / "map")
+    hub.publish("me/base", base)
+    hub.publish("me/out", compact, tag="v1")
+    hub.publish("me/out", base)  # what main is now would be refused
+    hub.publish("me/map", tmp_path / "map", tag="v1")
+    by_name = {"load_format": "pruned_moe", "dtype": "float32", "steps": STEPS}
+    of_map = {"routing_map": "me/map@v1"}
+    with hub_probe() as ask:
+        assert_equal(ask("me/out", PROMPTS, revision="v1", **by_name), expected)
+        assert_equal(ask("me/base", PROMPTS, model_loader_extra_config=of_map, **by_name), expected)
+    assert Counter(fetched(hub, "me/out") + fetched(hub, "me/base")).most_common(1)[0][1] == 1
+
+
+def fetched(hub: Hub, repository: str) -> list[str]:
+    """Return the weights of a repository that were sent, once for each time."""
+    weights = r"/cdn/.*\.safetensors"
+    sent = [r for r in hub.asked(weights) if r.method == "GET" and not r.range]
+    assert any(repository in request.path for request in sent)
+    return [request.path for request in sent if repository in request.path]
+
+
+@pytest.mark.slow
+def test_ranks_download_once(hub: Hub, compact: Path, expected: list[Any]) -> None:
+    hub.publish("me/out", compact)
+    answers = probe(
+        "me/out",
+        PROMPTS,
+        steps=STEPS,
+        env={"VLLM_CPU_OMP_THREADS_BIND": "0|1", "HF_HUB_OFFLINE": "0"},
+        load_format="pruned_moe",
+        dtype="float32",
+        tensor_parallel_size=2,
+    )
+    assert_equal(answers, expected)
+    assert Counter(fetched(hub, "me/out")).most_common(1)[0][1] == 1
 
 
 @pytest.mark.slow

@@ -18,20 +18,23 @@ def _registry() -> dict[str, type]:
     return registry
 
 
-def guard_other_loaders(refuse: Callable[[str], None], *, ours: str) -> None:
-    """Let every other load format call ``refuse(model folder)`` before it loads anything."""
+Refuse = Callable[[str, str | None], None]
+
+
+def guard_other_loaders(refuse: Refuse, *, ours: str) -> None:
+    """Let every other load format call ``refuse(model, revision)`` before it loads anything."""
     registry = _registry()
     for load_format, loader in list(registry.items()):
         if load_format != ours and not getattr(loader, "guards_compact", False):
             registry[load_format] = _guarded(loader, refuse)
 
 
-def _guarded(loader: Any, refuse: Callable[[str], None]) -> type:
+def _guarded(loader: Any, refuse: Refuse) -> type:
     class Guarded(loader):  # type: ignore[misc]
         guards_compact = True
 
         def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> Any:
-            refuse(model_config.model)
+            refuse(model_config.model, model_config.revision)
             return super().load_model(vllm_config, model_config, prefix)
 
     Guarded.__name__ = Guarded.__qualname__ = loader.__name__
