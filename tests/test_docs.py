@@ -31,18 +31,12 @@ FILE = re.compile(rf"(?<![\w./-])((?:{ROOMS})/[\w./-]*[\w/])")
 # Flags that are another program's: vLLM's, locust's, hf's, pip's, pytest's, git's, a later tool's.
 OTHERS = frozenset(
     (
-        *("attention-backend", "compilation-config", "enable-eplb", "enable-expert-parallel"),
-        *("enable-lora", "enforce-eager", "expect-workers", "headless", "host", "master"),
-        *(
-            "limit-mm-per-prompt",
-            "local-dir",
-            "repo-type",
-            "load-format",
-            "lora-modules",
-            "lora-target-modules",
-        ),
-        *("master-host", "max-loras", "model-loader-extra-config", "no-deps"),
-        *("speculative-config", "tensor-parallel-size", "worker"),
+        *("attention-backend", "compilation-config", "download-dir", "enable-eplb"),
+        *("enable-expert-parallel", "enable-lora", "enforce-eager", "exclude", "expect-workers"),
+        *("headless", "host", "include", "limit-mm-per-prompt", "load-format", "local-dir"),
+        *("lora-modules", "lora-target-modules", "master", "master-host", "max-loras"),
+        *("model-loader-extra-config", "no-deps", "repo-type", "revision", "speculative-config"),
+        *("tensor-parallel-size", "worker"),
     )
 )
 MAKE = re.compile(r"^make ([a-z][a-z-]*)")
