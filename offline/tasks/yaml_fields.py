@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offline.tasks.prompting import sampled
 from vllm_moe_prune.errors import PruneError
 
 _UNTIL = "\n\n"  # lm-eval's own defaults: its separator between examples, and its length
@@ -36,8 +37,6 @@ def generation_of(path: Path) -> YamlGeneration | None:
     if fields.get("output_type", "generate_until") != "generate_until":
         return None
     settings = fields.get("generation_kwargs") or {}
-    if settings.get("do_sample"):
-        raise PruneError(f"task {path}: `do_sample: true` cannot be used, answers are greedy")
     until = settings.get("until", _UNTIL)
     max_tokens = settings.get("max_gen_toks", _MAX_TOKENS)
     stops = (until,) if isinstance(until, str) else tuple(until or ())
@@ -60,6 +59,8 @@ def is_plain(path: Path) -> bool:
     fields = read_fields(path)
     output = fields.get("output_type", "generate_until")
     if {"class", "group"} & fields.keys() or fields.get("process_results") is not None:
+        return False
+    if (fields.get("repeats") or 1) != 1 or sampled(fields.get("generation_kwargs") or {}):
         return False
     metrics = [entry.get("metric") for entry in fields.get("metric_list") or ()]
     if output == "generate_until":

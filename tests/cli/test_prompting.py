@@ -47,6 +47,17 @@ CHAT = {
 }
 
 
+OFTEN = """\
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: answer
+repeats: 3
+generation_kwargs: {until: ["\\n"], max_gen_toks: 12, do_sample: true, temperature: 0.7}
+filter_list: [{name: vote, filter: [{function: majority_vote}, {function: take_first}]}]
+metric_list: [{metric: exact_match}]
+"""
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_mixtral(tmp_path_factory.mktemp("model"))
@@ -62,6 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_docs(folder, docs)
     write_task_file(folder, "choose", CHOICE)
     write_task_file(folder, "write", WRITTEN)
+    write_task_file(folder, "often", OFTEN)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VMPRUNE_CACHE", str(folder / "cache"))
         yield folder
@@ -240,3 +252,15 @@ def test_what_is_trained_on_is_asked_as_what_is_measured(model: Path, folder: Pa
     (plain,) = RecoverRecipe.of(names).trained
     lesson = task_lessons(plain)[0]
     assert (lesson.prompt, lesson.answer) == (item.query, f" {item.answer}")
+
+
+def test_a_question_that_is_asked_often_is_asked_with_seeds_of_its_own(
+    model: Path, folder: Path
+) -> None:
+    answers = Answers()
+    with serving(answers) as url:
+        task = ("--model", model, "--task", folder / "often.yaml", "--limit", 1)
+        found = evaluated("--endpoint", url, *task)
+    assert len(found["items"]) == 1
+    assert len({body["seed"] for body in answers.asked}) == len(answers.asked) == 3
+    assert {body["temperature"] for body in answers.asked} == {0.7}

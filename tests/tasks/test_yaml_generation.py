@@ -48,7 +48,6 @@ def test_included_files_count(written_task: Task) -> None:
     [
         ("max_gen_toks: 6", "max_gen_toks: none", "`max_gen_toks` is 'none'"),
         ('until: [" the", "sun"]', "until: [7]", r"`until` is \[7\]"),
-        ("max_gen_toks: 6", "do_sample: true", "answers are greedy"),
         ("dataset_path: json", "dataset_path: [", "cannot read task"),
         ("doc_to_target: right", 'doc_to_target: "{{prompt[:0]}}"', "item 0: .* holds no answer"),
     ],
@@ -71,6 +70,8 @@ def test_a_file_that_cannot_be_used_is_refused(
             ("exact_match/a", "exact_match/b"),
         ),
         ("task: written", "task: written\nprocess_results: !function a.b", ("exact_match",)),
+        ("max_gen_toks: 6", "do_sample: true", ("exact_match",)),
+        ("max_gen_toks: 6", "temperature: 0.5}\nrepeats: 2\nmetadata: {", ("exact_match",)),
     ],
 )
 def test_what_is_scored_by_other_rules_is_lm_evals(
