@@ -20,8 +20,15 @@ from offline.finetune.where import Where
 from offline.lottery.loaded import Loaded, compute_dtype
 from offline.lottery.lottery import Lottery
 from offline.lottery.measure import measure
-from offline.lottery.play import delete, play, uniform_counts
-from offline.lottery.schedule import RANDOM, LotterySettings, RoundPlan, schedule, settings_of
+from offline.lottery.play import delete, play
+from offline.lottery.schedule import (
+    RANDOM,
+    LotterySettings,
+    RoundPlan,
+    schedule,
+    settings_of,
+    uniform_counts,
+)
 from offline.lottery.text import LotteryText, load_text
 from offline.results.lottery import Measured, RoundRecord, read_measured, read_round
 from offline.runs.device import pick_device, pick_dtype

@@ -76,7 +76,7 @@ def main(model: Path, tasks: str, keep: str, out: Path, **settings: Any) -> None
 
 def _run(engine: TransformersEngine, out: Path, settings: dict[str, Any]) -> RunResult:
     """Return a run's result; its checkpoint is not kept."""
-    kept = out.with_suffix(".result")
+    kept = out.with_name(f"{out.name}.result")
     if not kept.is_dir():
         recipe = recipe_of(settings)
         with progress() as reporter:

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,32 @@ class Target:
         """
         folder = Path(self.name).expanduser()
         if folder.is_dir():
+            self._check(folder)
             return folder
         if parse(self.name) is None:
             raise PruneError(
                 f"no model folder {self.name}", hint="give a folder, a hub name or http://HOST:PORT"
             )
         return self.name
+
+    def _check(self, folder: Path) -> None:
+        """Refuse what vLLM would refuse a minute later."""
+        if not (folder / "config.json").is_file():
+            raise PruneError(
+                f"{folder} has no config.json",
+                hint="a routing map is served with its base: --candidate BASE "
+                '--candidate-load-format pruned_moe --candidate-loader-config {"routing_map": ...}',
+            )
+        has_map = (folder / "routing_map.json").is_file() or bool(self.loader_extra_config)
+        if (folder / "pruned_moe").is_dir() and self.load_format == "auto":
+            raise PruneError(
+                f"{folder} is a compact checkpoint", hint="--candidate-load-format pruned_moe"
+            )
+        if self.load_format == "pruned_moe" and not has_map:
+            raise PruneError(f"{folder} has no routing map", hint="leave its load format out")
+        given = (self.loader_extra_config or {}).get("routing_map")
+        if isinstance(given, str) and given.count("/") != 1 and not Path(given).exists():
+            raise PruneError(f"no routing map at {given}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +167,14 @@ def _check(sides: Mapping[SideName, Target], settings: Settings) -> None:
     for target in sides.values():
         if target.is_url:
             describe(target.name)
-        elif (named := parse(str(target.model()))) is not None:
-            commit(named)  # says what is wrong before a server takes its time to
+        else:
+            if (named := parse(str(target.model()))) is not None:
+                commit(named)  # says what is wrong before a server takes its time to
+            if find_spec("vllm") is None:
+                raise PruneError(
+                    f"vLLM, which is to serve {target.name}, is not installed",
+                    hint="pip install 'vllm-moe-prune[gpu]' (or [cpu])",
+                )
 
 
 def _lifetime(

@@ -24,7 +24,7 @@ ITEM_BYTES: Mapping[str, int] = {
     "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-_COMBINABLE = frozenset({"F64", "F32", "F16", "BF16"})
+COMBINABLE = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ def _stacked(info: TensorInfo, role: Role, routing_map: RoutingMap, layer: Layer
 
 
 def _check_combinable(info: TensorInfo, part: str) -> None:
-    if info.dtype not in _COMBINABLE or part != WEIGHT:
+    if info.dtype not in COMBINABLE or part != WEIGHT:
         raise PruneError(
             f"tensor {info.name} is quantised ({info.dtype}) and cannot be merged",
             hint="merge before quantising, or use a map that only drops experts",

@@ -41,7 +41,8 @@ def check_choice(base: Checkpoint, choice: MtpChoice | None, num_kept: int | Non
     """Refuse a base with MTP layers without a choice, or with one that cannot work.
 
     :param num_kept: E' of the layers that keep most, None if that is not known yet
-    :raises PruneError: saying what can be chosen, or what in its place
+    :raises PruneError: saying what can be chosen, or what in its place: also if MTP layers have
+        fewer experts than the others keep
     """
     tensors = _tensors(base)
     if tensors and choice is None:
@@ -52,10 +53,12 @@ def check_choice(base: Checkpoint, choice: MtpChoice | None, num_kept: int | Non
             "as many of their experts as other layers keep, by the norm of their gate's rows; "
             "--mtp keep copies them, possible where a layer keeps all experts",
         )
-    if choice != "keep" or num_kept is None:
+    if choice not in ("keep", "prune") or num_kept is None:
         return
     for layer, count in _expert_counts(base, tensors).items():
-        if count != num_kept:
+        if choice == "prune":
+            _check_prunable(base, layer, count, num_kept)
+        elif count != num_kept:
             raise PruneError(
                 f"--mtp keep: MTP layer {layer} has {count} experts and config.json has one number "
                 f"for all layers, which becomes {num_kept}: vLLM could not load it",
@@ -117,8 +120,8 @@ def _expert_counts(base: Checkpoint, tensors: Mapping[str, TensorInfo]) -> dict[
     return expert_counts(tensors, layout)
 
 
-def _layer_map(base: Checkpoint, layer: int, count: int, routing_map: RoutingMap) -> LayerMap:
-    keep, groups = routing_map.max_kept, routing_map.num_groups
+def _check_prunable(base: Checkpoint, layer: int, count: int, keep: int) -> None:
+    groups = base.layout.num_groups(base.config)
     if count < keep or count % groups or keep % groups:
         raise PruneError(
             f"--mtp prune: MTP layer {layer} has {count} experts in {groups} groups, of which "
@@ -128,6 +131,11 @@ def _layer_map(base: Checkpoint, layer: int, count: int, routing_map: RoutingMap
     name = base.layout.mtp_layout().router_name(layer)
     if base.tensors[name].dtype not in _FLOATS:  # rows may have scales
         raise PruneError(f"--mtp prune: the gate {name} is quantised", hint="--mtp drop")
+
+
+def _layer_map(base: Checkpoint, layer: int, count: int, routing_map: RoutingMap) -> LayerMap:
+    keep, groups = routing_map.max_kept, routing_map.num_groups
+    name = base.layout.mtp_layout().router_name(layer)
     norms = base.tensor(name).double().norm(dim=1).reshape(groups, -1)  # of [E, D]
     best = norms.argsort(dim=1, descending=True, stable=True)[:, : keep // groups].tolist()
     kept = sorted(

@@ -14,8 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offline.build.quantised import check_unquantised
 from offline.check.probes import CHAT_PROMPTS, PROMPTS, repetition
 from offline.data.models import complete
+from offline.engines.needs import check_tokenizer, check_vllm, check_whole
 from offline.runs.owned import read_json, refuse_foreign
 from serve.server import Server, ServerSpec
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
@@ -26,6 +28,7 @@ from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
 
 if TYPE_CHECKING:
     from offline.engines.local.transformers import TransformersEngine
+    from offline.runs.progress import Reporter
 
 CHECK_FILE = "check.json"
 _STEPS = 16
@@ -87,17 +90,26 @@ class Answer:
     logprobs: tuple[float, ...]
 
 
-def check(folder: Path, base: Path | None, *, dtype: str = "auto", log: Path) -> CheckResult:
+def check(
+    folder: Path,
+    base: Path | None,
+    *,
+    dtype: str = "auto",
+    log: Path,
+    reporter: Reporter | None = None,
+) -> CheckResult:
     """Serve a pruned model with vLLM and verify it; needs vLLM, transformers and torch.
 
     :param folder: a plain or compact checkpoint, or a routing map (then ``base`` is served)
     :raises PruneError: if it cannot be served, or a compact one comes without its base
     """
-    from offline.engines.local.transformers import TransformersEngine
-
     inputs = _inputs(folder, base, dtype)
+    if reporter is not None:
+        reporter.stage("serving with vLLM and comparing with transformers", 1)
     complete(Path(inputs.spec.model))
     complete(inputs.reference)
+    from offline.engines.local.transformers import TransformersEngine
+
     engine = TransformersEngine(inputs.reference, dtype=inputs.dtype)  # type: ignore[arg-type]
     prompts = [engine.tokenizer.encode(prompt) for prompt in PROMPTS]
     with Server(inputs.spec, log=log) as server:
@@ -139,6 +151,7 @@ def save(result: CheckResult, folder: Path) -> None:
 
 
 def _inputs(folder: Path, base: Path | None, dtype: str) -> CheckInputs:
+    """Say what is served and what it is compared with; imports no torch."""
     has_map = (folder / MAP_FILE).exists()
     routing_map = RoutingMap.load(folder) if has_map else None
     is_map_only = has_map and not (folder / "config.json").exists()
@@ -148,6 +161,10 @@ def _inputs(folder: Path, base: Path | None, dtype: str) -> CheckInputs:
         name = snapshot_of(folder) or folder
         raise PruneError(f"{name} is a {kind}", hint="add --base with the model it was made for")
     checkpoint = Checkpoint.open(base or folder)
+    check_vllm()
+    check_whole(base or folder)
+    check_unquantised(base or folder)
+    check_tokenizer(base or folder)
     if base is not None and routing_map is not None:
         routing_map.check_base(checkpoint.fingerprint(), checkpoint.expert_counts())
     if dtype == "auto":

@@ -132,12 +132,12 @@ def _words(text: str) -> list[str]:
 
 
 def _show(found: Analysis, out: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from offline.cli.console import stdout
     from offline.report.analysis_tables import USE_HEAD, use_row
 
-    console = Console()
+    console = stdout()
     for name, layers in (("base", found.layers), ("pruned", found.after)):
         if not layers:
             continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import get_args
 
@@ -25,9 +27,10 @@ from offline.cli.models import NAMES, model_folder
 @click.option("--dry-run", is_flag=True, help="say what would be written, and write nothing")
 @click.option("--allow-other-base", is_flag=True, help="apply a map made for another base")
 @click.option("--mtp", type=click.Choice(get_args(MtpChoice)), help=MTP_HELP)
+@click.option("--json", "as_json", is_flag=True, help="print what is written as JSON on stdout")
 @click.option(
     "--max-shard-gib",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, min_open=True, max=1024),
     default=4.0,
     show_default=True,
     help="size of a weight file",
@@ -40,11 +43,14 @@ def build(
     dry_run: bool,
     allow_other_base: bool,
     mtp: MtpChoice | None,
+    as_json: bool,
     max_shard_gib: float,
 ) -> None:
     """Write the pruned checkpoint that a routing map describes."""
-    from offline.runs.output import check_output
+    from offline.runs.output import check_output, check_room
 
+    if math.isnan(max_shard_gib):
+        raise click.BadParameter("not a number", param_hint="--max-shard-gib")
     if not dry_run:
         check_output(out, force=force, inputs=(model, map_path))
     model = model_folder(model)
@@ -59,13 +65,21 @@ def build(
     routing_map = load_map(map_path)
     base = Checkpoint.open(model)
     plan = plan_build(base, routing_map, allow_other=allow_other_base, mtp=mtp)
-    click.echo(routing_map.summary())
-    click.echo(
-        f"{gib(plan.num_bytes)} of {gib(plan.base_bytes)}: "
-        f"{plan.dropped} tensors dropped, {plan.merged} merged"
-    )
+    if as_json:
+        facts = {"out": str(out), "written": not dry_run, "form": plan.form}
+        facts |= {"summary": routing_map.summary(), "digest": routing_map.digest()}
+        sizes = ("num_bytes", "base_bytes", "expert_bytes", "dropped", "merged")
+        shown = json.dumps(facts | {name: getattr(plan, name) for name in sizes})
+    else:
+        shown = (
+            f"{routing_map.summary()}\n{gib(plan.num_bytes)} of {gib(plan.base_bytes)}: "
+            f"{plan.dropped} tensors dropped, {plan.merged} merged"
+        )
+    if dry_run or not as_json:
+        click.echo(shown)
     if dry_run:
         return
+    check_room(out, plan.num_bytes)
     complete(base.folder)
     with progress() as reporter:
         reporter.stage("writing the checkpoint", plan.num_bytes)
@@ -79,4 +93,4 @@ def build(
             max_shard_bytes=int(max_shard_gib * 1024**3),
             progress=reporter.step,
         )
-    click.echo(f"written to {out}")
+    click.echo(shown if as_json else f"written to {out}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from offline.cli.models import NAMES, model_folder
+from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import parse
 
 
@@ -30,7 +31,7 @@ def check(out: Path, base: Path | None, dtype: str, as_json: bool) -> None:
     """
     is_here = parse(str(out)) is None
     if is_here and not out.is_dir():
-        raise click.BadParameter(f"no such folder: {out}")
+        raise PruneError(f"no such folder: {out}", hint="give a pruned checkpoint or a map")
     folder = model_folder(out)
     base = base and model_folder(base)
     from offline.check.check import check as run_check
@@ -40,8 +41,7 @@ def check(out: Path, base: Path | None, dtype: str, as_json: bool) -> None:
     log = (out if is_here else Path(out.name)).with_name(out.name + ".check.log")
     check_free(folder, log)
     with progress() as reporter:
-        reporter.stage("serving with vLLM and comparing with transformers", 1)
-        result = run_check(folder, base, dtype=dtype, log=log)
+        result = run_check(folder, base, dtype=dtype, log=log, reporter=reporter)
         reporter.step()
     if is_here:
         save(result, folder)

@@ -152,9 +152,9 @@ def _rounds(lottery: LotteryRecord) -> Table:
 
 def show(result: RunResult, out: Path, report: Path) -> None:
     """Print the table that a run ends with."""
-    from rich.console import Console
     from rich.table import Table
 
+    from offline.cli.console import stdout
     from offline.runs.units import gib
 
     table = Table(title="held-out items")
@@ -172,7 +172,7 @@ def show(result: RunResult, out: Path, report: Path) -> None:
             f"{entry.low:.3f} - {entry.high:.3f}",
             str(entry.items),
         )
-    console = Console()
+    console = stdout()
     if result.lottery is not None:
         console.print(_rounds(result.lottery))
     console.print(table)

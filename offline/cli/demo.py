@@ -32,7 +32,13 @@ def model(out: Path, force: bool) -> None:
 
 @demo.command(epilog="Example: vmprune demo run --out demo")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
-@click.option("--users", default=8, show_default=True, help="concurrent users of the load test")
+@click.option(
+    "--users",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="concurrent users of the load test",
+)
 def run(out: Path, users: int) -> None:
     """Make the model, compress it with EEP, serve and load-test both, and write the report.
 

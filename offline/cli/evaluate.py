@@ -103,14 +103,21 @@ def evaluate(
     """
     from offline.cli.progress import progress
     from offline.data.models import complete
-    from offline.runs.device import pick_device
+    from offline.engines.needs import check_evaluable
+    from offline.engines.server import Endpoint
+    from offline.runs.device import check_device
     from offline.tasks.catalog import Library, check_split
+    from offline.tasks.needs import check_answered, check_items
     from offline.tasks.prompting_settings import check_chat
+    from vllm_moe_prune.checkpoint import read_config
     from vllm_moe_prune.repository import load_map
 
     put = prompting_of(prompting)
     library = Library(include_path, allow_code_execution, put.prompting)
     tasks = _tasks(task_name, metric, shots, library)
+    for task in tasks:
+        if task.lm_eval is None:
+            check_answered(task)
     asked = [(task, check_split(split or ("all" if task.lm_eval else "test"))) for task in tasks]
     model = model_folder(model)
     check_chat(put, model)
@@ -121,11 +128,14 @@ def evaluate(
         if served_name is not None:
             raise PruneError("--served-name needs --endpoint")
         routing_map = load_map(map_path) if map_path else None
-        device = pick_device(device)
+        check_device(device)
+        check_evaluable(model, routing_map, allow_other=allow_other_base)
+        for task, known in asked:
+            check_items(task, known)
         complete(model)
         with progress() as reporter:
             reporter.stage("loading the model", 1)
-            engine = _loaded(model, routing_map, allow_other_base, device, dtype)
+            engine = _loaded(model, routing_map, device, dtype)
             results = _measured(engine.evaluate, asked, limit, reporter)
     else:
         _refuse(
@@ -136,6 +146,10 @@ def evaluate(
                 "--dtype": dtype != "auto",
             }
         )
+        read_config(model)
+        Endpoint.find(endpoint, served_name)
+        for task, known in asked:
+            check_items(task, known)
         from offline.engines.endpoint import EndpointLM, base_of
         from offline.tasks.harness import run
 
@@ -222,17 +236,14 @@ def _without_nan(value: Any) -> Any:
 
 
 def _loaded(
-    model: Path, routing_map: RoutingMap | None, allow_other_base: bool, device: str, dtype: DType
+    model: Path, routing_map: RoutingMap | None, device: str, dtype: DType
 ) -> TransformersEngine:
     """Load a checkpoint into this process and apply a routing map to it."""
     from offline.engines.local.transformers import TransformersEngine
-    from offline.runs.device import pick_dtype
+    from offline.runs.device import pick_device, pick_dtype
 
+    device = pick_device(device)
     engine = TransformersEngine(model, device=device, dtype=pick_dtype(dtype, device))
-    if routing_map is not None:
-        routing_map.check_base(
-            engine.fingerprint, engine.expert_counts, allow_other=allow_other_base
-        )
     engine.apply(routing_map)
     return engine
 

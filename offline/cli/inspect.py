@@ -33,6 +33,8 @@ def inspect(path: Path, serve_tp: int | None, serve_ep: int | None, as_json: boo
     """
     folder = model_folder(path, FACTS)
     facts = describe(folder) | {"path": str(path)}
+    if "map" not in facts and (serve_tp or serve_ep):
+        raise PruneError(f"{path} is a base: --serve-tp and --serve-ep are about routing maps")
     found = findings(folder, Target(serve_tp, serve_ep))
     if "map" in facts:
         facts["lint"] = [asdict(finding) for finding in found]
@@ -95,12 +97,12 @@ def _map_facts(routing_map: RoutingMap) -> dict[str, Any]:
 
 
 def _show(facts: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from offline.cli.console import stdout
     from offline.runs.units import gib
 
-    console = Console()
+    console = stdout()
     console.print(f"{facts['path']}: {facts['kind']} of {facts['model_type']}", soft_wrap=True)
     if "num_bytes" in facts:
         console.print(f"{gib(facts['num_bytes'])}, of that experts {gib(facts['expert_bytes'])}")
@@ -116,7 +118,8 @@ def _show(facts: dict[str, Any]) -> None:
             text = f"weights tuned: {tuning['trainable']}, {tuning['steps']} steps, "
             console.print(f"{text}{tuning['tokens']:,} tokens", soft_wrap=True)
         made = facts["provenance"]
-        console.print(f"made by {made['method']}, seed {made.get('seed')}, {made['tool']}")
+        seed = f", seed {made['seed']}" if "seed" in made else ""
+        console.print(f"made by {made['method']}{seed}, {made['tool']}")
     else:
         for layer, count in facts["experts_per_layer"].items():
             table.add_row(str(layer), str(count), str(facts["top_k"]), "", "all")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from offline.cli.quiet import with_quiet
+from vllm_moe_prune.errors import PruneError
 
 
 class LazyCommand(click.Command):
@@ -41,4 +42,18 @@ class LazyGroup(click.Group):
         found = command.load() if isinstance(command, LazyCommand) else command
         if found is not None and not isinstance(found, click.Group):
             with_quiet(found)
+        _refuse_empty(rest)
         return name, found, rest
+
+
+def _refuse_empty(words: list[str]) -> None:
+    """Refuse a word with nothing in it: a variable of the shell's that was not set.
+
+    :raises PruneError: naming the flag before it
+    """
+    for before, word in zip(["", *words], words, strict=False):
+        flag = before if before.startswith("--") else "an argument"
+        if not word:
+            raise PruneError(f"{flag} is empty", hint="leave it out, or say what it is to be")
+        if word.startswith("--") and word.endswith("="):
+            raise PruneError(f"{word[:-1]} is empty", hint="leave it out, or say what it is to be")

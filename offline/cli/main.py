@@ -11,6 +11,9 @@ from offline.cli.lazy import LazyCommand, LazyGroup
 from vllm_moe_prune import __version__
 from vllm_moe_prune.errors import PruneError
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# A file that is a folder, or may not be read, or whose name cannot be one.
+_NOT_SO = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _EXTRAS = {"locust": "loadtest", "vllm": "cpu"}  # any other module comes with [offline]
 
 
@@ -127,13 +130,14 @@ def main() -> None:
         extra = _EXTRAS.get(name, "offline")
         _fail(f"this command needs {name}", f"pip install 'vllm-moe-prune[{extra}]'")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+        if error.errno not in (*_NO_ROOM, *_NOT_SO):
             raise
-        _fail(f"{error.filename or 'output'}: {error.strerror}", "choose another place to write to")
+        hint = "choose another place to write to" if error.errno in _NO_ROOM else None
+        _fail(f"{error.filename or 'output'}: {error.strerror}", hint)
 
 
 def _fail(message: str, hint: str | None) -> None:
     click.echo(f"error: {message}", err=True)
     if hint:
-        click.echo(f"\nhint: {hint}", err=True)
+        click.echo(f"hint: {hint}", err=True)
     sys.exit(1)

@@ -78,9 +78,9 @@ def _facts(found: Plan, recipe: PlanRecipe, out: Path) -> dict[str, Any]:
 
 
 def _show(found: Plan, out: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from offline.cli.console import stdout
     from offline.plan.protection import named
 
     table = Table("layer", "experts", "top-k", "kept", "share of tokens")
@@ -94,7 +94,7 @@ def _show(found: Plan, out: Path) -> None:
             ", ".join(map(str, kept)) if kept else "merged",
             f"{counts[kept].sum() / counts.sum():.0%}" if kept else "",
         )
-    console = Console()
+    console = stdout()
     console.print(table)
     if found.outliers:
         console.print(f"super experts (layer:expert): {named(found.outliers)}", soft_wrap=True)

@@ -66,12 +66,12 @@ def recover(out: Path, force: bool, as_json: bool, **flags: Any) -> None:
 
 def _show(result: Recovery, out: Path) -> None:
     """Print the tables that a run ends with."""
-    from rich.console import Console
     from rich.table import Table
 
+    from offline.cli.console import stdout
     from offline.report.recovery_tables import recovery_table, training_table
 
-    console = Console()
+    console = stdout()
     for made in (recovery_table(result) if result.cells else None, training_table(result)):
         if made is None:
             continue

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from offline.calibration.corpus import Domain
     from offline.calibration.memory import MemoryEstimate
     from offline.calibration.scores import Scores
+    from vllm_moe_prune.checkpoint import Checkpoint
 
 _ITEM_BYTES: dict[DType, int | None] = {"auto": None, "bfloat16": 2, "float32": 4}
 _OWN = ("pack", "chat_template")  # told where they are given
@@ -84,6 +85,8 @@ def score(model: Path, out: Path, force: bool, as_json: bool, **settings: Any) -
 
     check_output(out, force=force, inputs=(model, *settings.values()))
     from offline.calibration.corpus import parse_calibration
+    from offline.calibration.needs import open_base
+    from offline.runs.device import check_device
 
     for name in ("offload", "scratch"):
         folder = settings[name]
@@ -92,9 +95,12 @@ def score(model: Path, out: Path, force: bool, as_json: bool, **settings: Any) -
     parts = parse_calibration(settings["calibration"], settings["sequences"])
     if (length := settings["length"]) is not None:
         parts = tuple(replace(part, length=length) for part in parts)
+    check_device(settings["device"])
     model = model_folder(model)
+    longest = max(part.length or DEFAULT_LENGTH for part in parts)
+    base = open_base(model, length=longest)
     with staged(out, force=force) as folder:
-        expected, domains, scores = _score(model, parts, settings)
+        expected, domains, scores = _score(base, parts, settings)
         scores.save(folder)
     facts = {
         "out": str(out),
@@ -109,21 +115,32 @@ def score(model: Path, out: Path, force: bool, as_json: bool, **settings: Any) -
 
 
 def _score(
-    model: Path, parts: Sequence[Any], settings: dict[str, Any]
+    base: Checkpoint, parts: Sequence[Any], settings: dict[str, Any]
 ) -> tuple[MemoryEstimate, tuple[Domain, ...], Scores]:
+    from transformers import AutoTokenizer
+
     from offline.calibration.corpus import load_domains, text_settings
     from offline.calibration.memory import estimate
     from offline.cli.progress import progress
     from offline.data.models import complete
     from offline.runs.device import batch_tokens, pick_device, pick_dtype
-    from vllm_moe_prune.checkpoint import Checkpoint
     from vllm_moe_prune.hub import origin
     from vllm_moe_prune.provenance import Provenance
 
+    model, seed = base.folder, settings["seed"]
+    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    domains = load_domains(
+        parts,
+        tokenizer,
+        length=settings["length"],
+        pack=settings["pack"],
+        chat_template=settings["chat_template"] or "auto",
+        seed=seed,
+    )
     device = pick_device(settings["device"])
     dtype = pick_dtype(settings["dtype"], device)
     expected = estimate(
-        Checkpoint.open(model),
+        base,
         parts,
         length=settings["length"] or DEFAULT_LENGTH,
         tokens_per_batch=batch_tokens(device),
@@ -133,21 +150,9 @@ def _score(
     )
     _warn(expected)
 
-    from transformers import AutoTokenizer
-
     from offline.calibration.calibrate import calibrate
     from offline.engines.local.transformers import TransformersEngine
 
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    seed = settings["seed"]
-    domains = load_domains(
-        parts,
-        tokenizer,
-        length=settings["length"],
-        pack=settings["pack"],
-        chat_template=settings["chat_template"] or "auto",
-        seed=seed,
-    )
     provenance = Provenance.now(
         "score",
         settings={
@@ -215,8 +220,9 @@ def _facts(domain: Domain, scores: Scores) -> dict[str, Any]:
 
 
 def _show(facts: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from offline.cli.console import stdout
 
     table = Table("domain", title="calibration")
     for heading in ("sequences", "tokens", "rows", "skipped"):
@@ -230,6 +236,6 @@ def _show(facts: dict[str, Any]) -> None:
         skipped = ", ".join(f"{count:,} {reason}" for reason, count in text["skipped"].items())
         numbers = (str(domain["sequences"]), f"{domain['tokens']:,}", f"{text['rows']:,}")
         table.add_row(name, *numbers, skipped or "0", listed)
-    console = Console()
+    console = stdout()
     console.print(table)
     console.print(f"written to {facts['out']}", soft_wrap=True)

@@ -52,9 +52,10 @@ def _matching(pattern: str | None, include: tuple[Path, ...]) -> Iterator[dict[s
     for name in fnmatch.filter(TASKS, glob):
         task = TASKS[name]
         yield {"name": name, "kind": task.kind, "metrics": [task.metric], "splits": ["built-in"]}
+    places = folders(include)
     if pattern is None and not include:
         return
-    index = read_index(folders(include) if pattern else include)
+    index = read_index(places if pattern else include)
     names = sorted(fnmatch.filter(index, glob))
     for name in names:
         entry = index[name]

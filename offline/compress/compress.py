@@ -20,7 +20,7 @@ from offline.compress.size import sized
 from offline.compress.summary import planned_size, result_of
 from offline.data.models import complete
 from offline.results.compression import RESULT_FILE, RunResult
-from offline.runs.device import pick_device, pick_dtype
+from offline.runs.output import check_room
 from offline.runs.progress import Reporter
 from offline.runs.resume import check_outputs, run_folder
 
@@ -41,7 +41,8 @@ def compress(
     :raises PruneError: for anything in the recipe or the base that cannot work, before any work
     """
     check_outputs(out, force=force, inputs=recipe.inputs)
-    prepared = Prepared.of(_placed(sized(recipe)[0]))
+    prepared = Prepared.of(sized(recipe)[0])
+    check_room(out, prepared.least_bytes)
     complete(prepared.base.folder)
     method = METHODS[recipe.method.name]
     if method.choose is None:
@@ -74,11 +75,3 @@ def compress(
         beside=beside,
     )
     return result
-
-
-def _placed(recipe: CompressRecipe) -> CompressRecipe:
-    """Return the recipe with a device and a dtype: what is written down is what was computed in."""
-    device = pick_device(recipe.engine.device)
-    dtype = pick_dtype(recipe.engine.dtype, device)
-    engine = recipe.engine.model_copy(update={"device": device, "dtype": dtype})
-    return recipe.model_copy(update={"engine": engine})

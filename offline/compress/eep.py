@@ -9,17 +9,19 @@ from offline.compress.recipe.eep import EepRecipe
 from offline.compress.recipe.recipe import CompressRecipe
 from offline.compress.run import MethodMaps, Run
 from offline.compress.search import Search
+from offline.engines.needs import check_mergeable
 from offline.fitness.candidate import Assessment
 from offline.maps.genome import Genome
 from offline.maps.map_space import Space
 from offline.methods import eep
 from offline.results.compression import SearchPoint
+from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.routing_map import RoutingMap
 
 _SEEDS = ("frequency", "soft_activation")
 
 
-def check_eep(recipe: CompressRecipe, space: Space) -> None:
+def check_eep(recipe: CompressRecipe, space: Space, base: Checkpoint) -> None:
     """Refuse a search that cannot be.
 
     :raises PruneError: naming what does not fit together
@@ -29,6 +31,8 @@ def check_eep(recipe: CompressRecipe, space: Space) -> None:
     space.groups(settings.num_groups)
     has_initial = recipe.seeds or bool(recipe.searched_by)
     eep.check_phases(space, settings, has_initial=has_initial)
+    if settings.phases != "prune":
+        check_mergeable(base)
 
 
 def choose_eep(run: Run, seen: Observations) -> MethodMaps:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from offline.analysis.analyse import analyse
@@ -18,15 +18,14 @@ from offline.compress.observations import Observations
 from offline.compress.prepared import Prepared
 from offline.compress.recipe.lottery import LotteryRecipe
 from offline.compress.recipe.sections import BaseSection
+from offline.compress.rounds import left, plans_of, where_of
 from offline.compress.run import Run
 from offline.compress.scores import blend_of
 from offline.compress.summary import result_of, size_of
 from offline.finetune.finetune import check_fits
-from offline.finetune.where import Where
 from offline.lottery.loaded import Loaded, compute_dtype
 from offline.lottery.lottery import Lottery
-from offline.lottery.play import Played, delete, measured_result, play, uniform_counts
-from offline.lottery.schedule import schedule
+from offline.lottery.play import Played, delete, measured_result, play
 from offline.lottery.text import LotteryText, load_text
 from offline.results.analysis import ANALYSIS_FILE
 from offline.results.compression import RESULT_FILE, Quality, RunResult
@@ -35,7 +34,6 @@ from offline.runs.owned import MANIFEST
 from offline.runs.progress import Reporter, timed
 from offline.runs.resume import run_folder
 from vllm_moe_prune.checkpoint import Checkpoint
-from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance
 
 
@@ -95,19 +93,10 @@ class _Compression:
         force: bool,
     ) -> _Compression:
         recipe, base = _recipe(prepared), prepared.base
-        settings, keep = recipe.settings_of_rounds(), recipe.method.keep
-        assert keep is not None  # the recipe allows no budget, and a ratio has been counted out
-        step = prepared.space.shape.num_groups
-        plans = schedule(settings, uniform_counts(base), keep, step)
-        _check_length(base, settings.length)
-        where = Where(
-            device=recipe.engine.device,
-            processes=recipe.lottery.processes,
-            accelerate_config=recipe.lottery.accelerate_config,
-            save_every=recipe.lottery.save_every,
-        )
+        settings, where = recipe.settings_of_rounds(), where_of(recipe)
+        plans = plans_of(recipe, prepared.space, base)
         if settings.finetune:
-            first = _left(base, plans[0].keep)
+            first = left(base, plans[0].keep)
             check_fits(first, settings.tuning, length=settings.length, where=where)
         reporter.stage("reading text", 1)
         text = _text(prepared, sum(plan.tokens for plan in plans))
@@ -204,25 +193,6 @@ def _provenance(prepared: Prepared, text: LotteryText) -> Provenance:
 def _recipe(prepared: Prepared) -> LotteryRecipe:
     assert isinstance(prepared.recipe, LotteryRecipe)
     return prepared.recipe
-
-
-def _left(base: Checkpoint, keep: int) -> Checkpoint:
-    """Return the header of what a round leaves: which experts stay plays no part in its size."""
-    left = {
-        name: stored
-        for name, stored in base.stored.items()
-        if (role := base.layout.classify(name)) is None or role.expert is None or role.expert < keep
-    }
-    return replace(base, stored=left)
-
-
-def _check_length(base: Checkpoint, length: int) -> None:
-    most = int(base.text_config.get("max_position_embeddings", length))
-    if length > most:
-        raise PruneError(
-            f"--length {length}: the model takes at most {most} tokens",
-            hint=f"--length {most} or less",
-        )
 
 
 def _link(source: str, target: str) -> None:

@@ -15,13 +15,15 @@ from offline.compress.recipe.eep import EepRecipe
 from offline.compress.recipe.lottery import LotteryRecipe
 from offline.compress.recipe.one_shot import BaselineRecipe, OneShotRecipe
 from offline.compress.recipe.recipe import CompressRecipe
+from offline.compress.rounds import check_lottery
 from offline.compress.run import MethodMaps, Run
 from offline.maps.map_space import Space
 from offline.methods.baselines import ONE_SHOT
 from offline.tasks.catalog import Split
+from vllm_moe_prune.checkpoint import Checkpoint
 
 
-def _allow(recipe: CompressRecipe, space: Space) -> None:
+def _allow(recipe: CompressRecipe, space: Space, base: Checkpoint) -> None:
     """Refuse nothing beyond what the recipe and the space do."""
 
 
@@ -36,7 +38,7 @@ class Method:
 
     recipe: type[CompressRecipe]
     choose: Callable[[Run, Observations], MethodMaps] | None
-    check: Callable[[CompressRecipe, Space], None] = _allow
+    check: Callable[[CompressRecipe, Space, Checkpoint], None] = _allow
     decided_on: tuple[Split, ...] = ("search",)
 
 
@@ -49,7 +51,7 @@ def _one_shot(run: Run, seen: Observations) -> MethodMaps:
 METHODS: Mapping[str, Method] = {
     "eep": Method(EepRecipe, choose_eep, check_eep, decided_on=("search", "selection")),
     "oneshot": Method(OneShotRecipe, _one_shot),
-    "lottery": Method(LotteryRecipe, None),
+    "lottery": Method(LotteryRecipe, None, check_lottery),
     **dict.fromkeys(ONE_SHOT, Method(BaselineRecipe, _one_shot)),
 }
 DEFAULT_METHOD = "eep"

@@ -14,16 +14,24 @@ from offline.compress.methods import METHODS
 from offline.compress.recipe.reading import upgraded
 from offline.compress.recipe.recipe import CompressRecipe
 from offline.compress.run import Run
-from offline.compress.scores import check_scored
+from offline.compress.scores import check_scored, check_text
 from offline.engines.base import Engine
-from offline.engines.local.correction import check_routable
+from offline.engines.needs import (
+    check_ray,
+    check_routable,
+    check_tokenizer,
+    check_vllm,
+    check_whole,
+)
 from offline.fitness.assessor import Assessor
 from offline.fitness.log import EvaluationLog
 from offline.fitness.objective import Objective
 from offline.fitness.racing import RacingSettings
 from offline.maps.map_space import Space
 from offline.maps.moe_shape import MoeShape
+from offline.runs.device import check_device, pick_device, pick_dtype
 from offline.runs.progress import Reporter
+from offline.tasks.needs import check_items
 from offline.tasks.prompting_settings import check_chat
 from offline.tasks.splits import data_identity
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -37,7 +45,10 @@ _FEW = 100  # items: a share is known to 10 points, 95 of 100 times
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What a recipe speaks of, opened and checked before the model is loaded."""
+    """What a recipe speaks of, opened and checked before the model is loaded.
+
+    The device and the dtype of ``recipe`` are those that will be computed on and in.
+    """
 
     recipe: CompressRecipe
     base: Checkpoint
@@ -47,11 +58,13 @@ class Prepared:
 
     @classmethod
     def of(cls, recipe: CompressRecipe) -> Prepared:
-        """Open and check.
+        """Open and check: first all that is told without torch.
 
         :raises PruneError: for anything in the recipe or the base that cannot work
         """
+        _check_engine(recipe)
         base, method = Checkpoint.open(recipe.base.model), recipe.method
+        check_whole(recipe.base.model)
         if recipe.engine.name == "transformers":
             check_unquantised(recipe.base.model)
         check_chat(recipe.prompting, recipe.base.model)
@@ -60,7 +73,7 @@ class Prepared:
         space = Space.of(
             MoeShape.of(base), method.keep, method.active, budget=method.total, floor=method.least
         )
-        METHODS[method.name].check(recipe, space)
+        METHODS[method.name].check(recipe, space, base)
         data = recipe.data
         objective = Objective.parse(
             data.task,
@@ -69,9 +82,21 @@ class Prepared:
             items=recipe.items,
             library=replace(data.library, prompting=recipe.prompting.prompting),
         )
-        scores = check_scored(recipe, space.shape.base)
-        made = _provenance(recipe, base, space, objective, scores)
+        scores = check_scored(recipe, base)
+        check_tokenizer(recipe.base.model)
+        decided = _items(recipe, objective)
+        check_text(recipe)
+        recipe = _placed(recipe)
+        made = _provenance(recipe, base, space, (*decided, *([scores] if scores else ())))
         return cls(recipe, base, space, objective, made)
+
+    @property
+    def least_bytes(self) -> int:
+        """Bytes that the pruned checkpoint will have, or a few more: gates lose rows as well."""
+        experts = self.base.expert_bytes()
+        kept, whole = self.space.even_counts(), self.space.num_experts
+        share = sum(kept.values()) / sum(whole.values())
+        return self.base.num_bytes - experts + round(experts * share)
 
     def identity(self) -> dict[str, Any]:
         """Return all that results depend on: a run with another identity is another run."""
@@ -116,27 +141,49 @@ class Prepared:
         )
 
 
-def _provenance(
-    recipe: CompressRecipe,
-    base: Checkpoint,
-    space: Space,
-    objective: Objective,
-    scores: DataIdentity | None,
-) -> Provenance:
-    """Say how a run's map is made: settings, seed, base, and the items and scores that decide."""
-    data: list[DataIdentity] = [
+def _check_engine(recipe: CompressRecipe) -> None:
+    """Refuse an engine that this machine has not, or that has no such device."""
+    engine = recipe.engine
+    if engine.name == "vllm":
+        check_vllm()
+    else:
+        check_device(engine.device)
+    if engine.replicas > 1:
+        check_ray(engine.ray_address)
+
+
+def _placed(recipe: CompressRecipe) -> CompressRecipe:
+    """Return the recipe with a device and a dtype: what is written down is what was computed in."""
+    device = pick_device(recipe.engine.device)
+    dtype = pick_dtype(recipe.engine.dtype, device)
+    engine = recipe.engine.model_copy(update={"device": device, "dtype": dtype})
+    return recipe.model_copy(update={"engine": engine})
+
+
+def _items(recipe: CompressRecipe, objective: Objective) -> list[DataIdentity]:
+    """Return which items decide; those that only measure must be there as well."""
+    for entry in objective.tasks:
+        check_items(entry.task, "test")
+    data = [
         data_identity(entry.task, split, objective.items.get(split))
         for entry in objective.tasks
         for split in METHODS[recipe.method.name].decided_on
     ]
     _warn_of_few(objective, data)
+    return data
+
+
+def _provenance(
+    recipe: CompressRecipe, base: Checkpoint, space: Space, data: tuple[DataIdentity, ...]
+) -> Provenance:
+    """Say how a run's map is made: settings, seed, base, and the items and scores that decide."""
     settings = recipe.told(len(space.layers)) | origin(base.folder)
     settings.pop("seed", None)  # has a place of its own
     return Provenance.now(
         recipe.method.name,
         settings=settings,
         seed=recipe.method.seed,
-        data=(*data, *([scores] if scores else ())),
+        data=data,
     )
 
 

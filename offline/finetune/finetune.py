@@ -162,8 +162,28 @@ def check_fits(base: Checkpoint, settings: FinetuneSettings, *, length: int, whe
     """Refuse a finetune for which there is too little memory; reads headers only.
 
     :param length: tokens of a sequence
-    :raises PruneError: with the numbers, if a batch cannot be shared out among the processes, for
-        LoRA with FSDP, or for a quantised base
+    :raises PruneError: with the numbers, or as `check_possible`
+    """
+    launch, micro = check_possible(base, settings, where=where)
+    need = memory_need(
+        base,
+        settings,
+        length=length,
+        micro=micro,
+        processes=launch.processes,
+        fsdp=launch.fsdp,
+    )
+    check_memory(need, where.device, processes=launch.processes)
+
+
+def check_possible(
+    base: Checkpoint, settings: FinetuneSettings, *, where: Where
+) -> tuple[Launch, int]:
+    """Refuse a finetune that no machine could run; imports no torch.
+
+    :returns: how processes are started, and how many sequences each has in memory at once
+    :raises PruneError: if a batch cannot be shared out among the processes, for LoRA with FSDP,
+        or for a quantised base
     """
     check_unquantised(base.folder)
     launch = Launch.of(where)
@@ -172,15 +192,7 @@ def check_fits(base: Checkpoint, settings: FinetuneSettings, *, length: int, whe
             "LoRA on fused experts is not supported with FSDP, which shards what it adapts",
             hint="--trainable router+experts with FSDP, or LoRA with --processes",
         )
-    need = memory_need(
-        base,
-        settings,
-        length=length,
-        micro=micro_batch(settings, launch.processes),
-        processes=launch.processes,
-        fsdp=launch.fsdp,
-    )
-    check_memory(need, where.device, processes=launch.processes)
+    return launch, micro_batch(settings, launch.processes)
 
 
 def _identity(

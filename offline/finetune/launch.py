@@ -85,13 +85,10 @@ class Launch:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    import yaml
+    from offline.data.yaml_file import read_yaml
 
-    try:
-        fields = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise PruneError(f"cannot read {file}: {str(error).splitlines()[0]}") from None
-    if not isinstance(fields, dict) or not isinstance(fields.get("num_processes"), int):
+    fields = read_yaml(file, "configuration")
+    if not isinstance(fields.get("num_processes"), int):
         raise PruneError(
             f"{file} has no num_processes", hint="make it with `accelerate config --config_file`"
         )

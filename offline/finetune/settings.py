@@ -13,7 +13,7 @@ class FinetuneSettings(BaseModel):
     Nothing here is about where it runs: the same settings and seed give the same weights.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     trainable: Trainable = Field(default="all", description="which weights are trained")
     learning_rate: float = Field(default=1e-4, gt=0, description="the cosine's maximum")

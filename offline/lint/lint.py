@@ -156,7 +156,7 @@ def _expert_parallel(routing_map: RoutingMap, _: ModelFacts, target: Target) -> 
                 "expert-parallel",
                 "note",
                 f"{counts[0]} experts per layer do not divide among {sizes} expert-parallel ranks",
-                "--friendly chooses a count that does, for --serve-ep N",
+                "vmprune plan --friendly --serve-ep N chooses a count that does",
             )
     elif size > 1 and (len(counts) > 1 or counts[0] % size):
         kept = "/".join(map(str, counts))

@@ -22,8 +22,6 @@ from offline.lottery.lottery import Lottery
 from offline.lottery.measure import measure
 from offline.lottery.round import Round
 from offline.results.lottery import LotteryRecord, Measured, RoundRecord, read_measured, read_round
-from vllm_moe_prune.checkpoint import Checkpoint
-from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.routing_map import RoutingMap
 from vllm_moe_prune.tuning import Tuning
@@ -119,22 +117,6 @@ def _measured(
         found.save(file)
         lottery.reporter.step()
     return found
-
-
-def uniform_counts(base: Checkpoint) -> int:
-    """Return E of a base that has the same in every layer: only such a one is plain when pruned.
-
-    :raises PruneError: naming two layers that differ
-    """
-    counts = base.expert_counts()
-    first = min(counts)
-    for layer, count in counts.items():
-        if count != counts[first]:
-            raise PruneError(
-                f"layers {first} and {layer} have {counts[first]} and {count} experts; a lottery "
-                "trains plain checkpoints, which have the same number in every layer"
-            )
-    return counts[first]
 
 
 def _forget(done: Round, before: Path, folder: Path) -> None:

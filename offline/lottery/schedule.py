@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from offline.criteria.registry import Rule
 from offline.finetune.settings import FinetuneSettings
+from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError, one_line
 
 RANDOM = "random"  # the paper's control: no criterion, a seeded choice in every round
@@ -26,7 +27,7 @@ LotteryPreset = Literal["fast", "paper"]
 class LotterySettings(BaseModel):
     """The numbers of a lottery."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     criterion: str = "min-ean"
     rounds: int | None = Field(default=None, ge=1)
@@ -133,6 +134,22 @@ def schedule(
         plans.append(RoundPlan(number, before, after, tokens, spent))
         before, spent = after, spent + math.ceil(tokens / settings.length)
     return tuple(plans)
+
+
+def uniform_counts(base: Checkpoint) -> int:
+    """Return E of a base that has the same in every layer: only such a one is plain when pruned.
+
+    :raises PruneError: naming two layers that differ
+    """
+    counts = base.expert_counts()
+    first = min(counts)
+    for layer, count in counts.items():
+        if count != counts[first]:
+            raise PruneError(
+                f"layers {first} and {layer} have {counts[first]} and {count} experts; a lottery "
+                "trains plain checkpoints, which have the same number in every layer"
+            )
+    return counts[first]
 
 
 def tokens_of(settings: LotterySettings, number: int) -> int:

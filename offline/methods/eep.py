@@ -133,10 +133,18 @@ def best(population: Population, count: int = 1) -> Population:
 
 
 def check_phases(space: Space, settings: EepSettings, *, has_initial: bool) -> None:
-    """Refuse phases that cannot be run in a space.
+    """Refuse phases that cannot be run in a space, or that would never begin.
 
     :raises PruneError: naming the phase and what to do instead
     """
+    total, until = settings.num_evaluations, settings.prune_until
+    if settings.phases == "both" and not space.keeps_all and until >= total > 1:
+        raise PruneError(
+            f"{until} evaluations before merging begins are all of {total}",
+            hint="a lower --prune-evaluations, more --evaluations, or --phases prune",
+        )
+    if settings.phases != "merge" and settings.num_initial > total:
+        raise PruneError(f"--initial {settings.num_initial} is more than {total} evaluations")
     if settings.phases == "merge" and not space.keeps_all and not has_initial:
         raise PruneError(
             "merging alone needs maps to begin with where experts are dropped",

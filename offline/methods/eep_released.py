@@ -29,6 +29,7 @@ _REST = {"others": "layers", "others_transfer": "transfer"}
 _MIXTRAL_LAYERS, _MIXTRAL_EXPERTS, _MIXTRAL_TOP_K = 32, 8, 2
 
 LayerNumbers = tuple[int, ...]
+_HINT = "only tensors are read; nothing that a file may contain is run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +139,13 @@ def mixtral_8x7b(keep: int) -> Space:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    import torch
-
     if not path.is_file():
         raise PruneError(f"no coefficient file at {path}")
+    with path.open("rb") as stream:
+        if not stream.read(2).startswith((b"PK", b"\x80")):  # told without torch
+            raise PruneError(f"{path} is no coefficient file: torch saved no such file", hint=_HINT)
+    import torch
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on the pickle protocol of foreign files
@@ -150,7 +154,7 @@ def _load(path: Path) -> dict[str, Any]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise PruneError(
             f"{path} is no coefficient file: {reason[:200]}",
-            hint="only tensors are read; nothing that a file may contain is run",
+            hint=_HINT,
         ) from error
     if not isinstance(found, dict) or not found:
         raise PruneError(f"{path} is no coefficient file: it holds no table of matrices")

@@ -18,12 +18,19 @@ from vllm_moe_prune.errors import PruneError, one_line
 
 _SIZES = ("keep", "ratio", "keep_per_layer", "budget")
 _ONE = RouterGroups()
+# What says something only where another setting is given.
+_GO_WITH = {
+    "floor": "budget",
+    "outlier_percentile": "protect_outliers",
+    "outlier_share": "protect_outliers",
+    "merge_router": "merge",
+}
 
 
 class PlanRecipe(BaseModel):
     """What is kept, by which criterion; field descriptions are the help."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     criterion: str = Field(
         default="min-ean",
@@ -101,6 +108,11 @@ class PlanRecipe(BaseModel):
             raise ValueError("give one of --keep, --ratio, --keep-per-layer and --budget")
         if self.merge is not None and (self.protect is not None or self.protect_outliers):
             raise ValueError("--merge leaves no expert as it is; drop --protect and its like")
+        for name, with_what in _GO_WITH.items():
+            changed = getattr(self, name) != type(self).model_fields[name].default
+            if changed and not getattr(self, with_what):
+                flag, other = (f"--{one.replace('_', '-')}" for one in (name, with_what))
+                raise ValueError(f"{flag} changes nothing without {other}")
         return self
 
     @classmethod

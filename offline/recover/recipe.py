@@ -28,7 +28,7 @@ class SftSettings(FinetuneSettings):
 class RecoverRecipe(PromptingSettings):
     """Everything but the training's numbers that decides the outcome of a recovery."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: Path = Field(
         description="plain checkpoint to train, pruned or not: a folder, or Org/Name[@revision] on "
@@ -185,6 +185,11 @@ def training_of(flags: dict[str, Any], steps: int | None) -> SftSettings:
     if steps is not None and "epochs" in given:
         raise PruneError(
             "--steps and --epochs both say how long to train", hint="give one of the two"
+        )
+    lora = given.keys() & {"lora_rank", "lora_alpha"}
+    if lora and given.get("trainable") != "lora":
+        raise PruneError(
+            f"--{min(lora).replace('_', '-')} changes nothing without --trainable lora"
         )
     try:
         return SftSettings.model_validate(given)

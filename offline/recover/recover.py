@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from offline.build.card import card_fields, model_card
 from offline.data.models import complete
+from offline.recover.needs import check_recipe
 from offline.recover.recipe import RecoverRecipe, SftSettings
-from offline.recover.session import Session
 from offline.results.compression import RESULT_FILE
 from offline.results.recovery import RECOVERY_FILE, Recovery
 from offline.runs.output import staged
@@ -24,6 +25,9 @@ from offline.runs.progress import Reporter
 from offline.runs.resume import check_outputs
 from vllm_moe_prune.routing_map import SCHEMA_VERSION, RoutingMap
 from vllm_moe_prune.tuning import Tuning
+
+if TYPE_CHECKING:
+    from offline.recover.session import Session
 
 # What was found out about the checkpoint before it was trained: beside the one after, it would lie.
 _NOT_KEPT = (RESULT_FILE, RECOVERY_FILE, "analysis.json", "check.json", "serving.json", MANIFEST)
@@ -43,6 +47,9 @@ def recover(
         work; or if what is trained does not fit into memory
     """
     check_outputs(out, force=force, inputs=recipe.inputs)
+    check_recipe(recipe, training)
+    from offline.recover.session import Session
+
     session = Session.begin(recipe, training, out, reporter, force=force)
     for _, folder in session.checkpoints.folders():
         complete(folder)

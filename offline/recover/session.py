@@ -12,11 +12,11 @@ from typing import Any
 from offline.engines.local.transformers import TransformersEngine
 from offline.finetune.examples import supervised
 from offline.finetune.finetune import Finetuned, finetune
-from offline.finetune.where import Where
 from offline.recover.checkpoints import Checkpoints
 from offline.recover.instructions import Instructions, parse_data
 from offline.recover.lessons import Lessons, instruction_lessons, mix_lessons, task_lessons
 from offline.recover.measure import Cells, before_finetune, measure
+from offline.recover.needs import where_of
 from offline.recover.recipe import RecoverRecipe, SftSettings
 from offline.results.recovery import Mode, Recovery, Subject, SubjectFinetune
 from offline.results.text_use import TextUse
@@ -133,12 +133,7 @@ class Session:
             self.training,
             out,
             seed=self.recipe.seed,
-            where=Where(
-                device=self.recipe.device,
-                processes=self.recipe.processes,
-                accelerate_config=self.recipe.accelerate_config,
-                save_every=self.recipe.save_every,
-            ),
+            where=where_of(self.recipe),
             reporter=self.reporter,
         )
         _free(self.recipe.device)

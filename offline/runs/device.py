@@ -2,24 +2,56 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import re
+from pathlib import Path
 from typing import Literal
 
 from vllm_moe_prune.errors import PruneError
+
+_HINT = "auto, cpu, cuda, cuda:1, ..."
+_NAMES = re.compile(r"auto|(cpu|cuda|mps|xpu|hpu|npu|mtia)(:\d+)?")
+# One of these is there where a driver of a GPU is: NVIDIA's, its own boards', AMD's, Windows'.
+_DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that cannot be had, as far as that shows without torch.
+
+    :raises PruneError: if there is none of this name, or CUDA and neither driver nor build for it
+    """
+    if not _NAMES.fullmatch(name):
+        raise PruneError(f"unknown device {name!r}", hint=_HINT)
+    if not name.startswith("cuda"):
+        return
+    if not any(Path(driver).exists() for driver in _DRIVERS):
+        raise PruneError(f"--device {name}: this machine has no GPU", hint="--device cpu, or auto")
+    try:
+        build = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    if build.endswith("+cpu"):
+        raise PruneError(
+            f"--device {name}: torch {build} is a build for CPUs", hint="install one for CUDA"
+        )
 
 
 def pick_device(name: str) -> str:
     """Return a torch device: ``auto`` takes a GPU where there is one.
 
-    :raises PruneError: if torch knows no such device
+    :raises PruneError: if torch knows no such device, or there are fewer GPUs
     """
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return str(torch.device(name))
+        device = torch.device(name)
     except RuntimeError:
-        raise PruneError(f"unknown device {name!r}", hint="auto, cpu, cuda, cuda:1, ...") from None
+        raise PruneError(f"unknown device {name!r}", hint=_HINT) from None
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise PruneError(f"--device {name}: torch sees {count} GPUs", hint=_HINT)
+    return str(device)
 
 
 def batch_tokens(device: str) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 Identity = tuple[int, int]
+_WHOLE = ("config.json", "routing_map.json", "scores.json")  # of what is one thing, with its files
 
 
 def input_within(out: Path, inputs: Iterable[object]) -> Path | None:
@@ -21,6 +22,20 @@ def input_within(out: Path, inputs: Iterable[object]) -> Path | None:
     for given in inputs:
         for path in _paths(given):
             if any(_lies_in(one, place) for one in (path, *_links(path))):
+                return path
+    return None
+
+
+def input_around(out: Path, inputs: Iterable[object]) -> Path | None:
+    """Return the first model, map or scores in whose folder ``out`` would lie; None if in none.
+
+    :param inputs: as `input_within`; folders of other things may be around it
+    """
+    around = [found for one in out.resolve().parents if (found := _identity(one)) is not None]
+    for given in inputs:
+        for path in _paths(given):
+            is_whole = any((path / name).is_file() for name in _WHOLE)
+            if is_whole and _identity(path) in around:
                 return path
     return None
 

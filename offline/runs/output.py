@@ -12,8 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from offline.runs.inputs import input_within
+from offline.runs.inputs import input_around, input_within
 from offline.runs.owned import first_foreign, read_stamp, refuse_foreign, stamp, write_manifest
+from offline.runs.units import gib
 from vllm_moe_prune.errors import PruneError
 
 WORK_MARKER = ".vmprune-work.json"
@@ -37,6 +38,21 @@ def check_output(out: Path, *, force: bool, inputs: Iterable[object] = ()) -> No
         foreign = first_foreign(out)
         if foreign is not None:
             refuse_foreign(out / foreign)
+
+
+def check_room(out: Path, num_bytes: int) -> None:
+    """Refuse to begin what its disk has no room for.
+
+    :param num_bytes: that ``out`` will have at least; what it replaces is removed last
+    :raises PruneError: with both numbers
+    """
+    parent = out.resolve().parent
+    disk = shutil.disk_usage(parent)
+    if disk.total and disk.free < num_bytes:  # some file systems say nothing of themselves
+        raise PruneError(
+            f"{out} will have {gib(num_bytes)} and the disk of {parent} has {gib(disk.free)} free",
+            hint="free some space or choose another --out",
+        )
 
 
 def check_file(
@@ -66,6 +82,9 @@ def _check_place(out: Path, *, force: bool, inputs: Iterable[object]) -> None:
         raise PruneError(f"{parent} is not a folder", hint="create it first")
     if out.exists() and Path.cwd().is_relative_to(out.resolve()):
         raise PruneError(f"{out} is the folder that this runs in", hint="start it elsewhere")
+    inputs = tuple(inputs)
+    if (around := input_around(out, inputs)) is not None:
+        raise PruneError(f"{out} lies in {around}, which is read", hint="choose another --out")
     clear_stale(out)
     if not os.path.lexists(out):
         return

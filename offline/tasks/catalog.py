@@ -169,7 +169,12 @@ def _own_text(path: Path) -> Task:
 def _own_tasks(path: Path, metric: str | None, library: Library) -> tuple[Task, ...]:
     if not path.is_file():
         raise PruneError(f"no task file at {path}")
-    if not is_plain(path):
+    plain = is_plain(path)  # which refuses what is no YAML
+    from offline.data.yaml_file import given_twice
+
+    if (twice := given_twice(path.read_text(encoding="utf-8"))) is not None:
+        raise PruneError(f"task {path}: {twice}")
+    if not plain:
         return tuple(_of(one, metric, library, one.name) for one in read_file(path))
     found = generation_of(path)
     if found is None:

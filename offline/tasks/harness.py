@@ -16,6 +16,7 @@ from offline.data.packages import cache_root
 from offline.tasks.answers import is_right
 from offline.tasks.asked import Template, template_of, tokenizer_key
 from offline.tasks.evaluation import requests_of, run_asked
+from offline.tasks.needs import check_answered
 from offline.tasks.quiet import quiet_libraries
 from offline.tasks.results import ItemResult, TaskResult
 from offline.tasks.splits import examples, load_items, split_file
@@ -138,11 +139,7 @@ def local_task(
     :param lm: whose chat template is applied, where the task's prompting wants one
     :raises PruneError: as `run`
     """
-    if task.kind == "text":
-        raise PruneError(
-            f"{task.name} is plain text, which has no right answers",
-            hint="measure the agreement with the base on it, or give a task",
-        )
+    check_answered(task)
     _check_range(limit, first)
     if task.lm_eval is not None:
         return AskedTexts(requests_of(task, split, limit, first, lm)[1])

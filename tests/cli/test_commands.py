@@ -8,8 +8,10 @@ from typing import Any
 
 import click
 import pytest
+from rich.table import Table
 
 from offline.build.build import build
+from offline.cli.console import stdout
 from offline.cli.lazy import LazyCommand
 from offline.cli.main import cli
 from tests.command import invoke
@@ -107,7 +109,7 @@ def test_inspect_tells_a_pruned_checkpoint_by_its_map(
     assert facts["expert_bytes"] == sum(counts.values()) * 3 * 64 * 96 * 4
     text = invoke("inspect", tmp_path / "out").output
     assert routing_map.summary() in text
-    assert "made by by hand, seed None, vllm-moe-prune" in text
+    assert "made by by hand, vllm-moe-prune" in text
 
 
 @pytest.mark.parametrize("name", ["", "routing_map.json"])
@@ -130,6 +132,28 @@ def test_build_says_what_it_did(base: Path, tmp_path: Path) -> None:
     assert "48 tensors dropped, 0 merged" in result.output
     assert result.output.endswith(f"written to {tmp_path / 'out'}\n")
     assert Checkpoint.open(tmp_path / "out").expert_counts() == dict.fromkeys(range(4), 4)
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_build_says_it_to_programs_as_well(dry: bool, base: Path, tmp_path: Path) -> None:
+    routing_map = uniform_map(base, UNIFORM)
+    routing_map.save(tmp_path / "map")
+    words = ["build", "--model", base, "--map", tmp_path / "map", "--out", tmp_path / "out"]
+    facts = json.loads(invoke(*words, "--json", *(["--dry-run"] if dry else [])).stdout)
+    assert facts["digest"] == routing_map.digest()
+    assert (facts["dropped"], facts["merged"], facts["form"]) == (48, 0, "plain")
+    assert facts["written"] is not dry
+    assert (tmp_path / "out").exists() is not dry
+
+
+def test_tables_in_a_log_lose_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    table, ids = Table("layer", "kept"), ", ".join(map(str, range(128)))
+    table.add_row("0", ids)
+    stdout().print(table)
+    assert ids in capsys.readouterr().out
 
 
 def test_a_dry_run_writes_nothing(base: Path, tmp_path: Path) -> None:

@@ -268,6 +268,8 @@ def test_without_a_recipe_the_missing_flag_is_named() -> None:
         ("", "is not a table of settings"),
         ("keep: [4\n", "is not YAML: "),
         ("[" * 3000, "is nested too deeply"),
+        ("method: {keep: 4}\nmethod: {}\n", ".yaml: method is given twice (line 2)"),
+        ("method:\n  keep: 4\n  seed: 1\n  keep: 5\n", "keep is given twice (line 4)"),
         (None, "no recipe file at "),
     ],
 )

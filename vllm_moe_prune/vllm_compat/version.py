@@ -20,6 +20,11 @@ def check_version() -> None:
     """
     from vllm.version import __version__ as installed  # type: ignore[attr-defined]
 
+    check_supported(installed)
+
+
+def check_supported(installed: str) -> None:
+    """Refuse a version outside the window, as `check_version`; imports nothing of vLLM."""
     numbers = tuple(int(part) for part in re.findall(r"\d+", installed)[:2])
     lowest, highest = SUPPORTED
     if not lowest <= numbers <= highest:

@@ -147,6 +147,12 @@ class EepRecipe(CompressRecipe):
         return self.search.guard
 
     @property
+    def idle(self) -> dict[str, str]:
+        """Return also what goes with another phase."""
+        merges = self.search.phases == "merge" and self.search.prune_evaluations is not None
+        return super().idle | ({"prune_evaluations": "a pruning phase"} if merges else {})
+
+    @property
     def races(self) -> bool:
         """Whether hopeless candidates are dropped; the preset's habit if not given."""
         return self.method.preset == "fast" if self.search.racing is None else self.search.racing

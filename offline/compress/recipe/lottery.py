@@ -15,6 +15,12 @@ from offline.lottery.schedule import RANDOM, LotterySettings, settings_of
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.tuning import Trainable
 
+_OF_FINETUNES = (
+    "round_tokens", "token_factor", "token_cap", "trainable", "learning_rate", "batch",
+    "micro_batch", "lora_rank", "mixed_precision", "checkpointing", "processes", "save_every",
+    "accelerate_config",
+)  # fmt: skip
+
 
 class LotteryMethod(MethodSection):
     """Rounds of dropping and finetuning."""
@@ -113,6 +119,25 @@ class LotteryRecipe(CompressRecipe):
         except PruneError as error:
             raise ValueError(error.message.removeprefix("settings: ")) from None
         return self
+
+    @property
+    def idle(self) -> dict[str, str]:
+        """Return also what is about finetunes that are not done."""
+        found, settings = super().idle, self.settings_of_rounds()
+        if not settings.finetune:
+            defaults = LotterySection.model_fields
+            given = (n for n in _OF_FINETUNES if getattr(self.lottery, n) != defaults[n].default)
+            found |= dict.fromkeys(given, "--finetune")
+        elif settings.tuning.trainable != "lora" and self.lottery.lora_rank is not None:
+            found["lora_rank"] = "--trainable lora"
+        if self.lottery.rounds is not None and self.lottery.drop_per_round is not None:
+            found["drop_per_round"] = "no --rounds, which say it as well"
+        return found
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether calibration text decides anything: it is tuned and measured on as well."""
+        return True
 
     @property
     def rounds_by(self) -> tuple[str, ...]:

@@ -34,19 +34,39 @@ def recipe_of(flags: Mapping[str, Any], file: Path | None = None) -> CompressRec
     :param flags: flag, without dashes -> value
     :raises PruneError: naming the entry that is missing, unknown, of another method or wrong
     """
-    return read_recipe(flags, file)[0]
+    return _merged(_given(flags), file)[0]
 
 
 def read_recipe(
     flags: Mapping[str, Any], file: Path | None = None
 ) -> tuple[CompressRecipe, tuple[str, ...]]:
-    """Return the recipe as `recipe_of`, and what to tell the user about the file."""
-    given = {name: value for name, value in flags.items() if value is not None}
+    """Return the recipe as `recipe_of`, and what to tell the user about the file.
+
+    A file may have settings that change nothing, as it may be for several uses.
+
+    :raises PruneError: also for a flag that changes nothing
+    """
+    given = _given(flags)
+    recipe, notes = _merged(given, file)
+    for name, what in recipe.idle.items():
+        if name in given:
+            flag = f"--{name.replace('_', '-')} {given[name]}"
+            raise PruneError(f"{flag} changes nothing here", hint=f"it goes with {what}")
+        notes += (f"recipe {file}: {name} changes nothing, it goes with {what}",)
+    return recipe, notes
+
+
+def _given(flags: Mapping[str, Any]) -> Flat:
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _merged(given: Flat, file: Path | None) -> tuple[CompressRecipe, tuple[str, ...]]:
     if file is None:
         return _validated(given, "settings"), ()
-    source = f"recipe {file}"
-    entries = _read_yaml(file)
-    notes: tuple[str, ...] = ()
+    from offline.data.yaml_file import read_yaml
+
+    source, notes = f"recipe {file}", tuple[str, ...]()
+    entries = read_yaml(file, "recipe")
     if any(isinstance(entry, dict) for entry in entries.values()):
         found = _flat(entries, given.get("method"), source)
     else:
@@ -200,22 +220,3 @@ def _owner(name: str) -> str | None:
 
 def _listed(recipe: type[CompressRecipe]) -> str:
     return ", ".join(sections_of(recipe))
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        entries = yaml.safe_load(file.read_text())
-    except FileNotFoundError:
-        raise PruneError(f"no recipe file at {file}") from None
-    except OSError as error:
-        raise PruneError(f"recipe {file}: {error.strerror}") from None
-    except RecursionError:
-        raise PruneError(f"recipe {file} is nested too deeply") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise PruneError(f"recipe {file} is not YAML: {reason}") from None
-    if not isinstance(entries, dict):
-        raise PruneError(f"recipe {file} is not a table of settings")
-    return {str(name): entry for name, entry in entries.items()}

@@ -84,6 +84,29 @@ class CompressRecipe(BaseModel):
         """Return all criteria's words for which there must be scores."""
         return self.criteria
 
+    @property
+    def idle(self) -> dict[str, str]:
+        """Return the settings that say something and change nothing: flag -> what they go with."""
+        found = {}
+        if self.engine.name != "vllm" and self.engine.tensor_parallel > 1:
+            found["tensor_parallel"] = "--engine vllm"
+        if self.engine.name == "vllm" and self.engine.device != "auto":
+            found["device"] = "--engine transformers; vLLM takes the GPUs that it sees"
+        if self.engine.replicas == 1 and self.engine.ray_address != "local":
+            found["ray_address"] = "--replicas"
+        for name in ("scores", "calibration", "domains", "pack", "chat_template"):
+            given = getattr(self.data, name) != DataSection.model_fields[name].default
+            if given and not self.reads_text:
+                found[name] = "a criterion: --method oneshot, or min-NAME in --compare"
+        if self.method.least > 1 and self.method.total is None:
+            found["floor"] = "--budget"
+        return found
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether calibration text, or scores made of it, decide anything."""
+        return bool(self.scored_by)
+
     def slack(self, num_layers: int) -> float | None:
         """Return how far below the best a candidate may be and still matter to the search.
 

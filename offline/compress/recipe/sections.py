@@ -27,7 +27,7 @@ class Section(BaseModel):
     The flag of a field is its name, that of a field `name` is the section's.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     title: ClassVar[str]
     # Say where something is or runs, and decide nothing of the outcome.

@@ -16,11 +16,11 @@ from safetensors.numpy import save
 
 from offline.engines.base import ExpertUse
 from offline.engines.live.start import start
-from offline.engines.local.correction import check_routable
+from offline.engines.needs import check_routable, check_whole
 from offline.tasks.catalog import Split, Task
 from offline.tasks.harness import local_task, run, texts_of, without_examples
 from offline.tasks.results import ItemResult, TaskResult
-from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint, read_config
+from vllm_moe_prune.checkpoint import Checkpoint, read_config
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.layouts import layout_of
@@ -69,7 +69,7 @@ class VllmEngine:
         self.top_k = self.layout.top_k(config)
         self.folder = model
         self._recorded = not enforce_eager
-        _refuse_pruned(model)
+        check_whole(model)
         check_routable(self.layout, self.layout.num_groups(config), "vllm")
         own = int(self.layout.text_config(config).get("max_position_embeddings", 2048))
         length = max_model_len or min(own, _MAX_LENGTH + answer_tokens)
@@ -273,12 +273,3 @@ class VllmEngine:
 
 def _digest(routing_map: RoutingMap | None) -> str:
     return "" if routing_map is None else routing_map.digest()
-
-
-def _refuse_pruned(folder: Path) -> None:
-    """A compact checkpoint lacks experts that its config.json counts: search works on its base."""
-    if (folder / COMPACT_FOLDER).is_dir():
-        raise PruneError(
-            f"{folder} is a compact checkpoint, whose experts cannot be searched again",
-            hint="give the base model and apply the routing map to it",
-        )

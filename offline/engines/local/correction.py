@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from vllm_moe_prune.errors import PruneError
+from offline.engines.needs import check_only_drops
 from vllm_moe_prune.layer_map import LayerMap
-from vllm_moe_prune.layout import MoeLayout
 
 
 @dataclass(slots=True)
@@ -40,36 +39,8 @@ class Correction:
         self.router.top_k = self.top_k
         if entry is None:
             return
-        kept = entry.experts.kept
-        if kept is None or entry.router == "mapped":
-            raise PruneError(
-                f"layer {entry.layer}: a router with a correction bias can only lose experts",
-                hint="use a one-hot map with sliced routers",
-            )
+        check_only_drops(entry)
         dropped = torch.ones_like(self.bias, dtype=torch.bool)
-        dropped[list(kept)] = False
+        dropped[list(entry.experts.kept or ())] = False
         self.bias.masked_fill_(dropped, float("-inf"))
         self.router.top_k = entry.top_k
-
-
-def check_routable(layout: MoeLayout, num_groups: int, engine: str = "transformers") -> None:
-    """Refuse models whose routing no map can change while they are loaded.
-
-    :param num_groups: of the router, 1 where it has none
-    :param engine: ``transformers`` or ``vllm``
-    :raises PruneError: naming what can be done instead
-    """
-    if layout.mappable and num_groups == 1:
-        return
-    if not layout.is_corrected:
-        raise PruneError(
-            f"no engine can try routing maps of this {layout.model_type} model: its router does "
-            "more than to choose the best scores",
-            hint="use vmprune score, plan and build, or --method lottery",
-        )
-    if engine == "vllm":
-        raise PruneError(
-            f"the vLLM engine cannot try routing maps of a {layout.model_type} model, whose router "
-            "has a correction bias",
-            hint="use --engine transformers",
-        )

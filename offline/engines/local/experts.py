@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from offline.engines.base import ExpertUse
-from offline.engines.local.correction import Correction, check_routable
+from offline.engines.local.correction import Correction
 from offline.engines.local.dense import make_sparse
 from offline.engines.local.router import Routed, RouterAdapter, router_of
+from offline.engines.needs import check_routable
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layout import MoeLayout

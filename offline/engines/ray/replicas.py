@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from offline.engines.needs import check_ray, unreachable
 from offline.engines.ray.replica import EngineMaker, RayReplica, Share
 from vllm_moe_prune.errors import PruneError
 
 _ATTEMPTS = 3
-_CONNECT_SECONDS = 10.0
 _PLACING_SECONDS = 300.0
 _LOCAL_STORE_BYTES = 256 * 1024**2  # maps and results are small
 
@@ -101,7 +100,7 @@ def _connect(address: str | None, num_cpus: int) -> bool:
         options |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
         options["object_store_memory"] = _LOCAL_STORE_BYTES
     else:
-        _check_port(address)
+        check_ray(address)
         options["address"] = address
     for attempt in range(1, _ATTEMPTS + 1):  # Ray waits 30 s for itself, too little under load
         try:
@@ -111,26 +110,8 @@ def _connect(address: str | None, num_cpus: int) -> bool:
             ray.shutdown()
             if attempt == _ATTEMPTS:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise _unreachable(address or "local", reason) from None
+                raise unreachable(address or "local", reason) from None
     return True
-
-
-def _check_port(address: str) -> None:
-    """Refuse an address where nothing listens; Ray itself would try for minutes, then exit."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise _unreachable(address, str(error)) from None
-
-
-def _unreachable(address: str, reason: str) -> PruneError:
-    return PruneError(
-        f"no Ray cluster can be used at {address}: {reason}",
-        hint="start one with `ray start --head`, or leave the address out",
-    )
 
 
 def _share(count: int, cpus: int | None, gpus: float | None) -> Share:

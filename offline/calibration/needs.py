@@ -1,0 +1,37 @@
+"""What a calibration needs of a model, told from headers: imports nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from offline.build.quantised import check_unquantised
+from offline.engines.needs import check_tokenizer, check_whole
+from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.errors import PruneError
+
+
+def check_length(base: Checkpoint, length: int) -> None:
+    """Refuse sequences of more tokens than the model's config says that it takes.
+
+    :raises PruneError: naming both
+    """
+    most = int(base.text_config.get("max_position_embeddings", length))
+    if length > most:
+        raise PruneError(
+            f"--length {length}: the model takes at most {most} tokens",
+            hint=f"--length {most} or less",
+        )
+
+
+def open_base(folder: Path, *, length: int) -> Checkpoint:
+    """Open a model that text is to go through.
+
+    :param length: tokens of a sequence
+    :raises PruneError: if it is compact or quantised, or takes fewer tokens
+    """
+    base = Checkpoint.open(folder)
+    check_whole(folder)
+    check_unquantised(folder)
+    check_tokenizer(folder)
+    check_length(base, length)
+    return base
