@@ -214,3 +214,22 @@ def test_a_group_changes_its_tasks_also_by_functions(folder: Path) -> None:
         assert load_items(task, "test")[0].query.startswith("WHICH ")
     by_path = get_tasks(str(folder / "family.yaml"))
     assert by_path == found
+
+
+def test_a_perplexity_is_reported_and_no_fitness(
+    model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = 'output_type: loglikelihood_rolling\ndoc_to_target: "{{question}}"\n'
+    text = _HEAD.replace('"{{{{question}}}}"', '""').replace("num_fewshot: 2\n", "")
+    (folder / "own_text.yaml").write_text(text.format(name="own_text", folder=folder) + fields)
+    asked = ("--model", model, "--task", "own_text", "--include-path", folder, *WHERE)
+    lines = invoke("eval", *asked, "--limit", "4").stdout.splitlines()
+    assert lines[0] == "own_text, all: test (4 items)"
+    names = ("word_perplexity", "byte_perplexity", "bits_per_byte")
+    values = {line.split(":")[0].strip(): float(line.split(":")[1]) for line in lines[1:]}
+    assert set(values) == set(names) and min(values.values()) > 0
+    found = json.loads(invoke("eval", *asked, "--limit", "4", "--json").stdout)
+    assert found["accuracy"] is None and found["items"][0]["correct"] is None
+    words = ("compress", *asked, "--keep", "2", "--out", tmp_path / "out")
+    error = one_error(*run(*words, capsys=capsys))
+    assert error.startswith("task own_text has no metric with a value for every item: word_perp")
