@@ -5,13 +5,16 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import islice, takewhile
 from typing import Any, Protocol
 
 from offline.texts.row import LongText, Row, Skip
 
-_FIRST = 32 << 20  # bytes of rows that are kept in one reading of a file, at first
+_FIRST = 8 << 20  # bytes of rows that are kept in one reading of a file, at first
 _BLOCK = 4096  # rows of a stream that are mixed with one another
+_BLOCK_BYTES = 32 << 20  # and no more than so many
 
 
 class Numbered(Protocol):
@@ -33,36 +36,47 @@ def shuffled(source: Numbered, key: str) -> Iterator[Row]:
     """
     order = array("q", range(source.count()))
     random.Random(key).shuffle(order)
+    places = array("q", bytes(8 * len(order)))  # of each number in the order
+    for place, number in enumerate(order):
+        places[number] = place
     begin, budget = 0, _FIRST
     while begin < len(order):
-        rows = _next_rows(source, order, begin, budget)
+        rows = _Window(places, begin, len(order), budget).fill(source)
         if not rows:  # the file is not what it was when its rows were counted
             return
         yield from rows
         begin, budget = begin + len(rows), budget * 2
 
 
-def _next_rows(source: Numbered, order: array[int], begin: int, budget: int) -> list[Row]:
-    """Return the rows from a place of the order on that fit into a budget, at least one."""
-    places = {number: place for place, number in enumerate(order[begin:])}
-    kept: dict[int, tuple[Row, int]] = {}
-    used, end = 0, len(places)  # rows at this place and behind it do not fit
-    for number, row in source.picked(places):
-        place = places[number]
-        if place >= end:
-            continue
-        kept[place] = row, size_of(row.content)
-        used += kept[place][1]
-        while used > budget and len(kept) > 1:
-            end = max(kept)
-            used -= kept.pop(end)[1]
-            del places[order[begin + end]]
-    found = []
-    for place in range(len(order) - begin):
-        if place not in kept:
-            break
-        found.append(kept[place][0])
-    return found
+@dataclass(slots=True)
+class _Window:
+    """The numbers of rows that stand between two places of an order; the end comes nearer while
+    rows are kept that are larger than the budget."""
+
+    places: array[int]
+    begin: int
+    end: int
+    budget: int
+
+    def __contains__(self, number: object) -> bool:
+        assert isinstance(number, int)
+        return number < len(self.places) and self.begin <= self.places[number] < self.end
+
+    def fill(self, source: Numbered) -> list[Row]:
+        """Return the rows from the window's beginning on that fit into the budget, at least one."""
+        kept: dict[int, tuple[Row, int]] = {}
+        last: list[int] = []  # places that are kept, negative: the last one is first
+        used = 0
+        for number, row in source.picked(self):
+            place = self.places[number]
+            kept[place] = row, size_of(row.content)
+            used += kept[place][1]
+            heappush(last, -place)
+            while used > self.budget and len(kept) > 1:
+                self.end = -heappop(last)
+                used -= kept.pop(self.end)[1]
+        whole = takewhile(kept.__contains__, range(self.begin, self.end))
+        return [kept[place][0] for place in whole]
 
 
 def mixed(rows: Iterable[Row], key: str) -> Iterator[Row]:
@@ -71,7 +85,7 @@ def mixed(rows: Iterable[Row], key: str) -> Iterator[Row]:
     :param rows: of which no more are read than are asked for, rounded up to a block
     """
     rng, rest = random.Random(key), iter(rows)
-    while block := list(islice(_within(rest, _FIRST), _BLOCK)):
+    while block := list(islice(_within(rest, _BLOCK_BYTES), _BLOCK)):
         rng.shuffle(block)
         yield from block
 

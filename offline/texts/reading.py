@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -92,7 +92,7 @@ class Documents:
             raise Skip(f"shorter than {self.way.length} tokens")
         return found
 
-    def _parts(self, form: Form, place: str) -> Iterator[list[int]]:
+    def _parts(self, form: Form, place: str) -> Generator[list[int]]:
         if isinstance(form, Chat):
             yield chat_ids(form, self.tokenizer, self.way.chat_template, place)
         elif isinstance(form, Pair):
