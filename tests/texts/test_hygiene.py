@@ -61,6 +61,8 @@ ROW = st.one_of(
     JUNK,
 )
 
+CUT = gzip.compress(b'{"text": "x"}\n' * 999, mtime=0)[:40]
+
 
 def _lines(rows: list[Any], broken: list[bytes]) -> bytes:
     """Write some rows, and what is none, on lines of their own."""
@@ -264,7 +266,7 @@ def test_roles_without_a_template_are_said_before_anything_else(
         ("a.txt", b"the \xff", r"is no text in UTF-8 \(byte 4\)"),
         ("a.txt.gz", b"the cat", "cannot read .*a.txt.gz: Not a gzipped file"),
         ("a.txt.zst", b"the cat", "cannot read .*a.txt.zst: ZSTD decompress failed"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 999, mtime=0)[:40], "cannot read .*Compressed"),
+        ("a.jsonl.gz", CUT, "cannot read .*Compressed"),
     ],
 )
 def test_what_is_broken_is_named_with_its_row(
