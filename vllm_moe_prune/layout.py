@@ -31,6 +31,9 @@ class MoeLayout:
     ``weights_on_input`` says that routing weights multiply what an expert is given, in place of
     what it gives.
 
+    ``interleaved`` says that gate and up take turns in the first of the stacked tensors; otherwise
+    up follows gate.
+
     Where a checkpoint has more than a language model, ``section`` is the part of config.json that
     is the language model's, and ``prefix`` begins the names of its tensors. All other tensors stay
     as they are, and transformers' causal language model is without them.
@@ -58,6 +61,7 @@ class MoeLayout:
     renormalise: bool = True
     renormalise_key: str | None = None
     num_groups_key: str | None = None
+    interleaved: bool = False
     mappable: bool = True
     weights_on_input: bool = False
     section: str | None = None

@@ -116,6 +116,7 @@ _FAMILIES = (
             f"{_MLP}experts.{name}"
             for name in ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
         ),
+        interleaved=True,
     ),
     MoeLayout(
         "granitemoe",

@@ -8,6 +8,7 @@ bounded size are ever copied to float64.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +18,26 @@ from offline.calibration.outliers import margin
 from offline.calibration.spectral import largest_singular_value
 from offline.calibration.statistics import Floats, GradientStatistics, WeightStatistics
 
-Expert = tuple[Tensor, ...]
+
+class Matrix(Protocol):
+    """A tensor, or what stands for one and is made of its storage row by row (stored.py)."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """[N, K]."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows are."""
+
+    def detach(self) -> Matrix:
+        """Return the matrix without what autograd knows of it."""
+
+    def __getitem__(self, rows: Any, /) -> Tensor:
+        """Return some rows."""
+
+
+Expert = tuple[Matrix, ...]
 
 LEAST_DEVIATION = 1e-8  # the log of a smaller one would drown all other dimensions
 _PIECE = 1 << 19  # numbers in float64 at the same time: 4 MiB, which a cache holds
@@ -80,7 +100,7 @@ def _stable_rank(expert: Expert) -> float:
     """Return the mean over the matrices of |W|_F^2 / |W|_2^2; a matrix of zeros has rank 0."""
     ranks = []
     for matrix in expert:
-        weight = matrix.detach()
+        weight = matrix.detach()[:]
         largest = largest_singular_value(weight)
         rows = _slices(weight.shape[0], weight.shape[1])
         square = sum(float(weight[part].double().square().sum()) for part in rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,28 @@ def observe_steps(
         return original(hidden, scheduled)
 
     model_runner._get_prompt_logprobs_dict = observed
+
+
+def announce_steps(
+    model_runner: Any, announce: Callable[[list[PromptRows], torch.Tensor], None]
+) -> None:
+    """Call ``announce`` before each forward pass with the noted prompts and the token ids [T].
+
+    T counts real tokens only; a pass without any (of warming up) is announced with none.
+    """
+    original = model_runner._model_forward
+
+    def announced(*arguments: Any, **named: Any) -> Any:
+        batch = model_runner.input_batch
+        edges = model_runner.query_start_loc.np[: batch.num_reqs + 1].tolist()
+        counts = (end - begin for begin, end in itertools.pairwise(edges))
+        scheduled = zip(batch.req_ids, counts, strict=True)
+        rows = [row for row in (_rows(model_runner, *item) for item in scheduled) if row]
+        total = edges[-1] if rows else 0
+        announce(rows, model_runner.input_ids.gpu[:total])
+        return original(*arguments, **named)
+
+    model_runner._model_forward = announced
 
 
 def _rows(model_runner: Any, request_id: str, scheduled: int) -> PromptRows | None:

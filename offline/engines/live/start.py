@@ -22,12 +22,18 @@ if TYPE_CHECKING:
 _GIB = 1024**3
 _BLOCK_TOKENS = 16  # of the prefix cache on a GPU: fine enough to share the context of a question
 _CPU_BLOCK_TOKENS = 32  # its CPU kernels are slow with fewer
+_SETTINGS: Mapping[str, Any] = {
+    "load_format": LIVE_LOAD_FORMAT,
+    "worker_extension_cls": "offline.engines.live.worker.LiveWorker",
+    "enable_prefix_caching": True,
+    "disable_log_stats": True,
+}
 
 
 def start(folder: Path, settings: Mapping[str, Any]) -> LLM:
-    """Start vLLM with a `LiveMoELoader` on a base checkpoint.
+    """Start vLLM on a base checkpoint, with a `LiveMoELoader` unless ``settings`` say otherwise.
 
-    :param settings: further arguments of `vllm.LLM`
+    :param settings: arguments of `vllm.LLM`
     :raises PruneError: if vLLM is absent, of another version, or does not start
     """
     tensor_parallel = int(settings.get("tensor_parallel_size", 1))
@@ -36,14 +42,7 @@ def start(folder: Path, settings: Mapping[str, Any]) -> LLM:
         with _environment(_defaults(tensor_parallel, log)):
             llm_class = _import_vllm()
             try:
-                return llm_class(
-                    str(folder),
-                    load_format=LIVE_LOAD_FORMAT,
-                    worker_extension_cls="offline.engines.live.worker.LiveWorker",
-                    enable_prefix_caching=True,
-                    disable_log_stats=True,
-                    **{**_memory(), **settings},
-                )
+                return llm_class(str(folder), **{**_SETTINGS, **_memory(), **settings})
             except Exception as error:  # vLLM raises whatever its many parts do
                 text = log.read_text(errors="replace") if log.is_file() else ""
                 # Of a failure in another process this one has only second-hand news.

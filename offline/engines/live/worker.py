@@ -35,7 +35,7 @@ class LiveWorker:
     def moe_attach(self, client: int) -> dict[str, Any]:
         """Find the layers and begin to listen; ends this process when process ``client`` ends."""
         if client != os.getpid():
-            threading.Thread(target=_end_with, args=(client,), daemon=True).start()
+            threading.Thread(target=end_with, args=(client,), daemon=True).start()
         self.moe_state = LiveState(self.model_runner.model)
         observe_steps(self.model_runner, self.moe_state.observe)
         layers = self.moe_state.layers
@@ -206,7 +206,7 @@ class LiveState:
             self.use[number] = (counts, sums.double() + scores.double().sum(dim=0))
 
 
-def _end_with(client: int, interval: float = 1.0) -> None:
+def end_with(client: int, interval: float = 1.0) -> None:
     """End this process once process ``client`` is gone, which may have been killed outright."""
     parent = os.getppid()
     while True:

@@ -1,0 +1,150 @@
+"""The accumulator of one layer that takes all experts at once, where their outputs are.
+
+It finds what `LayerAccumulator` finds, from the outputs [T, k, D] of every token's k experts.
+Nothing loops over experts and nothing waits for the device. Sums are float64; rows of 16-bit
+outputs are added up in float32 within blocks of 64 tokens of one expert.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offline.calibration.expert_blocks import ExpertBlocks
+from offline.calibration.outliers import margin
+from offline.calibration.statistics import WEIGHT_BINS, LayerStatistics
+
+_ALSO = ("counts", "scores", "weights", "logit_gram", "pairs", "mean", "deviations")
+ARRAYS = (*_ALSO, "units", "norms", "weighted_norms", "outliers", "peaks", "vocabulary")
+
+
+class BatchedAccumulator:
+    """What the tokens of one domain show of one layer with E experts and hidden size D.
+
+    :param vocab: V, the number of token ids
+    :param device: where the sums are kept and where steps are expected
+    """
+
+    def __init__(
+        self, num_experts: int, hidden: int, vocab: int, *, device: torch.device | str
+    ) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=device)
+
+        self.num_experts, self.hidden = num_experts, hidden
+        self.tokens = 0
+        self.counts = zeros(num_experts)
+        self.scores = zeros(num_experts)
+        self.weights = zeros(num_experts)
+        self.weight_bins = zeros(num_experts * WEIGHT_BINS)
+        self.logit_gram = zeros(num_experts, num_experts)
+        self.pairs = zeros(num_experts, num_experts)
+        self.vocabulary = torch.zeros(num_experts, vocab, dtype=torch.bool, device=device)
+        self.mean = zeros(num_experts, hidden)
+        self.deviations = zeros(num_experts, hidden)
+        self.units = zeros(num_experts, hidden)
+        self.norms = zeros(num_experts)
+        self.weighted_norms = zeros(num_experts)
+        self.peaks = zeros(num_experts)
+        self.outliers = zeros(num_experts)
+
+    def add_routing(
+        self, token_ids: Tensor, logits: Tensor, scores: Tensor, weights: Tensor, ids: Tensor
+    ) -> None:
+        """Note how the router spread T tokens (see `LayerAccumulator.add_routing`)."""
+        num_tokens, top_k = ids.shape
+        ids, flat, exact = ids.long(), ids.flatten().long(), weights.double()
+        self.tokens += num_tokens
+        spread = logits.new_zeros(logits.shape, dtype=torch.float32)
+        chosen = spread.scatter(1, ids, 1.0)  # [T, E]; a step has less than 2^24 tokens
+        self.pairs += (chosen.T @ chosen).fill_diagonal_(0.0)
+        self.scores += scores.sum(dim=0, dtype=torch.float64)
+        self.logit_gram += logits.double().T @ logits.double()
+        self.weights.index_add_(0, flat, exact.flatten())
+        bins = (exact * WEIGHT_BINS).long().clamp(0, WEIGHT_BINS - 1)
+        places = (ids * WEIGHT_BINS + bins).flatten()
+        self.weight_bins.index_add_(0, places, torch.ones_like(exact).flatten())
+        self.vocabulary[flat, token_ids.repeat_interleave(top_k)] = True
+
+    def add_outputs(self, blocks: ExpertBlocks, outputs: Tensor, weights: Tensor) -> None:
+        """Note what the experts gave.
+
+        :param blocks: of the ids [T, k] that were routed to
+        :param outputs: [T, k, D] of the chosen experts, as they are before they are weighted
+        :param weights: [T, k] with which the block adds them up
+        """
+        rows, given = outputs.flatten(0, 1), weights.flatten().double()
+        found = [self._sums(part, rows) for part in blocks.pieces(self.hidden)]
+        lengths, sums, units, within, peaks = (torch.cat(one) for one in zip(*found, strict=True))
+        experts, real = blocks.experts, blocks.real.double()
+        self.units.index_add_(0, experts, units)
+        self.norms.index_add_(0, experts, (lengths * real).sum(1))
+        weighted = lengths * real * given[blocks.pairs]
+        self.weighted_norms.index_add_(0, experts, weighted.sum(1))
+        self.peaks.scatter_reduce_(0, experts, peaks, "amax")
+        self._join(experts, real.sum(1), sums, within)
+
+    def _sums(self, part: ExpertBlocks, rows: Tensor) -> tuple[Tensor, ...]:
+        """Return of each block, in float64: lengths [B, b], the sums [B, D] of rows, of their
+        directions and of their squared deviations from the block's mean, and the peak [B]."""
+        values = _wide(rows, part)  # [B, b, D]
+        real = part.real.to(values.dtype)
+        lengths = torch.linalg.vector_norm(values, dim=2)
+        # An output of zero has no direction: it adds nothing.
+        inverse = torch.where(lengths > 0, real / lengths, 0.0)
+        sums, units = (torch.stack((real, inverse), dim=1) @ values).double().unbind(1)
+        peaks = torch.maximum(values.amax(2), -values.amin(2)).where(real > 0, 0.0).amax(1)
+        mean = sums / real.sum(1, dtype=torch.float64).clamp_min(1)[:, None]
+        values.sub_(mean.to(values.dtype)[:, None])
+        within = (real[:, None] @ values.square_())[:, 0]
+        return lengths.double(), sums, units, within.double(), peaks.double()
+
+    def _join(self, experts: Tensor, counts: Tensor, sums: Tensor, within: Tensor) -> None:
+        """Join mean and squared deviations of blocks, and with those of the steps before (Chan)."""
+        new = torch.zeros_like(self.counts).index_add_(0, experts, counts)[:, None]
+        mean = torch.zeros_like(self.mean).index_add_(0, experts, sums) / new.clamp_min(1)
+        shift = sums / counts.clamp_min(1)[:, None] - mean[experts]
+        within = within + shift.square() * counts[:, None]
+        deviations = torch.zeros_like(self.mean).index_add_(0, experts, within)
+        before, total = self.counts[:, None], self.counts[:, None] + new
+        share, shift = new / total.clamp_min(1), mean - self.mean
+        self.mean += shift * share
+        self.deviations += deviations + shift.square() * (before * share)
+        self.counts += new[:, 0]
+
+    def count_outliers(self, blocks: ExpertBlocks, outputs: Tensor) -> None:
+        """Count the outliers of outputs [T, k, D], once all of the domain have been added."""
+        sigma = (self.deviations / self.counts.clamp_min(1)[:, None]).sqrt()
+        width = margin(self.mean, sigma)
+        rows = outputs.flatten(0, 1)
+        for part in blocks.pieces(self.hidden):
+            values, experts = _wide(rows, part), part.experts
+            values.sub_(self.mean[experts].to(values.dtype)[:, None]).abs_()
+            values.gt_(width[experts].to(values.dtype)[:, None])  # 1 where it is so
+            beyond = values.sum(dim=2, dtype=torch.float64) * part.real
+            self.outliers.index_add_(0, experts, beyond.sum(1))
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Return the sums in host memory, by the names of `LayerStatistics`."""
+        found = {name: getattr(self, name).cpu() for name in ARRAYS}
+        bins = self.weight_bins.view(-1, WEIGHT_BINS).cpu()
+        return {**found, "weight_bins": bins, "tokens": torch.tensor(float(self.tokens)).double()}
+
+
+def _wide(rows: Tensor, part: ExpertBlocks) -> Tensor:
+    """Return the rows [B, b, D] of some blocks: in float32 if they have 16 bits, else float64."""
+    wide = torch.float32 if rows.element_size() == 2 else torch.float64
+    found = rows.index_select(0, part.pairs.flatten()).to(wide)
+    return found.view(*part.pairs.shape, -1)
+
+
+def statistics_of(arrays: dict[str, np.ndarray]) -> LayerStatistics:
+    """Return the statistics that arrays of a `BatchedAccumulator` hold."""
+    return LayerStatistics(**{**arrays, "tokens": float(arrays["tokens"])})
+
+
+def first_infinite(seen: LayerStatistics) -> int | None:
+    """Return the first expert that gave a value that is not finite, None if there is none."""
+    wrong = ~(np.isfinite(seen.peaks) & np.isfinite(seen.deviations).all(axis=1))
+    return int(wrong.argmax()) if wrong.any() else None

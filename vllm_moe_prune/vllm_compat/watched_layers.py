@@ -1,0 +1,154 @@
+"""The MoE layers of a model that vLLM holds, watched while they compute: routers and experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.vllm_compat.moe_layers import layer_number
+
+
+@dataclass(frozen=True, slots=True)
+class SeenLayer:
+    """What one layer did for the T rows of a step, padding included."""
+
+    logits: torch.Tensor  # [T, E] of the router
+    weights: torch.Tensor  # [T, k] float32, whatever the model scales them by included
+    ids: torch.Tensor  # [T, k]
+    outputs: torch.Tensor  # [T, k, D] of each token's k experts, before they are weighted
+    after: torch.Tensor  # [T, k] with which outputs are added up: weights, or 1
+
+
+@dataclass(slots=True)
+class WatchedLayer:
+    """The router and the experts of one decoder layer, both replaced by what notes and goes on.
+
+    vLLM's own router chooses, so whatever a family does there is what is seen. The experts' own
+    fused method is called once for each column of the choice, with a weight of 1: that gives the
+    raw output of every token's expert, in whatever format and kernel the experts have, for the
+    arithmetic of the layer itself. The weighted sum is the layer's output.
+    """
+
+    number: int
+    runner: Any
+    hidden: int
+    see: Callable[[int, SeenLayer], None]
+    watching: Callable[[], bool]
+    _logits: torch.Tensor | None = None
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return int(self.runner.routed_experts.global_num_experts)
+
+    def watch(self) -> None:
+        """Take the places of the router's and the experts' methods.
+
+        :raises PruneError: if the kernel chooses experts itself
+        """
+        experts, router = self.runner.routed_experts, self.runner.router
+        if experts.quant_method.is_monolithic:
+            raise PruneError(
+                f"layer {self.number}: vLLM's kernel ({type(experts.quant_method).__name__}) "
+                "routes by itself, so that single experts cannot be seen",
+                hint="use --engine transformers, or another kernel of vLLM's",
+            )
+        select, apply = router.select_experts, experts.forward_modular
+
+        def selected(*, router_logits: torch.Tensor, **named: Any) -> Any:
+            self._logits = router_logits
+            return select(router_logits=router_logits, **named)
+
+        def applied(
+            x: torch.Tensor,
+            topk_weights: torch.Tensor,
+            topk_ids: torch.Tensor,
+            shared_experts: Any = None,
+            shared_experts_input: torch.Tensor | None = None,
+        ) -> Any:
+            shared = (shared_experts, shared_experts_input)
+            if not self.watching():
+                return apply(x, topk_weights, topk_ids, *shared)
+            return self._apply(apply, x, topk_weights, topk_ids, shared)
+
+        router.select_experts, experts.forward_modular = selected, applied
+
+    def _apply(
+        self,
+        apply: Callable[..., torch.Tensor],
+        x: torch.Tensor,
+        weights: torch.Tensor,
+        ids: torch.Tensor,
+        shared: tuple[Any, Any],
+    ) -> torch.Tensor:
+        """Return the output [T, D] of the routed experts, and show how it came about."""
+        before, after = torch.ones_like(weights), weights
+        if self.runner.routed_experts.apply_router_weight_on_input:
+            before, after = after, before
+        outputs = x.new_empty(*ids.shape, self.hidden)
+        total: torch.Tensor | None = None
+        for column in range(ids.shape[1]):
+            one = slice(column, column + 1)
+            # Shared experts may run inside of the experts' method: once.
+            given = shared if column == 0 else (None, None)
+            found = apply(x, before[:, one].contiguous(), ids[:, one].contiguous(), *given)
+            outputs[:, column] = found[:, : self.hidden]
+            weighted = found * after[:, one]  # in float32
+            total = weighted if total is None else total.add_(weighted)
+        assert total is not None and self._logits is not None
+        seen = SeenLayer(
+            self._logits,
+            weights * self.runner.routed_scaling_factor,
+            ids,
+            self._reduced(outputs),
+            after * self.runner.routed_scaling_factor if after is weights else after,
+        )
+        self.see(self.number, seen)
+        return total.to(x.dtype)
+
+    def _reduced(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Add up the parts of the outputs that tensor-parallel ranks have of each expert."""
+        from vllm.distributed import tensor_model_parallel_all_reduce
+
+        parallel = self.runner.moe_config
+        if (
+            parallel.tp_size == 1 and parallel.ep_size == 1
+        ) or self.runner._fused_output_is_reduced:
+            return outputs
+        summed: torch.Tensor = tensor_model_parallel_all_reduce(outputs)
+        return summed
+
+
+def watch_layers(
+    model: torch.nn.Module,
+    hidden: int,
+    see: Callable[[int, SeenLayer], None],
+    watching: Callable[[], bool],
+) -> dict[int, int]:
+    """Let ``see`` take what every MoE layer does while ``watching`` says so.
+
+    :param hidden: D
+    :returns: decoder layer -> E
+    :raises PruneError: if a layer's kernel chooses experts itself
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "routed_experts") and hasattr(module, "router"):
+            layer = WatchedLayer(layer_number(name), module, hidden, see, watching)
+            layer.watch()
+            found[layer.number] = layer.num_experts
+    return found
+
+
+def tensor_parallel() -> tuple[int, int]:
+    """Return this worker's rank among tensor-parallel workers, and how many there are."""
+    from vllm.distributed import (
+        get_tensor_model_parallel_rank,
+        get_tensor_model_parallel_world_size,
+    )
+
+    return get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
