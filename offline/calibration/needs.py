@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from offline.build.quantised import check_unquantised
-from offline.engines.needs import check_tokenizer, check_whole
+from offline.engines.needs import check_tokenizer, check_vllm, check_whole
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 
@@ -21,6 +21,20 @@ def check_length(base: Checkpoint, length: int) -> None:
             f"--length {length}: the model takes at most {most} tokens",
             hint=f"--length {most} or less",
         )
+
+
+def open_served(folder: Path, *, length: int) -> Checkpoint:
+    """Open a model that text is to go through in vLLM.
+
+    :param length: tokens of a sequence
+    :raises PruneError: if it is compact or takes fewer tokens, or there is no vLLM
+    """
+    check_vllm()
+    base = Checkpoint.open(folder)
+    check_whole(folder)
+    check_tokenizer(folder)
+    check_length(base, length)
+    return base
 
 
 def open_base(folder: Path, *, length: int) -> Checkpoint:

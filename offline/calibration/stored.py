@@ -37,7 +37,11 @@ class StoredMatrix:
     parts: Parts
     decode: Decode
     shape: torch.Size
-    device: torch.device = torch.device("cpu")
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows are."""
+        return torch.device("cpu")
 
     def detach(self) -> StoredMatrix:
         """Return itself: there is nothing to learn."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from offline.calibration.memory import MemoryEstimate
     from offline.calibration.scores import Scores
     from vllm_moe_prune.checkpoint import Checkpoint
+    from vllm_moe_prune.provenance import Provenance
 
 _ITEM_BYTES: dict[DType, int | None] = {"auto": None, "bfloat16": 2, "float32": 4}
 _OWN = ("pack", "chat_template")  # told where they are given
@@ -61,7 +62,21 @@ _NAMED = 12  # experts that the table names; --json has all
     help="of each domain that does not say how many",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--device", default="auto", show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(["transformers", "vllm"]),
+    default="transformers",
+    show_default=True,
+    help="vllm: the model as it is served, also quantised or on several GPUs; no gradients",
+)
+@click.option(
+    "--tensor-parallel",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="with --engine vllm: ranks that share the model",
+)
+@click.option("--device", default="auto", show_default=True, help="of --engine transformers")
 @click.option("--dtype", type=click.Choice(get_args(DType)), default="auto", show_default=True)
 @click.option(
     "--offload",
@@ -85,9 +100,10 @@ def score(model: Path, out: Path, force: bool, as_json: bool, **settings: Any) -
 
     check_output(out, force=force, inputs=(model, *settings.values()))
     from offline.calibration.corpus import parse_calibration
-    from offline.calibration.needs import open_base
+    from offline.calibration.needs import open_base, open_served
     from offline.runs.device import check_device
 
+    _check_engine(settings)
     for name in ("offload", "scratch"):
         folder = settings[name]
         if folder is not None and not folder.is_dir():
@@ -98,9 +114,10 @@ def score(model: Path, out: Path, force: bool, as_json: bool, **settings: Any) -
     check_device(settings["device"])
     model = model_folder(model)
     longest = max(part.length or DEFAULT_LENGTH for part in parts)
-    base = open_base(model, length=longest)
+    live = settings["engine"] == "vllm"
+    base = open_served(model, length=longest) if live else open_base(model, length=longest)
     with staged(out, force=force) as folder:
-        expected, domains, scores = _score(base, parts, settings)
+        expected, domains, scores = (_score_live if live else _score)(base, parts, settings)
         scores.save(folder)
     facts = {
         "out": str(out),
@@ -114,29 +131,111 @@ def score(model: Path, out: Path, force: bool, as_json: bool, **settings: Any) -
         _show(facts)
 
 
+def _check_engine(settings: dict[str, Any]) -> None:
+    """Refuse what the chosen engine cannot do, before anything is loaded."""
+    if settings["engine"] == "transformers":
+        if settings["tensor_parallel"] > 1:
+            raise PruneError("--tensor-parallel is of --engine vllm", hint="add --engine vllm")
+        return
+    if settings["gradients"]:
+        raise PruneError(
+            "--gradients: vLLM computes no gradients",
+            hint="use --engine transformers, or leave out egs, ege, ego and egn",
+        )
+    for name, without in (("offload", None), ("scratch", None), ("device", "auto")):
+        if settings[name] != without:
+            raise PruneError(f"--{name} is of --engine transformers", hint=f"leave out --{name}")
+
+
+def _texts(base: Checkpoint, parts: Sequence[Any], settings: dict[str, Any]) -> tuple[Domain, ...]:
+    """Return the text of all parts as the model's tokens."""
+    from transformers import AutoTokenizer
+
+    from offline.calibration.corpus import load_domains
+
+    return load_domains(
+        parts,
+        AutoTokenizer.from_pretrained(base.folder, local_files_only=True),
+        length=settings["length"],
+        pack=settings["pack"],
+        chat_template=settings["chat_template"] or "auto",
+        seed=settings["seed"],
+    )
+
+
+def _provenance(
+    base: Checkpoint,
+    domains: Sequence[Domain],
+    settings: dict[str, Any],
+    dtype: DType,
+    more: Mapping[str, Any],
+) -> Provenance:
+    """Say how scores are made.
+
+    :param more: settings of the engine, where it is not the default
+    """
+    from offline.calibration.corpus import text_settings
+    from vllm_moe_prune.hub import origin
+    from vllm_moe_prune.provenance import Provenance
+
+    return Provenance.now(
+        "score",
+        settings={
+            "calibration": settings["calibration"],
+            "length": settings["length"] or DEFAULT_LENGTH,
+            **{name: settings[name] for name in _OWN if settings[name] is not None},
+            "gradients": settings["gradients"],
+            "dtype": dtype,
+            **more,
+            **origin(base.folder),
+            **text_settings(domains),
+        },
+        seed=settings["seed"],
+        data=tuple(domain.identity for domain in domains),
+    )
+
+
+def _score_live(
+    base: Checkpoint, parts: Sequence[Any], settings: dict[str, Any]
+) -> tuple[MemoryEstimate, tuple[Domain, ...], Scores]:
+    from offline.calibration.live import STEP_TOKENS, engine_settings, score_live
+    from offline.calibration.memory import estimate_live
+    from offline.cli.progress import progress
+    from offline.data.models import complete
+    from offline.runs.device import pick_dtype
+    from serve.server import cpu_build
+
+    domains = _texts(base, parts, settings)
+    dtype = pick_dtype(settings["dtype"], "cpu" if cpu_build() else "cuda")
+    ranks = settings["tensor_parallel"]
+    arguments = {"dtype": dtype, "tensor_parallel_size": ranks}
+    engine = engine_settings(base, domains, step_tokens=STEP_TOKENS, **arguments)
+    expected = estimate_live(
+        base,
+        parts,
+        length=settings["length"] or DEFAULT_LENGTH,
+        step_tokens=engine["max_num_batched_tokens"],
+        cache=engine["kv_cache_memory_bytes"],
+        item_bytes=_ITEM_BYTES[dtype],
+        ranks=ranks,
+    )
+    _warn(expected)
+    made = _provenance(base, domains, settings, dtype, {"engine": "vllm", "tensor_parallel": ranks})
+    complete(base.folder)
+    with progress() as reporter:
+        scores = score_live(base.folder, domains, reporter=reporter, provenance=made, **arguments)
+    return expected, domains, scores
+
+
 def _score(
     base: Checkpoint, parts: Sequence[Any], settings: dict[str, Any]
 ) -> tuple[MemoryEstimate, tuple[Domain, ...], Scores]:
-    from transformers import AutoTokenizer
-
-    from offline.calibration.corpus import load_domains, text_settings
     from offline.calibration.memory import estimate
     from offline.cli.progress import progress
     from offline.data.models import complete
     from offline.runs.device import batch_tokens, pick_device, pick_dtype
-    from vllm_moe_prune.hub import origin
-    from vllm_moe_prune.provenance import Provenance
 
-    model, seed = base.folder, settings["seed"]
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    domains = load_domains(
-        parts,
-        tokenizer,
-        length=settings["length"],
-        pack=settings["pack"],
-        chat_template=settings["chat_template"] or "auto",
-        seed=seed,
-    )
+    domains = _texts(base, parts, settings)
     device = pick_device(settings["device"])
     dtype = pick_dtype(settings["dtype"], device)
     expected = estimate(
@@ -153,23 +252,10 @@ def _score(
     from offline.calibration.calibrate import calibrate
     from offline.engines.local.transformers import TransformersEngine
 
-    provenance = Provenance.now(
-        "score",
-        settings={
-            "calibration": settings["calibration"],
-            "length": settings["length"] or DEFAULT_LENGTH,
-            **{name: settings[name] for name in _OWN if settings[name] is not None},
-            "gradients": settings["gradients"],
-            "dtype": dtype,
-            **origin(model),
-            **text_settings(domains),
-        },
-        seed=seed,
-        data=tuple(domain.identity for domain in domains),
-    )
-    complete(model)
+    provenance = _provenance(base, domains, settings, dtype, {})
+    complete(base.folder)
     with _inside(settings["offload"]) as offload, progress() as reporter:
-        engine = TransformersEngine(model, device=device, dtype=dtype, offload=offload)
+        engine = TransformersEngine(base.folder, device=device, dtype=dtype, offload=offload)
         scores = calibrate(
             engine,
             domains,
@@ -199,6 +285,8 @@ def _warn(expected: MemoryEstimate) -> None:
         ("memory", expected.peak, expected.memory),
         ("disk", expected.written, expected.disk),
     ):
+        if not parts:
+            continue
         listed = ", ".join(f"{name} {gib(size)}" for name, size in parts.items())
         stderr.print(f"{title}: about {gib(total)} ({listed})", soft_wrap=True, highlight=False)
 

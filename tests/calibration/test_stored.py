@@ -1,0 +1,86 @@
+"""Weight statistics from a checkpoint's own tensors, in the formats in which experts are stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.dummy_model import write_tokenizer
+from offline.calibration.gradients import fused_weights, gate_weight, matrices_of
+from offline.calibration.stored import check_readable, experts_of, stored_weights
+from offline.calibration.weights import weight_statistics
+from offline.engines.local.transformers import TransformersEngine
+from tests.calibration import naive
+from tests.families.models import make_family
+from tests.families.quantised import FORMATS, config_of, dequantise, quantise, tensors_of, write
+from tests.tiny import make_tiny_mixtral
+from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.errors import PruneError
+
+READ = ("int8", "int4", "fp8", "fp8-blocks")
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sizes of which FP8's blocks of 128 are no multiple."""
+    folder = tmp_path_factory.mktemp("original") / "m"
+    return make_tiny_mixtral(folder, dtype="bfloat16", hidden=192, intermediate=320, layers=1)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_quantised_experts_are_decoded(name: str, original: Path, tmp_path: Path) -> None:
+    base = quantise(original, tmp_path / "base", FORMATS[name], config_of(name))
+    readable = dequantise(base, tmp_path / "readable", name)
+    found, expected = Checkpoint.open(base), Checkpoint.open(readable)
+    for one, other in zip(experts_of(found, 0), experts_of(expected, 0), strict=True):
+        for ours, theirs in zip(one, other, strict=True):
+            assert ours.shape == theirs.shape
+            torch.testing.assert_close(ours[100:105], theirs[100:105].float(), rtol=1e-2, atol=1e-5)
+    # compressed-tensors rounds what it restores to bfloat16.
+    naive.assert_same(stored_weights(found, 0), stored_weights(expected, 0), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - set(READ)))
+def test_other_formats_are_refused_by_their_parts(
+    name: str, original: Path, tmp_path: Path
+) -> None:
+    base = quantise(original, tmp_path / "base", FORMATS[name], {"quant_method": "any"})
+    with pytest.raises(PruneError, match=r"w1 is stored as .*: the weight criteria of that format"):
+        check_readable(Checkpoint.open(base))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "granitemoe", "llama4_text"])
+def test_matrices_are_those_of_the_loaded_model(family: str, tmp_path: Path) -> None:
+    make_family(family, tmp_path)
+    write_tokenizer(tmp_path, 60)
+    checkpoint = Checkpoint.open(tmp_path)
+    engine = TransformersEngine(tmp_path, dtype="float32")
+    for number, control in engine.layers.items():
+        matrices = matrices_of(control, fused_weights(control))
+        expected = weight_statistics(gate_weight(control), matrices)
+        naive.assert_same(stored_weights(checkpoint, number), expected, rtol=1e-9)
+
+
+def test_mxfp4_is_decoded_as_transformers_does(tmp_path: Path) -> None:
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    make_family("gpt_oss", tmp_path)
+    checkpoint = Checkpoint.open(tmp_path)
+    tensors, plain = tensors_of(tmp_path), {}
+    generator = torch.Generator().manual_seed(0)
+    for name in [name for name in tensors if name.endswith("_proj") and "experts" in name]:
+        experts, columns, rows = tensors.pop(name).shape  # transposed
+        groups = (experts, rows, columns // 32)
+        blocks = torch.randint(0, 256, (*groups, 16), dtype=torch.uint8, generator=generator)
+        scales = torch.randint(110, 130, groups, dtype=torch.uint8, generator=generator)
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        plain[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).contiguous()
+    kept = {name: one for name, one in tensors.items() if "_blocks" not in name}
+    readable = {name: one for name, one in kept.items() if "_scales" not in name} | plain
+    for folder, parts in (("base", tensors), ("readable", readable)):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder, parts, checkpoint.config)
+    found = stored_weights(Checkpoint.open(tmp_path / "base"), 1)
+    naive.assert_same(found, stored_weights(Checkpoint.open(tmp_path / "readable"), 1), rtol=1e-6)
