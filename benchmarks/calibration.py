@@ -1,6 +1,7 @@
 """Cost of a calibration pass over a plain forward (and backward) pass over the same tokens.
 
     python -m benchmarks.calibration --model base
+    python -m benchmarks.calibration --engine vllm
 
 All criteria without gradients against the model's decoder alone (without the vocabulary head), and
 all with gradients against forward, loss and backward; rounds are interleaved and medians compared.
@@ -44,6 +45,7 @@ _SMALL_TOKENS = 32  # sequences of 512
 
 @click.command(context_settings={"show_default": True})
 @click.option("--model", type=click.Path(path_type=Path, exists=True), help="small one if absent")
+@click.option("--engine", type=click.Choice(["transformers", "vllm"]), default="transformers")
 @click.option("--calibration", help="text as of vmprune score; random tokens if not given")
 @click.option("--sequences", default=64)
 @click.option("--length", default=512)
@@ -53,6 +55,7 @@ _SMALL_TOKENS = 32  # sequences of 512
 @click.option("--memory/--no-memory", default=True)
 def main(
     model: Path | None,
+    engine: str,
     calibration: str | None,
     sequences: int,
     length: int,
@@ -64,16 +67,19 @@ def main(
     """Measure and print one line of JSON."""
     with tempfile.TemporaryDirectory(prefix="vmprune-") as folder:
         work = Path(folder)
+        if engine == "vllm":
+            click.echo(json.dumps(_in_vllm(work, model, calibration, sequences, length, rounds)))
+            return
         if model is None:
             model = write_small(work / "model", layers=_SMALL.layers)
         place = pick_device(device)
-        engine = TransformersEngine(model, device=place, dtype=pick_dtype("auto", place))
+        local = TransformersEngine(model, device=place, dtype=pick_dtype("auto", place))
         if calibration is None:
-            domains = (random_domain(engine, sequences, length),)
+            domains = (random_domain(local, sequences, length),)
         else:
             parts = parse_calibration(calibration, sequences)
-            domains = load_domains(parts, engine.tokenizer, length=length)
-        timed = _timed(engine, domains, rounds, gradients)
+            domains = load_domains(parts, local.tokenizer, length=length)
+        timed = _timed(local, domains, rounds, gradients)
         ratios = {
             name: [ours / plain for ours, plain in zip(timed[f"our_{name}"], seconds, strict=True)]
             for name, seconds in timed.items()
@@ -83,7 +89,7 @@ def main(
             "forward": _median(ratios["forward"]),
             "forward_per_round": [round(ratio, 3) for ratio in ratios["forward"]],
             "seconds": {name: _median(seconds) for name, seconds in timed.items()},
-            "plan_over_scoring": _plan_share(engine, domains, work / "scores"),
+            "plan_over_scoring": _plan_share(local, domains, work / "scores"),
             "tokens": sum(domain.num_tokens for domain in domains),
             "model": model.name if model.parent != work else "made on the fly",
             "device": place,
@@ -100,6 +106,36 @@ def main(
         "detail": detail,
     }
     click.echo(json.dumps(report))
+
+
+def _in_vllm(
+    work: Path,
+    model: Path | None,
+    calibration: str | None,
+    sequences: int,
+    length: int,
+    rounds: int,
+) -> dict[str, Any]:
+    """Return the report of scoring inside vLLM."""
+    from transformers import AutoTokenizer
+
+    from benchmarks.live_calibration import SHAPE, measure
+    from vllm_moe_prune.checkpoint import read_config
+
+    folder = model or write_small(work / "model", layers=SHAPE.layers, shape=SHAPE)
+    if calibration is None:
+        vocab = int(read_config(folder)["vocab_size"])
+        domains = (random_tokens(vocab, sequences, length),)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        domains = load_domains(parse_calibration(calibration, sequences), tokenizer, length=length)
+    detail = measure(folder, domains, rounds, _SAY.print)
+    return {
+        "name": "scoring_in_vllm_over_prefill",
+        "value": _median(detail["per_round"]),
+        "unit": "ratio of seconds, all criteria of tokens over vLLM's prefill, same tokens",
+        "detail": {**detail, "model": "made on the fly" if model is None else model.name},
+    }
 
 
 def _timed(
@@ -179,28 +215,33 @@ def _plan_share(
 
 def random_domain(engine: TransformersEngine, sequences: int, length: int) -> Domain:
     """Return sequences of random tokens."""
-    vocab = engine.model.get_input_embeddings().num_embeddings
+    return random_tokens(engine.model.get_input_embeddings().num_embeddings, sequences, length)
+
+
+def random_tokens(vocab: int, sequences: int, length: int) -> Domain:
+    """Return sequences of random tokens out of ``vocab``."""
     token_ids = np.random.default_rng(0).integers(0, vocab, (sequences, length))
     return Domain("random", token_ids, DataIdentity(name="random", count=sequences, sha256=""))
 
 
-def write_small(folder: Path, *, layers: int) -> Path:
-    """Write a random checkpoint with a tokenizer."""
+def write_small(folder: Path, *, layers: int, shape: Shape = _SMALL) -> Path:
+    """Write a random checkpoint with a tokenizer; in bfloat16 if it is not the default's shape."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
     config = MixtralConfig(
-        hidden_size=_SMALL.hidden,
-        intermediate_size=_SMALL.intermediate,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
         num_hidden_layers=layers,
-        num_attention_heads=_SMALL.heads,
-        num_key_value_heads=_SMALL.kv_heads,
-        vocab_size=_SMALL.vocab,
-        num_local_experts=_SMALL.experts,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        vocab_size=shape.vocab,
+        num_local_experts=shape.experts,
         max_position_embeddings=2048,
         sliding_window=None,
     )
-    MixtralForCausalLM(config).save_pretrained(folder)
-    write_tokenizer(folder, _SMALL.vocab)
+    model = MixtralForCausalLM(config)
+    model.to(torch.float32 if shape == _SMALL else torch.bfloat16).save_pretrained(folder)
+    write_tokenizer(folder, shape.vocab)
     return folder
 
 

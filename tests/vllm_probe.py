@@ -10,7 +10,8 @@ modules for kernels again, 0.5 s on zeros in a gibibyte of cache, and the first 
 torch.compile to make a function of one line, which runs in eager models as well.
 
 A process reads requests from stdin and writes answers to stdout, a line of JSON each. An answer is,
-per prompt, the greedy tokens and the log-probabilities of the whole vocabulary at each step.
+per prompt, the greedy tokens and the log-probabilities of the whole vocabulary at each step; or
+nothing, where scores were written into a folder.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from offline.calibration.scores import Scores
 
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -63,10 +67,8 @@ def probe(
     """
     request = _request(model, prompts, steps, adapters, arguments)
     parallel = {"tensor_parallel_size", "pipeline_parallel_size"} & arguments.keys()
-    if env or parallel or not arguments.get("enforce_eager", True):
-        with _Process(env or {}) as process:
-            return process.ask(request)
-    return _shared_process().ask(request)
+    alone = bool(env or parallel) or not arguments.get("enforce_eager", True)
+    return _ask(request, env, alone=alone)
 
 
 @contextmanager
@@ -78,6 +80,34 @@ def hub_probe() -> Iterator[Callable[..., list[Answer]]]:
             return process.ask(_request(model, prompts, steps, None, arguments))
 
         yield ask
+
+
+def probe_scores(
+    model: Path,
+    domains: Mapping[str, list[list[int]]],
+    out: Path,
+    *,
+    env: dict[str, str] | None = None,
+    **arguments: Any,
+) -> Scores:
+    """Return what `score_live` finds on the token ids of some domains.
+
+    :param out: a folder that the scores go through
+    :param arguments: of `score_live` and `vllm.LLM`
+    :raises RuntimeError: with what vLLM said, if it does not answer
+    """
+    from offline.calibration.scores import Scores
+
+    request = {"model": str(model), "domains": domains, "out": str(out), "arguments": arguments}
+    _ask(request, env, alone=bool(env))
+    return Scores.load(out)
+
+
+def _ask(request: dict[str, Any], env: dict[str, str] | None, *, alone: bool) -> list[Answer]:
+    if not alone:
+        return _shared_process().ask(request)
+    with _Process(env or {}) as process:
+        return process.ask(request)
 
 
 def _request(
@@ -193,6 +223,25 @@ def _answer(
         llm.llm_engine.engine_core.shutdown()
 
 
+def _score(
+    model: str, domains: dict[str, Any], out: str, arguments: dict[str, Any]
+) -> list[Answer]:
+    import numpy as np
+
+    from offline.calibration.corpus import Domain
+    from offline.calibration.live import score_live
+    from vllm_moe_prune.provenance import DataIdentity
+
+    corpora = [
+        Domain(name, np.array(ids), DataIdentity(name=name, count=len(ids), sha256=""))
+        for name, ids in domains.items()
+    ]
+    score_live(Path(model), corpora, **{"kv_cache_memory_bytes": _CACHE_BYTES, **arguments}).save(
+        Path(out)
+    )
+    return []
+
+
 class _Garbage:
     """Spares the collector what lives as long as the process: the modules.
 
@@ -238,7 +287,8 @@ def _main() -> None:
     for line in sys.stdin:
         garbage.is_gone()
         try:
-            answer = _answer(**json.loads(line))
+            request = json.loads(line)
+            answer = _score(**request) if "out" in request else _answer(**request)
         except Exception:
             answer = traceback.format_exc()
         print(_MARK + json.dumps(answer), flush=True)

@@ -62,7 +62,10 @@ def score_live(
     settings = engine_settings(checkpoint, corpora, step_tokens=step_tokens, **arguments)
     passes = _Stage(reporter, len(corpora) + len(checkpoint.expert_counts()))
     with LiveScoring(checkpoint, settings) as engine:
-        domains = {domain.name: engine.score(domain, passes) for domain in corpora}
+        domains = {}
+        for domain in corpora:
+            domains[domain.name] = engine.score(domain)
+            passes.step()
     weights = {}
     for number in engine.experts:
         weights[number] = stored_weights(checkpoint, number)
@@ -157,15 +160,18 @@ class LiveScoring:
         self._top_k = checkpoint.layout.top_k(checkpoint.config)
         assert self.experts == dict(sorted(checkpoint.expert_counts().items())), self.experts
 
-    def score(self, domain: Domain, passes: _Stage) -> dict[int, LayerStatistics]:
+    def prefill(self, domain: Domain) -> None:
+        """Take the text of a domain through the model and look at nothing."""
+        self._lm.ask("moe_score_begin", 0)
+        self._run(domain)
+
+    def score(self, domain: Domain) -> dict[int, LayerStatistics]:
         """Take the text of a domain through the model; return decoder layer -> what it showed."""
         self._lm.ask("moe_score_begin", domain.num_tokens)
         self._run(domain)
         if self._lm.ask("moe_score_again"):
             self._run(domain)
-        found = {number: self._layer(number) for number in self.experts}
-        passes.step()
-        return found
+        return {number: self._layer(number) for number in self.experts}
 
     def _run(self, domain: Domain) -> None:
         prompts = domain.token_ids.tolist()

@@ -50,7 +50,7 @@ class ScoringWorker:
         return list(layers.items())
 
     def moe_score_begin(self, tokens: int) -> None:
-        """Begin a domain of so many tokens."""
+        """Begin a domain of so many tokens; of none: nothing is looked at."""
         self.moe_scoring.begin(tokens)
 
     def moe_score_again(self) -> bool:
@@ -106,6 +106,8 @@ class Scoring:
     def announce(self, rows: list[PromptRows], token_ids: torch.Tensor) -> None:
         """Note which rows of the coming step count."""
         self.step = None
+        if not self.tokens:
+            return
         spans = []
         for row in rows:
             number, end = row.note["number"], row.start + row.count

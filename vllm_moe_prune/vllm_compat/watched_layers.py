@@ -95,7 +95,8 @@ class WatchedLayer:
             one = slice(column, column + 1)
             # Shared experts may run inside of the experts' method: once.
             given = shared if column == 0 else (None, None)
-            found = apply(x, before[:, one].contiguous(), ids[:, one].contiguous(), *given)
+            # Copies: a kernel may write into what it is given.
+            found = apply(x, before[:, one].clone(), ids[:, one].clone(), *given)
             outputs[:, column] = found[:, : self.hidden]
             weighted = found * after[:, one]  # in float32
             total = weighted if total is None else total.add_(weighted)

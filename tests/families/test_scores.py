@@ -1,0 +1,77 @@
+"""Every family scored inside vLLM, against the transformers engine.
+
+With ``--matrix`` the outcomes are written into docs/families.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.dummy_model import write_tokenizer
+from offline.calibration.calibrate import calibrate
+from offline.calibration.scores import Scores
+from offline.engines.local.transformers import TransformersEngine
+from tests.calibration.test_walk import domain
+from tests.families.matrix import Matrix
+from tests.families.models import make_family
+from tests.families.scoring import distance
+from tests.families.serving import serving_of
+from tests.tiny import make_tiny_mixtral
+from tests.vllm_probe import probe_scores
+from vllm_moe_prune.layouts import LAYOUTS
+
+pytestmark = pytest.mark.vllm
+
+# One whose router is a plain top-k, and one with a correction bias, groups and shared experts.
+ALWAYS = ("mixtral", "deepseek_v3")
+FAMILIES = [
+    pytest.param(family, marks=() if family in ALWAYS else pytest.mark.slow) for family in LAYOUTS
+]
+DOMAINS = (domain("a", 5, length=32), domain("b", 3, length=32))
+PARALLEL: dict[str, dict[str, Any]] = {
+    "TP1": {},
+    "TP2": {"tensor_parallel_size": 2, "env": {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}},
+}
+LIMIT = 1e-5
+LIMITS = {"qwen3_next": 0.1}  # bfloat16
+
+
+def live(model: Path, out: Path, **arguments: Any) -> Scores:
+    texts = {one.name: one.token_ids.tolist() for one in DOMAINS}
+    return probe_scores(model, texts, out, **arguments)
+
+
+@pytest.mark.parametrize("parallel", ["TP1", pytest.param("TP2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_are_those_of_transformers(
+    family: str, parallel: str, tmp_path: Path, matrix: Matrix
+) -> None:
+    serving, model = serving_of(family), tmp_path / "model"
+    make_family(family, model, **serving.model)
+    write_tokenizer(model, 60)
+    arguments = {"dtype": "float32", **serving.arguments, **PARALLEL[parallel]}
+    if serving.refused:
+        with pytest.raises(RuntimeError, match=serving.refused):
+            live(model, tmp_path / "scores", **arguments)
+        matrix.add(family, "scores", parallel, None)
+        return
+    found = live(model, tmp_path / "scores", **arguments)
+    expected = calibrate(TransformersEngine(model, dtype=arguments["dtype"]), DOMAINS)
+    apart = distance(found, expected)
+    print(f"{family} {parallel}: {apart}")
+    matrix.add(family, "scores", parallel, apart.summed)
+    assert apart.summed <= LIMITS.get(family, LIMIT) and apart.weights <= 1e-9
+    if family not in LIMITS:
+        assert apart.counted == 0 and apart.nearly <= 2
+
+
+def test_a_domain_that_is_no_single_step_comes_twice(tmp_path: Path) -> None:
+    model = make_tiny_mixtral(tmp_path / "model", layers=2)
+    whole = live(model, tmp_path / "whole", dtype="float32")
+    parts = live(model, tmp_path / "parts", dtype="float32", step_tokens=70)
+    apart = distance(parts, whole)
+    assert apart.counted == apart.nearly == 0 and apart.summed < 1e-6
+    assert sum(seen.outliers.sum() for seen in whole.domains["a"].values()) > 0
