@@ -20,6 +20,7 @@ _PROBE = "the shared process of vLLM"
 _STARTS = "starts of vLLM"
 GROUPS = dict.fromkeys(
     (
+        "tests/families/test_quantised_scores.py",
         "tests/families/test_scores.py",
         "tests/families/test_serving.py",
         "tests/families/test_quantised_served.py",

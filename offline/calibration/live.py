@@ -96,7 +96,8 @@ def engine_settings(
         )
     step = max(min(max(domain.num_tokens for domain in corpora), step_tokens), length)
     ranks = int(arguments.get("tensor_parallel_size", 1))
-    cache = math.ceil(_SPARE * step * cache_bytes(checkpoint.text_config, ranks))
+    item = 4 if arguments.get("dtype") == "float32" else 2  # auto: vLLM stores no wider ones
+    cache = math.ceil(_SPARE * step * item * cache_numbers(checkpoint.text_config, ranks))
     return {
         "load_format": "auto",  # the model as it is, with its own router
         "worker_extension_cls": "offline.calibration.live_worker.ScoringWorker",
@@ -112,16 +113,15 @@ def engine_settings(
     }
 
 
-def cache_bytes(config: Mapping[str, Any], ranks: int) -> int:
-    """Return the bytes of vLLM's cache that a token takes on each of some ranks, at most."""
+def cache_numbers(config: Mapping[str, Any], ranks: int) -> int:
+    """Return how many numbers of vLLM's cache a token takes on each of some ranks, at most."""
     layers = int(config["num_hidden_layers"])
-    item = 4 if str(config.get("dtype") or config.get("torch_dtype")) == "float32" else 2
     if latent := config.get("kv_lora_rank"):  # MLA: one vector for all heads
-        return layers * (int(latent) + int(config.get("qk_rope_head_dim") or 0)) * item
+        return layers * (int(latent) + int(config.get("qk_rope_head_dim") or 0))
     heads = int(config["num_attention_heads"])
     width = int(config.get("head_dim") or int(config["hidden_size"]) // heads)
     kept = math.ceil(int(config.get("num_key_value_heads") or heads) / ranks)
-    return layers * 2 * kept * width * item
+    return layers * 2 * kept * width
 
 
 def _shape(checkpoint: Checkpoint, experts: Mapping[int, int]) -> MoeShape:
