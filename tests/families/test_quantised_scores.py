@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.dummy_model import write_tokenizer
 from offline.calibration.calibrate import calibrate
 from offline.calibration.scores import Scores
 from offline.engines.local.transformers import TransformersEngine
@@ -72,6 +73,7 @@ def test_scores_are_those_of_the_dequantised_weights(name: str, tmp_path: Path) 
     if name != "bfloat16":
         model = quantise(readable, tmp_path / "base", FORMATS[name], config_of(name))
         readable = dequantise(model, tmp_path / "readable", name)
+        write_tokenizer(readable, 128)
     found = scored(model, tmp_path / "scores")
     expected = calibrate(TransformersEngine(readable, dtype="float32"), [TEXT])
     seen = noise(found, expected)
