@@ -7,6 +7,8 @@ outputs are added up in float32 within blocks of 64 tokens of one expert.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -141,7 +143,8 @@ def _wide(rows: Tensor, part: ExpertBlocks) -> Tensor:
 
 def statistics_of(arrays: dict[str, np.ndarray]) -> LayerStatistics:
     """Return the statistics that arrays of a `BatchedAccumulator` hold."""
-    return LayerStatistics(**{**arrays, "tokens": float(arrays["tokens"])})
+    found: dict[str, Any] = {**arrays, "tokens": float(arrays["tokens"])}
+    return LayerStatistics(**found)
 
 
 def first_infinite(seen: LayerStatistics) -> int | None:
