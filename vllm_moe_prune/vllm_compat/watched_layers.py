@@ -11,6 +11,8 @@ import torch
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.vllm_compat.moe_layers import layer_number
 
+_PIECE = 1 << 18  # numbers in float32 at the same time on a CPU: what its cache holds
+
 
 @dataclass(frozen=True, slots=True)
 class SeenLayer:
@@ -90,7 +92,6 @@ class WatchedLayer:
         if self.runner.routed_experts.apply_router_weight_on_input:
             before, after = after, before
         outputs = x.new_empty(*ids.shape, self.hidden)
-        total: torch.Tensor | None = None
         for column in range(ids.shape[1]):
             one = slice(column, column + 1)
             # Shared experts may run inside of the experts' method: once.
@@ -98,9 +99,8 @@ class WatchedLayer:
             # Copies: a kernel may write into what it is given.
             found = apply(x, before[:, one].clone(), ids[:, one].clone(), *given)
             outputs[:, column] = found[:, : self.hidden]
-            weighted = found * after[:, one]  # in float32
-            total = weighted if total is None else total.add_(weighted)
-        assert total is not None and self._logits is not None
+        total = _added_up(outputs, after)
+        assert self._logits is not None
         seen = SeenLayer(
             self._logits,
             weights * self.runner.routed_scaling_factor,
@@ -109,7 +109,7 @@ class WatchedLayer:
             after * self.runner.routed_scaling_factor if after is weights else after,
         )
         self.see(self.number, seen)
-        return total.to(x.dtype)
+        return total
 
     def _reduced(self, outputs: torch.Tensor) -> torch.Tensor:
         """Add up the parts of the outputs that tensor-parallel ranks have of each expert."""
@@ -122,6 +122,16 @@ class WatchedLayer:
             return outputs
         summed: torch.Tensor = tensor_model_parallel_all_reduce(outputs)
         return summed
+
+
+def _added_up(outputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the sum [T, D] of outputs [T, k, D] with weights [T, k], made in float32."""
+    total = outputs.new_empty(len(outputs), outputs.shape[2])
+    step = max(_PIECE // outputs[0].numel(), 1) if outputs.device.type == "cpu" else len(outputs)
+    for begin in range(0, len(outputs), step):
+        part = slice(begin, begin + step)
+        total[part] = (weights[part, None].float() @ outputs[part].float())[:, 0]
+    return total
 
 
 def watch_layers(
