@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from offline.calibration import expert_blocks
 from offline.calibration.batched import BatchedAccumulator, first_infinite, statistics_of
@@ -107,3 +109,34 @@ def test_values_that_are_not_finite_are_of_their_expert(bad: float) -> None:
     assert first_infinite(batched(run)) is None
     run.outputs[1][0, 3] = bad
     assert first_infinite(batched(run)) == 1
+
+
+class Launches(TorchDispatchMode):
+    """Counts what would be launched on a GPU, and what would wait for it."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "unique", "masked_select", "bincount")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = self.waits = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        self.waits += any(name in func.name() for name in self.WAITS)
+        return func(*args, **(kwargs or {}))
+
+
+def test_experts_cost_no_launches_and_nothing_waits() -> None:
+    counts = set()
+    for experts in (8, 128):
+        found = BatchedAccumulator(experts, 4, 23, device="cpu")
+        ids = torch.rand(100, experts).topk(8).indices
+        logits, weights = torch.randn(100, experts), torch.rand(100, 8)
+        with Launches() as seen:
+            blocks = ExpertBlocks.of(ids, experts)
+            found.add_routing(torch.zeros(100).long(), logits, logits, weights, ids)
+            found.add_outputs(blocks, torch.randn(100, 8, 4), weights)
+            found.count_outliers(blocks, torch.randn(100, 8, 4))
+        assert seen.waits == 0
+        counts.add(seen.count)
+    assert len(counts) == 1 and counts.pop() <= 150

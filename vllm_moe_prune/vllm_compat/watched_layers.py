@@ -101,14 +101,10 @@ class WatchedLayer:
             outputs[:, column] = found[:, : self.hidden]
         total = _added_up(outputs, after)
         assert self._logits is not None
-        seen = SeenLayer(
-            self._logits,
-            weights * self.runner.routed_scaling_factor,
-            ids,
-            self._reduced(outputs),
-            after * self.runner.routed_scaling_factor if after is weights else after,
-        )
-        self.see(self.number, seen)
+        scaled = weights * self.runner.routed_scaling_factor  # 1, or what comes later
+        shown = scaled if after is weights else after
+        reduced = self._reduced(outputs)
+        self.see(self.number, SeenLayer(self._logits, scaled, ids, reduced, shown))
         return total
 
     def _reduced(self, outputs: torch.Tensor) -> torch.Tensor:
