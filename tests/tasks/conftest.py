@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from offline.engines.local.transformers import TransformersEngine
+from offline.tasks import documents, evaluation, loading
 from offline.tasks.catalog import Task, get_task
 from tests import caches
 from tests.sample_files import write_docs, write_task_file
@@ -29,6 +30,14 @@ doc_to_target: right
 generation_kwargs: {until: [" the", "sun"], max_gen_toks: 6}
 metric_list: [{metric: exact_match, ignore_case: true}]
 """
+
+
+def forget() -> None:
+    """Forget the tasks of lm-eval that were loaded: other tests give their names other data."""
+    kept = documents.documents, documents.whole, documents._decided_on, documents._test
+    for function in (loading.load, *kept, documents._pool):
+        function.cache_clear()
+    evaluation._ASKED.clear()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -10,6 +11,7 @@ import pytest
 
 from tests.command import invoke, one_error, run
 from tests.hub.server import Hub
+from tests.tasks.conftest import forget
 from tests.tasks.lm_eval_shapes import gsm8k
 from tests.tiny import make_tiny_mixtral
 
@@ -30,16 +32,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder as openai/gsm8k is one."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    forget()
     folder = tmp_path / "data"
     (folder / "main").mkdir(parents=True)
     (folder / "README.md").write_text(_CARD)
     for split, begin, end in (("train", 0, 40), ("test", 40, 50)):
         rows = datasets.Dataset.from_list([dict(gsm8k(n)) for n in range(begin, end)])
         rows.to_parquet(folder / "main" / f"{split}-00000-of-00001.parquet")
-    return folder
+    yield folder
+    forget()
 
 
 def test_a_task_reads_its_data_set_from_the_hub(hub: Hub, data: Path, model: Path) -> None:

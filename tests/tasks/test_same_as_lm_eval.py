@@ -18,6 +18,7 @@ from offline.tasks.harness import run
 from offline.tasks.prompting import PLAIN, Prompting
 from offline.tasks.task import Task
 from tests.tasks import lm_eval_data
+from tests.tasks.conftest import forget
 from tests.tasks.lm_eval_model import RecordingLM
 
 NAMES = (
@@ -66,7 +67,9 @@ def data() -> Iterator[None]:
         patch.setattr(lm_eval.evaluator, "add_env_info", lambda results: None)
         patch.setattr(lm_eval.evaluator, "get_git_commit_hash", lambda: "")
         patch.setenv("HF_ALLOW_CODE_EVAL", "1")
+        forget()
         yield
+        forget()
 
 
 def tasks(names: Sequence[str], prompting: Prompting) -> list[Task]:
