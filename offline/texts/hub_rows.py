@@ -177,7 +177,7 @@ def _refusal(name: HubName, place: str, error: Exception) -> PruneError:
             f"{place}: HF_HUB_OFFLINE is set, and rows are streamed from the hub",
             hint="download the data set (hf download --repo-type dataset) and give the folder",
         )
-    if has(errors.GatedRepoError) or "gated" in said:
+    if has(errors.GatedRepoError) or "is a gated dataset" in str(error):
         return PruneError(
             f"{place}: the data set {name.repo} is gated, and this token may not read it",
             hint=f"ask for access on its page, then set HF_TOKEN: {name.repo}",
