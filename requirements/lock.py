@@ -2,7 +2,7 @@
 
     python requirements/lock.py > requirements/cpu.lock
 
-Run it in an environment into which `pip install -e '.[cpu,offline,loadtest,dev]'` was done. The
+Run it in an environment into which `pip install -e '.[cpu,offline,tasks,loadtest,dev]'` was done. The
 three packages in LEFT_OUT are wanted by vLLM for images and sound; text serving needs none of
 them, and the builds that pip finds beside a CPU build of torch cannot be imported.
 """
@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = "vllm-moe-prune"
-EXTRAS = {"cpu", "offline", "loadtest", "dev"}
+EXTRAS = {"cpu", "offline", "tasks", "loadtest", "dev"}
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
 
 
