@@ -167,7 +167,7 @@ def test_in_process(model: Path, folder: Path) -> None:
         (("--gen-kwargs", "temperature"), "'temperature' is no KEY=VALUE"),
         (("--gen-kwargs", "top_p=2"), "top_p is 2"),
         (("--max-gen-tokens", 0), "--max-gen-tokens: "),
-        (("--think-end", ""), "--think-end is empty"),
+        (("--think-end", ""), "think-end"),
         (("--fewshot-as-multiturn",), "--fewshot-as-multiturn needs --apply-chat-template"),
     ],
 )

@@ -26,7 +26,6 @@ _RECIPES = {
     "broken.yaml": "base: {model: [\n",
     "nan.yaml": "base: {model: base}\nmethod: {keep: .nan}\n",
     "twice-task.yaml": "task: a\noutput_type: generate_until\ntask: b\n",
-    "sampled.yaml": "task: a\noutput_type: generate_until\ngeneration_kwargs: {do_sample: true}\n",
     "accelerate.yaml": "distributed_type: FSDP\n",
     "lambda.yaml": "distributed_type: [\n",
 }  # fmt: skip
