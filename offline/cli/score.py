@@ -14,6 +14,7 @@ import click
 
 from offline.calibration.corpus import DEFAULT_LENGTH, DEFAULT_SEQUENCES
 from offline.cli.models import NAMES, model_folder
+from offline.cli.scored import facts_of, show, warn
 from offline.runs.device import DType
 from offline.texts.chat import CHAT_TEMPLATE_HELP, ChatTemplate
 from offline.texts.mixes import DEFAULT
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 _ITEM_BYTES: dict[DType, int | None] = {"auto": None, "bfloat16": 2, "float32": 4}
 _OWN = ("pack", "chat_template")  # told where they are given
-_NAMED = 12  # experts that the table names; --json has all
 
 
 @click.command(
@@ -123,12 +123,12 @@ def score(model: Path, out: Path, force: bool, as_json: bool, **settings: Any) -
         "out": str(out),
         "gradients": settings["gradients"],
         "estimate": {"memory": expected.memory, "disk": expected.disk},
-        "domains": {domain.name: _facts(domain, scores) for domain in domains},
+        "domains": {domain.name: facts_of(domain, scores) for domain in domains},
     }
     if as_json:
         click.echo(json.dumps(facts))
     else:
-        _show(facts)
+        show(facts)
 
 
 def _check_engine(settings: dict[str, Any]) -> None:
@@ -219,7 +219,7 @@ def _score_live(
         item_bytes=_ITEM_BYTES[dtype],
         ranks=ranks,
     )
-    _warn(expected)
+    warn(expected)
     made = _provenance(base, domains, settings, dtype, {"engine": "vllm", "tensor_parallel": ranks})
     complete(base.folder)
     with progress() as reporter:
@@ -247,7 +247,7 @@ def _score(
         gradients=settings["gradients"],
         offload=settings["offload"] is not None,
     )
-    _warn(expected)
+    warn(expected)
 
     from offline.calibration.calibrate import calibrate
     from offline.engines.local.transformers import TransformersEngine
@@ -275,55 +275,3 @@ def _inside(folder: Path | None) -> Iterator[Path | None]:
         return
     with tempfile.TemporaryDirectory(prefix="vmprune-", dir=folder) as inside:
         yield Path(inside)
-
-
-def _warn(expected: MemoryEstimate) -> None:
-    from offline.cli.console import stderr
-    from offline.runs.units import gib
-
-    for title, total, parts in (
-        ("memory", expected.peak, expected.memory),
-        ("disk", expected.written, expected.disk),
-    ):
-        if not parts:
-            continue
-        listed = ", ".join(f"{name} {gib(size)}" for name, size in parts.items())
-        stderr.print(f"{title}: about {gib(total)} ({listed})", soft_wrap=True, highlight=False)
-
-
-def _facts(domain: Domain, scores: Scores) -> dict[str, Any]:
-    unseen = [
-        [layer, expert]
-        for layer, statistics in scores.domains[domain.name].items()
-        for expert, count in enumerate(statistics.counts)
-        if count == 0
-    ]
-    assert domain.use is not None  # it is of a source
-    return {
-        "sequences": len(domain.token_ids),
-        "tokens": domain.num_tokens,
-        "text": domain.use.model_dump(exclude_none=True),
-        "never_seen": unseen,  # [layer, expert]
-    }
-
-
-def _show(facts: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from offline.cli.console import stdout
-
-    table = Table("domain", title="calibration")
-    for heading in ("sequences", "tokens", "rows", "skipped"):
-        table.add_column(heading, justify="right")
-    table.add_column("experts never seen (layer:expert)")
-    for name, domain in facts["domains"].items():
-        unseen = [f"{layer}:{expert}" for layer, expert in domain["never_seen"]]
-        more = [f"and {len(unseen) - _NAMED} more"] if len(unseen) > _NAMED else []
-        listed = " ".join([*unseen[:_NAMED], *more]) or "none"
-        text = domain["text"]
-        skipped = ", ".join(f"{count:,} {reason}" for reason, count in text["skipped"].items())
-        numbers = (str(domain["sequences"]), f"{domain['tokens']:,}", f"{text['rows']:,}")
-        table.add_row(name, *numbers, skipped or "0", listed)
-    console = stdout()
-    console.print(table)
-    console.print(f"written to {facts['out']}", soft_wrap=True)
