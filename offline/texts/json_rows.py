@@ -13,6 +13,7 @@ from vllm_moe_prune.errors import PruneError
 
 TOO_LONG = f"longer than {LONGEST >> 20} MiB"
 _CHUNK = 1 << 16
+_DEEPEST = 500  # brackets within one another
 
 
 def jsonl_rows(
@@ -52,9 +53,7 @@ def json_rows(
     with closing(open_bytes()) as stream:
         guard = _Guard(stream)
         array = guard.starts_with(b"[")
-        values = ijson.items(
-            guard, "item" if array else "", multiple_values=not array, use_float=True
-        )
+        values = _values(guard, array=array)
         count = 0
         while True:
             where = f"{place} row {count + 1}"
@@ -76,6 +75,32 @@ def json_rows(
             wants = wanted is None or count in wanted
             yield Row(where, f"row-{count + 1}", value) if wants else None
             count += 1
+
+
+def _values(guard: _Guard, *, array: bool) -> Iterator[Any]:
+    """Yield the entries of an array, or the values that follow one another.
+
+    ``ijson.items`` is not used: it keeps the path of where it is, which for brackets nested a
+    hundred thousand deep takes more memory than there is.
+    """
+    import ijson
+    from ijson.common import ObjectBuilder
+
+    events = ijson.basic_parse(guard, multiple_values=not array, use_float=True)
+    if array:
+        next(events)  # its beginning
+    depth, builder = 0, ObjectBuilder()
+    for event, value in events:
+        depth -= event.startswith("end_")
+        if depth < 0:  # the array's end, behind which there is nothing
+            continue
+        builder.event(event, value)
+        depth += event.startswith("start_")
+        if depth > _DEEPEST:
+            raise ValueError("nested too deeply")
+        if depth == 0:
+            yield builder.value
+            builder = ObjectBuilder()
 
 
 class _TooLong(Exception):

@@ -10,7 +10,7 @@ from heapq import heappop, heappush
 from itertools import islice, takewhile
 from typing import Any, Protocol
 
-from offline.texts.row import LongText, Row, Skip
+from offline.texts.row import Row
 
 _FIRST = 8 << 20  # bytes of rows that are kept in one reading of a file, at first
 _BLOCK = 4096  # rows of a stream that are mixed with one another
@@ -101,13 +101,16 @@ def _within(rows: Iterator[Row], budget: int) -> Iterator[Row]:
 
 
 def size_of(value: Any) -> int:
-    """Return the bytes that a value takes in memory, about."""
-    if isinstance(value, str):
-        return 64 + len(value) * (1 if value.isascii() else 4)
-    if isinstance(value, Mapping):
-        return 64 + sum(size_of(k) + size_of(v) for k, v in value.items())
-    if isinstance(value, list):
-        return 64 + sum(map(size_of, value))
-    if isinstance(value, LongText | Skip):
-        return 256
-    return 64
+    """Return the bytes that a value takes in memory, about, however deep it is nested."""
+    size, todo = 0, [value]
+    while todo:
+        one = todo.pop()
+        size += 64
+        if isinstance(one, str):
+            size += len(one) * (1 if one.isascii() else 4)
+        elif isinstance(one, Mapping):
+            todo += one.keys()
+            todo += one.values()
+        elif isinstance(one, list):
+            todo += one
+    return size

@@ -90,7 +90,14 @@ BROKEN = st.lists(
     st.binary(max_size=20)
     | st.sampled_from(
         [
-            *(b"{", b"[" * 99_999, b"1" * 9999, b"\xff", b"\xef\xbb\xbf{}"),
+            *(
+                b"{",
+                b"[" * 99_999,
+                b'{"text": ' + b"[" * 900 + b"]" * 900 + b"}",
+                b"1" * 9999,
+                b"\xff",
+                b"\xef\xbb\xbf{}",
+            ),
             *(b'{"text": "the', b"NaN", b"\r", b"null"),
         ]
     ),
@@ -257,6 +264,7 @@ def test_roles_without_a_template_are_said_before_anything_else(
         ("a.jsonl", b"[" * 99_999, "line 1 is nested too deeply"),
         ("a.jsonl", b"1" * 9999, "line 1 is no JSON: Exceeds"),
         ("a.json", b'[{"text": "x"}, {"text": ]', "row 2 is no JSON"),
+        ("a.json", b"[" * 99_999, "row 1 is no JSON: nested too deeply"),
         ("a.json", b'[{"text": "x"}, 3]', "row 2 is no object with text, but a number"),
         ("a.csv", b"body\nx\n", "has no text: its columns are body"),
         ("a.csv", b"text\nx,y\n", "row 1 has 2 values for 1 columns"),
