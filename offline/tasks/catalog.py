@@ -23,6 +23,7 @@ from offline.tasks.task import (
     check_split,
 )
 from offline.tasks.yaml_fields import generation_of, is_plain
+from offline.texts.files import KINDS, kind_of, stem_of
 from vllm_moe_prune.errors import PruneError
 
 __all__ = [
@@ -158,12 +159,11 @@ def _of(definition: Definition, metric: str | None, library: Library, name: str)
 def _own_text(path: Path) -> Task:
     if not path.is_file():
         raise PruneError(f"no text file at {path}")
-    if path.suffix not in (".txt", ".jsonl"):
+    if kind_of(path) is None:
         raise PruneError(
-            f"cannot tell what {path} holds",
-            hint="name it .txt for plain text, .jsonl for one JSON object with a `text` per line",
+            f"cannot tell what {path} holds", hint=f"name it by what it holds: {KINDS}"
         )
-    return Task(path.stem, "agreement", kind="text", text=path)
+    return Task(stem_of(path), "agreement", kind="text", text=path)
 
 
 def _own_tasks(path: Path, metric: str | None, library: Library) -> tuple[Task, ...]:

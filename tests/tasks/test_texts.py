@@ -9,6 +9,7 @@ from offline.tasks.catalog import SPLITS, get_task
 from offline.tasks.harness import run, texts_of
 from offline.tasks.splits import data_identity, load_items
 from offline.tasks.texts import PASSAGE, passages
+from tests.texts.samples import write_rows
 from vllm_moe_prune.errors import PruneError
 
 PARAGRAPH = "The old house by the sea has a red door and a blue one. " * 8
@@ -51,6 +52,18 @@ def test_text_file_becomes_three_splits(tmp_path: Path) -> None:
     assert data_identity(task, "test", 5).count == 5
 
 
+@pytest.mark.parametrize(("kind", "packed"), [(".csv", ""), (".json", ".gz"), (".parquet", "")])
+def test_other_files_have_the_passages_of_jsonl(kind: str, packed: str, tmp_path: Path) -> None:
+    rows = [{"text": f"w{n} {PARAGRAPH[:300]}"} for n in range(8)]
+    found = []
+    for file in (write_rows(tmp_path, rows, ".jsonl"), write_rows(tmp_path, rows, kind, packed)):
+        task = get_task(f"text:{file}")
+        assert task.name == "rows"
+        found.append(sorted(text for split in SPLITS for _, text in texts_of(task, split)))
+    assert found[0] == found[1]
+    assert len(found[0]) == 8
+
+
 def test_jsonl_file_gives_a_passage_of_each_line(tmp_path: Path) -> None:
     # U+2028 is no end of a line here
     lines = [
@@ -84,7 +97,7 @@ def test_text_that_cannot_be_used_is_refused(
 def test_absent_or_unknown_text_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(PruneError, match=r"no text file at nowhere/a\.txt"):
         get_task("text:nowhere/a.txt")
-    with pytest.raises(PruneError, match=r"name it \.txt"):
+    with pytest.raises(PruneError, match=r"name it by what it holds: \.txt"):
         get_task(write(tmp_path / "a.pdf", "x"))
 
 
