@@ -11,7 +11,6 @@ import click
 
 from offline.cli.findings import findings
 from offline.cli.models import model_folder
-from offline.data.models import FACTS
 from offline.lint.lint import Target
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
@@ -31,6 +30,8 @@ def inspect(path: Path, serve_tp: int | None, serve_ep: int | None, as_json: boo
     Of a map and of what was built from one it says what those who serve it will meet
     (docs/serving.md).
     """
+    from offline.data.models import FACTS
+
     folder = model_folder(path, FACTS)
     facts = describe(folder) | {"path": str(path)}
     if "map" not in facts and (serve_tp or serve_ep):

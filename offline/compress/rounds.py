@@ -7,7 +7,6 @@ from dataclasses import replace
 from offline.calibration.needs import check_length
 from offline.compress.recipe.lottery import LotteryRecipe
 from offline.compress.recipe.recipe import CompressRecipe
-from offline.finetune.finetune import check_possible
 from offline.finetune.where import Where
 from offline.lottery.schedule import RoundPlan, schedule, uniform_counts
 from offline.maps.map_space import Space
@@ -24,6 +23,8 @@ def check_lottery(recipe: CompressRecipe, space: Space, base: Checkpoint) -> Non
     plans = plans_of(recipe, space, base)
     check_length(base, settings.length)
     if settings.finetune:
+        from offline.finetune.finetune import check_possible  # which needs what training does
+
         first = left(base, plans[0].keep)
         check_possible(first, settings.tuning, where=where_of(recipe))
 
