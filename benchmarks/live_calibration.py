@@ -21,6 +21,7 @@ from offline.calibration.live import STEP_TOKENS, LiveScoring, engine_settings
 from offline.calibration.memory import estimate_live
 from offline.calibration.stored import stored_weights
 from offline.engines.local.transformers import TransformersEngine
+from serve.server import cpu_build
 from vllm_moe_prune.checkpoint import Checkpoint
 
 # Nearly all arithmetic is that of the experts; two layers, so that it is made in seconds.
@@ -53,6 +54,7 @@ def measure(
         length=domains[0].token_ids.shape[1],
         step_tokens=settings["max_num_batched_tokens"],
         cache=settings["kv_cache_memory_bytes"],
+        on_host=cpu_build(),
     )
     pairs = list(zip(timed["scoring"], timed["prefill"], strict=True))
     seconds = {name: statistics.median(found) for name, found in timed.items()}

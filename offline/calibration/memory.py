@@ -10,6 +10,7 @@ from offline.texts.spec import Part
 from vllm_moe_prune.checkpoint import Checkpoint
 
 _SUMS = 8  # bytes of a float64
+_VLLM = 1700 * 1024**2  # of its CPU build, a process with a tiny model and a small cache
 _COMPUTED = 2  # bytes of a number that vLLM computes with, whatever weights are stored in
 _LAYER_NAME = ".layers."
 _HEAD_CHUNK = 512  # positions whose logits exist at once (gradients.py)
@@ -100,19 +101,21 @@ def estimate_live(
     cache: int,
     item_bytes: int | None = None,
     ranks: int = 1,
+    on_host: bool = False,
 ) -> MemoryEstimate:
     """Estimate what `score_live` takes: of each of some ranks, and what the host keeps besides.
 
     :param step_tokens: most tokens of a forward pass
     :param cache: bytes of vLLM's cache
     :param item_bytes: of a weight as it is computed with; None: as it is stored
+    :param on_host: the model is in the host's memory, beside vLLM itself
     """
     config = checkpoint.text_config
     hidden, vocab = int(config["hidden_size"]), int(config["vocab_size"])
     counts, top_k = checkpoint.expert_counts(), checkpoint.layout.top_k(checkpoint.config)
     shared, layers, widest = _weights(checkpoint, item_bytes)
     item = item_bytes or _COMPUTED
-    step = min(max(part.sequences for part in parts) * length, step_tokens)
+    step = min(max(part.sequences * (part.length or length) for part in parts), step_tokens)
     one = max(n * (3 * hidden * _SUMS + vocab) + 3 * n * n * _SUMS for n in counts.values())
     memory = {
         "weights": (shared + sum(layers)) // ranks,
@@ -123,6 +126,8 @@ def estimate_live(
         "activations of a step": step * ((top_k + 2) * hidden * item + 3 * widest * item)
         + step * hidden * 4,
     }
+    if on_host:
+        memory["vLLM itself"] = _VLLM
     return MemoryEstimate(memory, {})
 
 

@@ -218,6 +218,7 @@ def _score_live(
         cache=engine["kv_cache_memory_bytes"],
         item_bytes=_ITEM_BYTES[dtype],
         ranks=ranks,
+        on_host=cpu_build(),
     )
     warn(expected)
     made = _provenance(base, domains, settings, dtype, {"engine": "vllm", "tensor_parallel": ranks})
