@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("--metric", help="the one that is the accuracy; --task NAME:METRIC says the same")
 @click.option(
     "--shots",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=0),
     help="examples with their answers before every question; --task NAME@K says the same",
 )
 @click.option(
@@ -185,7 +185,7 @@ def _tasks(names: str, metric: str | None, shots: int | None, library: Library) 
                 hint="give one of the two",
             )
         whole = f"{stem}:{metric}" if metric else stem
-        examples = given or shots
+        examples = given or ("" if shots is None else str(shots))
         found += get_tasks(f"{whole}@{examples}" if examples else whole, library)
     return tuple(found)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,18 @@ def _matching(pattern: str | None, include: tuple[Path, ...]) -> Iterator[dict[s
 
     wanted = pattern or ""
     glob = wanted if any(sign in wanted for sign in "*?[") else f"*{wanted}*"
-    for name in fnmatch.filter(TASKS, glob):
+
+    def matching(names: Iterable[str]) -> list[str]:
+        return [name for name in names if fnmatch.fnmatchcase(name.lower(), glob.lower())]
+
+    for name in matching(TASKS):
         task = TASKS[name]
         yield {"name": name, "kind": task.kind, "metrics": [task.metric], "splits": ["built-in"]}
     places = folders(include)
     if pattern is None and not include:
         return
     index = read_index(places if pattern else include)
-    names = sorted(fnmatch.filter(index, glob))
+    names = sorted(matching(index))
     for name in names:
         entry = index[name]
         shown = f"lm-eval:{name}" if name in TASKS else name

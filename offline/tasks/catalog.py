@@ -10,7 +10,7 @@ from pathlib import Path
 
 from offline.tasks.builtin import TASKS
 from offline.tasks.definition import Definition, check_usable, fields_of, find, read_file
-from offline.tasks.index import closest, folders, read_index
+from offline.tasks.index import Index, closest, folders, read_index
 from offline.tasks.prompting import PLAIN, Prompting
 from offline.tasks.task import (
     SPLITS,
@@ -57,6 +57,10 @@ class Library:
     include: tuple[Path, ...] = ()
     allow_code: bool = False
     prompting: Prompting = PLAIN
+
+    def __post_init__(self) -> None:
+        if self.include:
+            folders(self.include)  # refuses what is no folder, whatever the names are
 
 
 DEFAULT = Library()
@@ -121,15 +125,24 @@ def _named(name: str, metric: str | None, library: Library) -> tuple[Task, ...]:
     index = read_index(folders(library.include))
     bare = name.removeprefix(LM_EVAL_PREFIX)
     if bare.partition("/")[0] not in index:
-        near = list(dict.fromkeys([*closest(bare, TASKS), *closest(bare, index)]))
-        meant = f"did you mean {' or '.join(near[:4])}? " if near else ""
-        raise PruneError(
-            f"unknown task {name!r}",
-            hint=f"{meant}`vmprune tasks {bare[:4]}` lists names; or the path of an lm-eval YAML "
-            "file; or text:FILE for plain text; @5 behind a name gives five examples",
-        )
+        raise _unknown(name, bare, index)
     found = find(bare, index)
     return tuple(_of(one, metric, library, _shown(one, name, bare)) for one in found)
+
+
+def _unknown(name: str, bare: str, index: Index) -> PruneError:
+    if Path(name).is_file():
+        return PruneError(
+            f"unknown task {name!r}",
+            hint=f"as plain text it is text:{name}; the file of a task ends in .yaml",
+        )
+    near = list(dict.fromkeys([*closest(bare, TASKS), *closest(bare, index)]))
+    meant = f"did you mean {' or '.join(near[:4])}? " if near else ""
+    return PruneError(
+        f"unknown task {name!r}",
+        hint=f"{meant}`vmprune tasks {bare[:4] or 'PATTERN'}` lists names; or the path of an "
+        "lm-eval YAML file; or text:FILE for plain text; @5 behind a name gives five examples",
+    )
 
 
 def _shown(definition: Definition, name: str, bare: str) -> str:

@@ -18,8 +18,8 @@ _RANGES = {
     "num_beams": (1, 1),
 }
 _WHOLE = {"top_k", "seed", "max_gen_toks", "num_beams"}
-_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-OPTIONS = (*_RANGES, *_LENGTHS[1:], "do_sample", "until")  # those that a user may give
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+OPTIONS = (*_RANGES, *LENGTHS[1:], "do_sample", "until")  # those that a user may give
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -33,8 +33,8 @@ def check_options(options: Mapping[str, Any]) -> None:
                 f"the generation option {name!r} is not offered",
                 hint=f"those that are: {', '.join(OPTIONS)}",
             )
-        if name in (*_RANGES, *_LENGTHS):
-            _check_number("max_gen_toks" if name in _LENGTHS else name, name, value)
+        if name in (*_RANGES, *LENGTHS):
+            _check_number("max_gen_toks" if name in LENGTHS else name, name, value)
         elif name == "do_sample" and not isinstance(value, bool):
             raise PruneError(f"the generation option do_sample is {value!r}: it is true or false")
 

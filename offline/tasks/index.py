@@ -76,7 +76,11 @@ def _kept(folder: Path) -> Index:
 
 def closest(name: str, index: Iterable[str]) -> list[str]:
     """Return the known names that are most like a name that is not known."""
-    near = [known for known in index if abs(len(known) - len(name)) <= max(3, len(name) // 2)]
+    names = list(index)
+    same = [known for known in names if known.lower() == name.lower()]
+    if same:
+        return same[:_CLOSEST]
+    near = [known for known in names if abs(len(known) - len(name)) <= max(3, len(name) // 2)]
     return difflib.get_close_matches(name, near, n=_CLOSEST)
 
 

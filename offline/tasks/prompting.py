@@ -5,6 +5,7 @@ Imports no torch, no lm-eval.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,6 +72,14 @@ def gen_kwargs_of(text: str | Mapping[str, Any]) -> dict[str, Any]:
     """
     options = _read(text) if isinstance(text, str) else dict(text)
     check_options(options)
+    until = options.get("until", [])
+    for stop in until if isinstance(until, list) else [until]:
+        if not isinstance(stop, str) or not stop:
+            raise PruneError(
+                f"the generation option until is {until!r}: it is a text or a list of texts, none "
+                "of them empty",
+                hint="a number stands between quotes: until='5'",
+            )
     return options
 
 
@@ -86,13 +95,22 @@ def sampled(options: Mapping[str, Any]) -> bool:
 
 def _read(text: str) -> dict[str, Any]:
     if not text.lstrip().startswith("{"):
-        return dict(_pair(text, part.strip()) for part in text.split(",") if part.strip())
+        return _once(text, [_pair(text, p.strip()) for p in text.split(",") if p.strip()])
     try:
-        found: dict[str, Any] = json.loads(text)
+        found: dict[str, Any] = json.loads(text, object_pairs_hook=functools.partial(_once, text))
     except json.JSONDecodeError as error:
         raise PruneError(f"--gen-kwargs {text}: no JSON: {error.msg}") from None
     if not isinstance(found, dict):
         raise PruneError(f"--gen-kwargs {text}: no JSON object")
+    return found
+
+
+def _once(text: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise PruneError(f"--gen-kwargs {text}: {twice} is given twice")
     return found
 
 

@@ -7,7 +7,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from offline.tasks.prompting import Prompting
+from offline.tasks.generation_options import LENGTHS
+from offline.tasks.prompting import Prompting, gen_kwargs_of
 from vllm_moe_prune.checkpoint import read_config
 from vllm_moe_prune.errors import PruneError
 
@@ -51,8 +52,14 @@ class PromptingSettings(BaseModel):
         try:
             self.prompting  # noqa: B018  # refuses what is wrong
         except PruneError as error:
-            said = error.message.removeprefix("--gen-kwargs ")
-            raise ValueError(f"--gen-kwargs {said}") from None
+            flag = "" if error.message.startswith("--gen-kwargs ") else "--gen-kwargs: "
+            raise ValueError(f"{flag}{error}") from None
+        given = gen_kwargs_of(self.gen_kwargs or "{}")
+        length = next((name for name in LENGTHS if name in given), None)
+        if self.max_gen_tokens is not None and length is not None:
+            raise ValueError(
+                f"--max-gen-tokens and {length} of --gen-kwargs both say how long answers are"
+            )
         return self
 
     @property

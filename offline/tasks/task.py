@@ -120,8 +120,12 @@ class Task:
             raise PruneError(
                 f"task {self.name} is asked without examples", hint="its file says num_fewshot: 0"
             )
-        if self.name != self.stem or (not shots and self.lm_eval is None):
-            raise PruneError(f"{self.name}@{shots}: give one number of examples, at least 1")
+        if self.name != self.stem:
+            raise PruneError(f"{self.name}@{shots}: give one number of examples")
+        if not shots and self.lm_eval is None:
+            raise PruneError(
+                f"{self.name}@{shots}: {self.name} is asked without examples", hint="leave out @0"
+            )
         return replace(self, name=f"{self.name}@{shots}", shots=shots)
 
 

@@ -49,7 +49,7 @@ def test_examples_are_asked_for_behind_the_name() -> None:
     assert (task.name, task.stem, task.shots) == ("arc_easy@5", "arc_easy", 5)
     assert task.title == "arc_easy@5 (acc)"
     for name, message in {
-        "arc_easy@0": "at least 1",
+        "arc_easy@0": "asked without examples",
         "arc_easy@5@2": "one number",
         "demo_text@5": "plain text",
         "arc_esay@5": "unknown task 'arc_esay'",
