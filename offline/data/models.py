@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, INDEX_FILE, Checkpoint
+from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import HubReference, fetch, parse, snapshot_of, spelled
 from vllm_moe_prune.repository import fetch_weights
 
@@ -34,6 +35,12 @@ def located(model: Path, files: Sequence[str] = ALL_BUT_WEIGHTS) -> Path:
     :raises PruneError: if it is neither a folder here nor a model that the hub lets one read
     """
     reference = parse(str(model))
+    scheme, *place = model.parts or ("",)
+    if scheme in ("http:", "https:") and not model.exists():  # a path keeps one stroke of two
+        name = "/".join(place[1:3]) if len(place) > 2 else "Org/Name"
+        raise PruneError(
+            f"{scheme}//{'/'.join(place)} is an address, not a model", hint=f"give its name: {name}"
+        )
     return model if reference is None else fetch(reference, files, bars=False)
 
 

@@ -31,11 +31,15 @@ def parse_data(data: str) -> tuple[Part, ...]:
 
     :raises PruneError: if a part is no source, or its first rows have no form
     """
+    from offline.data.domains import DOMAINS
+
     if Path(data).is_file():  # whose name may have a comma
         parts: tuple[Part, ...] = (Part(stem_of(Path(data)), data, sys.maxsize),)
     else:
         parts = Grammar("--data", sys.maxsize).parts(data)
     for part in parts:
+        if part.source in DOMAINS:
+            raise PruneError(f"--data: {part.source} has no answer to learn, only text", hint=FORMS)
         check_source(part.source)
     return parts
 

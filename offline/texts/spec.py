@@ -78,6 +78,8 @@ class Grammar:
             raise PruneError(f"{self.flag} {text}: at least one sequence is needed")
         if source in MIXES:
             yield from self._mix(text, name, source, None if given is None else count)
+        elif split_column(source)[0] in (*MIXES, *DOMAINS) and source not in DOMAINS:
+            raise PruneError(f"{self.flag} {text}: {split_column(source)[0]} has no columns")
         elif source in DOMAINS:
             yield Part(name or source, source, count)
         elif source.startswith(TASK) and self.task is not None:
