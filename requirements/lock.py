@@ -2,8 +2,8 @@
 
     python requirements/lock.py > requirements/cpu.lock
 
-Run it in an environment into which `pip install -e '.[cpu,offline,tasks,loadtest,dev]'` was done. The
-three packages in LEFT_OUT are wanted by vLLM for images and sound; text serving needs none of
+Run it in an environment into which `pip install -e '.[cpu,offline,tasks,loadtest,dev]'` was done.
+The three packages in LEFT_OUT are wanted by vLLM for images and sound; text serving needs none of
 them, and the builds that pip finds beside a CPU build of torch cannot be imported.
 """
 
