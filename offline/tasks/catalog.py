@@ -22,7 +22,7 @@ from offline.tasks.task import (
     Task,
     check_split,
 )
-from offline.tasks.yaml_fields import generation_of, is_plain
+from offline.tasks.yaml_fields import generation_of, is_plain, read_fields
 from offline.texts.files import KINDS, kind_of, stem_of
 from vllm_moe_prune.errors import PruneError
 
@@ -44,6 +44,7 @@ __all__ = [
 TEXT_PREFIX = "text:"
 LM_EVAL_PREFIX = "lm-eval:"
 _YAML = (".yaml", ".yml")
+_PLACES = {"dataset_path", "custom_dataset", "class", "group"}  # one says where data are
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +188,11 @@ def _own_tasks(path: Path, metric: str | None, library: Library) -> tuple[Task, 
 
     if (twice := given_twice(path.read_text(encoding="utf-8"))) is not None:
         raise PruneError(f"task {path}: {twice}")
+    if not _PLACES & read_fields(path).keys():
+        raise PruneError(
+            f"task {path} has no dataset_path",
+            hint="a data set of the hub, or json with data_files (docs/tasks.md)",
+        )
     if not plain:
         return tuple(_of(one, metric, library, one.name) for one in read_file(path))
     found = generation_of(path)

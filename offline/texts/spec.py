@@ -14,7 +14,7 @@ from vllm_moe_prune.errors import PruneError
 
 HUB = "hf:"
 TASK = "task:"
-_PART = re.compile(r"(?:(?P<name>[\w.@-]+)=)?(?P<source>[^=]+?)(?::(?P<sequences>\d+))?")
+_PART = re.compile(r"(?:(?P<name>[\w.@-]+)=)?(?P<source>[^=]+?)(?::(?P<sequences>\d{1,15}))?")
 PACK_HELP = (
     "documents of the text are joined and cut as they come, or a sequence is the beginning of one "
     "document  [default: joined, where a mix does not say otherwise]"
