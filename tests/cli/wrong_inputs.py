@@ -19,6 +19,7 @@ from vllm_moe_prune.checkpoint import Checkpoint
 
 KEPT = [(0, 2, 5, 7)] * 4
 _RECIPES = {
+    "nodata.yaml": "task: a\noutput_type: generate_until\n",
     "twice.yaml": "base: {model: base}\nmethod: {keep: 4, keep: 5}\n",
     "misplaced.yaml": "base: {model: base}\nmethod: {name: eep, keep: 4, task: sciq}\n",
     "foreign.yaml": "base: {model: base}\nmethod: {name: frequency, keep: 4}\nlottery: {}\n",
