@@ -107,7 +107,7 @@ def evaluate(
     from offline.engines.server import Endpoint
     from offline.runs.device import check_device
     from offline.tasks.catalog import Library, check_split
-    from offline.tasks.needs import check_answered, check_items
+    from offline.tasks.needs import check_answered, check_items, check_written
     from offline.tasks.prompting_settings import check_chat
     from vllm_moe_prune.checkpoint import read_config
     from vllm_moe_prune.repository import load_map
@@ -118,6 +118,7 @@ def evaluate(
     for task in tasks:
         if task.lm_eval is None:
             check_answered(task)
+    check_written(tasks)
     asked = [(task, check_split(split or ("all" if task.lm_eval else "test"))) for task in tasks]
     model = model_folder(model)
     check_chat(put, model)

@@ -31,7 +31,7 @@ from offline.maps.map_space import Space
 from offline.maps.moe_shape import MoeShape
 from offline.runs.device import check_device, pick_device, pick_dtype
 from offline.runs.progress import Reporter
-from offline.tasks.needs import check_items
+from offline.tasks.needs import check_items, check_written
 from offline.tasks.prompting_settings import check_chat
 from offline.tasks.splits import data_identity
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -82,6 +82,7 @@ class Prepared:
             items=recipe.items,
             library=replace(data.library, prompting=recipe.prompting.prompting),
         )
+        check_written(entry.task for entry in objective.tasks)
         scores = check_scored(recipe, base)
         check_tokenizer(recipe.base.model)
         decided = _items(recipe, objective)

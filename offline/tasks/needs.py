@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from offline.tasks.splits import examples, load_items
 from offline.tasks.task import Split, Task
 from vllm_moe_prune.errors import PruneError
@@ -16,6 +18,20 @@ def check_answered(task: Task) -> None:
         raise PruneError(
             f"{task.name} is plain text, which has no right answers",
             hint="measure the agreement with the base on it, or give a task",
+        )
+
+
+def check_written(tasks: Iterable[Task]) -> None:
+    """Refuse options of generation where no answer is generated.
+
+    :raises PruneError: if they are given and every task is scored by its choices or its text
+    """
+    asked = list(tasks)
+    if all(task.kind != "generate" and task.prompting.generation for task in asked):
+        raise PruneError(
+            "--think-end, --gen-kwargs and --max-gen-tokens change nothing here: no answer of "
+            f"{', '.join(task.name for task in asked)} is written",
+            hint="leave them out, or give a task whose answers are generated",
         )
 
 

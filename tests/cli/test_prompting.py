@@ -216,7 +216,7 @@ def test_a_tokenizer_without_a_template_is_refused_at_the_start(
 
 
 def test_recipes_carry_the_same_settings(model: Path, folder: Path, tmp_path: Path) -> None:
-    task = str(folder / "choose.yaml")
+    task = str(folder / "write.yaml")
     flags = {"model": model, "keep": 4, "method": "random", "task": task}
     file = tmp_path / "recipe.yaml"
     sections = {
