@@ -92,7 +92,7 @@ IN_VLLM = (
     *("--method", "eep", "--keep", "4", "--task", "colours.yaml", "--seed", "3"),
     *("--fitness", "margin", "--no-racing", "--finalists", "2", "--compare", "none"),
     *("--engine", "vllm"),
-    *(*SEARCH, *FEW, *WHERE),
+    *(*SEARCH, *FEW, "--dtype", "float32"),
 )
 RECOVER = (
     *("--base", "model", "--task", "colours.yaml,written.yaml", "--steps", "4", "--shots", "2"),
