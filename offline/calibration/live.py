@@ -24,7 +24,6 @@ from offline.calibration.stored import check_readable, stored_weights
 from offline.engines.live.start import start
 from offline.engines.needs import check_whole
 from offline.maps.moe_shape import MoeShape
-from offline.maps.router_groups import RouterGroups
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance
@@ -71,7 +70,7 @@ def score_live(
         weights[number] = stored_weights(checkpoint, number)
         passes.step()
     return Scores(
-        shape=_shape(checkpoint, engine.experts),
+        shape=MoeShape.of(checkpoint),
         domains=domains,
         weights=weights,
         provenance=provenance
@@ -122,21 +121,6 @@ def cache_numbers(config: Mapping[str, Any], ranks: int) -> int:
     width = int(config.get("head_dim") or int(config["hidden_size"]) // heads)
     kept = math.ceil(int(config.get("num_key_value_heads") or heads) / ranks)
     return layers * 2 * kept * width
-
-
-def _shape(checkpoint: Checkpoint, experts: Mapping[int, int]) -> MoeShape:
-    layout, config = checkpoint.layout, checkpoint.config
-    router = RouterGroups.of(layout, config)
-    return MoeShape(
-        model_type=layout.model_type,
-        base=checkpoint.fingerprint(),
-        num_experts=dict(experts),
-        top_k=dict.fromkeys(experts, layout.top_k(config)),
-        num_groups=router.count,
-        topk_group=router.active,
-        slices=layout.slices,
-        mappable=layout.mappable,
-    )
 
 
 class LiveScoring:

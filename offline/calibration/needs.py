@@ -23,29 +23,20 @@ def check_length(base: Checkpoint, length: int) -> None:
         )
 
 
-def open_served(folder: Path, *, length: int) -> Checkpoint:
-    """Open a model that text is to go through in vLLM.
-
-    :param length: tokens of a sequence
-    :raises PruneError: if it is compact or takes fewer tokens, or there is no vLLM
-    """
-    check_vllm()
-    base = Checkpoint.open(folder)
-    check_whole(folder)
-    check_tokenizer(folder)
-    check_length(base, length)
-    return base
-
-
-def open_base(folder: Path, *, length: int) -> Checkpoint:
+def open_base(folder: Path, *, length: int, in_vllm: bool = False) -> Checkpoint:
     """Open a model that text is to go through.
 
     :param length: tokens of a sequence
-    :raises PruneError: if it is compact or quantised, or takes fewer tokens
+    :param in_vllm: in a running vLLM, which computes with quantised experts as well
+    :raises PruneError: if it is compact or takes fewer tokens; if it is quantised, or with
+        ``in_vllm`` if there is no vLLM
     """
+    if in_vllm:
+        check_vllm()
     base = Checkpoint.open(folder)
     check_whole(folder)
-    check_unquantised(folder)
+    if not in_vllm:
+        check_unquantised(folder)
     check_tokenizer(folder)
     check_length(base, length)
     return base

@@ -100,7 +100,7 @@ def score(model: Path, out: Path, force: bool, as_json: bool, **settings: Any) -
 
     check_output(out, force=force, inputs=(model, *settings.values()))
     from offline.calibration.corpus import parse_calibration
-    from offline.calibration.needs import open_base, open_served
+    from offline.calibration.needs import open_base
     from offline.runs.device import check_device
 
     _check_engine(settings)
@@ -115,7 +115,7 @@ def score(model: Path, out: Path, force: bool, as_json: bool, **settings: Any) -
     model = model_folder(model)
     longest = max(part.length or DEFAULT_LENGTH for part in parts)
     live = settings["engine"] == "vllm"
-    base = open_served(model, length=longest) if live else open_base(model, length=longest)
+    base = open_base(model, length=longest, in_vllm=live)
     with staged(out, force=force) as folder:
         expected, domains, scores = (_score_live if live else _score)(base, parts, settings)
         scores.save(folder)
