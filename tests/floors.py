@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -39,18 +40,24 @@ def sources(root: Path = ROOT) -> dict[str, Path]:
     return {".".join(f.relative_to(root).with_suffix("").parts): f for f in sorted(files)}
 
 
-def imports(file: Path, *, at_import_time: bool = False) -> Iterator[str]:
-    """Yield the modules that a file imports, whole names; a from-import as the module and as each
+def imports(file: Path, *, at_import_time: bool = False) -> tuple[str, ...]:
+    """Return the modules that a file imports, whole names; a from-import as the module and as each
     name in it, which may be a module as well."""
-    tree = ast.parse(file.read_text())
+    return _imports(file.read_text(), at_import_time)
+
+
+@cache  # by the text: copies of a tree are read once, and a file once for all tests
+def _imports(text: str, at_import_time: bool) -> tuple[str, ...]:
+    tree = ast.parse(text)
+    found: list[str] = []
     for node in _top_level(tree) if at_import_time else ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
+            assert node.level == 0, f"relative import of {node.module}"
             assert node.module is not None
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+    return tuple(found)
 
 
 def _top_level(tree: ast.Module) -> Iterator[ast.stmt]:

@@ -61,6 +61,7 @@ def test_a_watched_server_says_what_its_processes_take(tmp_path: Path) -> None:
     assert heavy > light + 0.2
 
 
+@pytest.mark.slow
 def test_engines_step_in_turn_and_a_slower_one_takes_longer(tmp_path: Path) -> None:
     sides = make_sides(tmp_path / "few", TINY)
     deep = make_sides(tmp_path / "many", replace(TINY, layers=12))["plain"]
