@@ -12,7 +12,7 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from offline.texts.source import Listed, Source, check_source, open_source
 from offline.texts.spec import TASK, Grammar, Part, is_read_whole
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import DataIdentity, Provenance
+
+if TYPE_CHECKING:
+    from offline.tasks.catalog import Task
 
 DEFAULT_SEQUENCES = 32
 DEFAULT_LENGTH = 512  # MC-Suite has 2048 (appendix C)
@@ -165,17 +168,21 @@ def _domain(part: Part, tokenizer: Any, way: Way, seed: int) -> Domain:
 
 
 def _task_name(name: str) -> str:
-    from offline.tasks.catalog import get_task
+    return _task(name).name
 
-    return get_task(name).name
+
+def _task(name: str) -> Task:
+    """Return a task whose items are read as text; nothing that a model writes is executed."""
+    from offline.tasks.catalog import Library, get_task
+
+    return get_task(name, Library(allow_code=True))
 
 
 def _items(source: str) -> list[str]:
     """Return the items that a task has to search with, each with a right answer behind it."""
-    from offline.tasks.catalog import get_task
     from offline.tasks.splits import examples, load_items
 
-    task = get_task(source.removeprefix(TASK))
+    task = _task(source.removeprefix(TASK))
     items, before = load_items(task, "search"), examples(task)
     if task.kind == "text":
         return [item.query for item in items]

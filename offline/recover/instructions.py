@@ -36,7 +36,7 @@ def parse_data(data: str) -> tuple[Part, ...]:
     if Path(data).is_file():  # whose name may have a comma
         parts: tuple[Part, ...] = (Part(stem_of(Path(data)), data, sys.maxsize),)
     else:
-        parts = Grammar("--data", sys.maxsize).parts(data)
+        parts = Grammar("--data", sys.maxsize, plain=False).parts(data)
     for part in parts:
         if part.source in DOMAINS:
             raise PruneError(f"--data: {part.source} has no answer to learn, only text", hint=FORMS)

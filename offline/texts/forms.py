@@ -60,6 +60,8 @@ def form_of(row: Row, column: str | None = None) -> Form:
     if isinstance(content, Skip):
         raise content
     if isinstance(content, str | LongText):
+        if column is not None:
+            raise PruneError(f"{row.place} is plain text and has no column {column!r}")
         return _plain(content)
     if not isinstance(content, Mapping):
         raise PruneError(f"{row.place} is no object with text, but {_kind(content)}", hint=FORMS)

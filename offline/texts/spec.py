@@ -45,11 +45,13 @@ class Grammar:
     :param sequences: of each part that does not say how many
     :param task: returns what to call ``task:NAME``, and refuses what is no task; None where tasks
         are no source
+    :param plain: whether text without an answer is a source, as that of the demo's domains
     """
 
     flag: str
     sequences: int
     task: Callable[[str], str] | None = None
+    plain: bool = True
 
     def parts(self, spec: str) -> tuple[Part, ...]:
         """Read the parts; reads no text.
@@ -112,7 +114,7 @@ class Grammar:
             return stem_of(path)
         if kind_of(path) is not None or "/" in base:
             raise PruneError(f"{self.flag} {text}: no text file at {base}")
-        known = ", ".join((*MIXES, *DOMAINS))
+        known = ", ".join((*MIXES, *(DOMAINS if self.plain else ())))
         tasks = "; task:NAME" if self.task is not None else ""
         raise PruneError(
             f"{self.flag}: unknown source {source!r}",

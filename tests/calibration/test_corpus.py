@@ -138,6 +138,11 @@ def test_what_is_no_calibration_is_refused_by_name(spec: str, message: str) -> N
     assert (caught.value.hint is None) == explains_itself
 
 
+def test_a_task_that_executes_answers_is_text_like_any_other() -> None:
+    (part,) = parse_calibration("task:humaneval")
+    assert (part.name, part.source) == ("humaneval", "task:humaneval")
+
+
 def test_too_little_text_says_how_much_there_is(lines: Path, tokenizer: Any) -> None:
     with pytest.raises(PruneError, match="domain prose has text for 3 sequences of 6 tokens") as e:
         load(f"{lines}:4", tokenizer, length=6)

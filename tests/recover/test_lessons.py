@@ -214,6 +214,13 @@ def test_messages_need_a_chat_template(base: Path, tmp_path: Path) -> None:
         file_lessons(tmp_path / "chat.jsonl", tokenizer)
 
 
+def test_an_unknown_source_is_not_answered_with_text_that_has_no_answer() -> None:
+    with pytest.raises(PruneError, match="unknown source 'nope'") as error:
+        parse_data("nope")
+    assert error.value.hint is not None
+    assert "hf:Org/Name" in error.value.hint and "stories" not in error.value.hint
+
+
 def test_a_key_is_an_items_key() -> None:
     question = "Which CAT, is:  here?"
     assert Lesson("x", question, "other", " y").key == Item("1", question).key
