@@ -18,7 +18,7 @@ def activation_similarity(evidence: LayerEvidence) -> Floats:
 
     The mean over all pairs of tokens is the product of the experts' mean unit vectors.
     """
-    directions = evidence.seen.units / _at_least_one(evidence)[:, None]
+    directions = evidence.seen.units / at_least_one(evidence)[:, None]
     return to_others(directions @ directions.T)
 
 
@@ -27,7 +27,7 @@ def activation_entropy(evidence: LayerEvidence) -> Floats:
 
     The deviation is the population's: 0, so at its floor, for fewer than two tokens.
     """
-    variance = evidence.seen.deviations / _at_least_one(evidence)[:, None]
+    variance = evidence.seen.deviations / at_least_one(evidence)[:, None]
     deviation = np.maximum(np.sqrt(variance), LEAST_DEVIATION)
     return np.asarray(np.log(deviation).sum(axis=1))
 
@@ -42,7 +42,7 @@ def activation_norm(evidence: LayerEvidence) -> Floats:
     return np.asarray(np.sqrt(evidence.seen.squares).sum(axis=1))
 
 
-def _at_least_one(evidence: LayerEvidence) -> Floats:
+def at_least_one(evidence: LayerEvidence) -> Floats:
     """Return T_p to divide sums by, [E]; those of an expert without tokens are zero already."""
     counts = evidence.seen.counts
     return np.where(counts > 0, counts, 1.0)

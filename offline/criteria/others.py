@@ -5,12 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 from offline.calibration.statistics import Floats, LayerEvidence
+from offline.criteria.activation import at_least_one
 
 
 def reap(evidence: LayerEvidence) -> Floats:
     """REAP (arXiv 2510.13999): mean over its tokens of routing weight x |output|_2, [E]."""
-    counts = evidence.seen.counts
-    return np.asarray(evidence.seen.weighted_norms / np.where(counts > 0, counts, 1.0))
+    return evidence.seen.weighted_norms / at_least_one(evidence)
+
+
+def mean_norm(evidence: LayerEvidence) -> Floats:
+    """MAN (arXiv 2606.15716): mean over its tokens of |output|_2, [E]."""
+    return evidence.seen.norms / at_least_one(evidence)
+
+
+def mean_squared_norm(evidence: LayerEvidence) -> Floats:
+    """MSAN (arXiv 2606.15716): mean over its tokens of |output|_2^2, [E]."""
+    return np.asarray(evidence.seen.squares.sum(axis=1) / at_least_one(evidence))
 
 
 def ean_token_sum(evidence: LayerEvidence) -> Floats:

@@ -32,7 +32,14 @@ from offline.criteria.inference import (
     vocabulary_coverage,
 )
 from offline.criteria.order import Direction, DropOrder, order_of, pair_order
-from offline.criteria.others import ean_token_sum, reap, soft_activation, weighted_frequency
+from offline.criteria.others import (
+    ean_token_sum,
+    mean_norm,
+    mean_squared_norm,
+    reap,
+    soft_activation,
+    weighted_frequency,
+)
 from offline.criteria.weight import router_norm, stable_rank, weight_norm, weight_similarity
 from vllm_moe_prune.errors import PruneError
 
@@ -42,6 +49,7 @@ Group = Literal["weight", "inference", "activation", "gradient"]
 Grounds = Literal["paper", "our reading"]
 
 _MC_SUITE = "MC-Suite, arXiv 2504.05586"
+_MEANS = "MAN and MSAN, arXiv 2606.15716"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +131,12 @@ CRITERIA: Mapping[str, Criterion] = {
         "paper",
         "mean_t g_t |A_p[t, :]|_2",
         source="REAP, arXiv 2510.13999",
+    ),
+    "man": Criterion(
+        mean_norm, "activation", "min", "paper", "mean_t |A_p[t, :]|_2", source=_MEANS
+    ),
+    "msan": Criterion(
+        mean_squared_norm, "activation", "min", "paper", "mean_t |A_p[t, :]|_2^2", source=_MEANS
     ),
     "egs": Criterion(gradient_similarity, "gradient", "max", "our reading", "EWS of W_p^g"),
     "ege": Criterion(gradient_entropy, "gradient", "min", "paper", "sum_j ln std(W_p^g[:, j])"),
