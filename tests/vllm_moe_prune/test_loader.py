@@ -188,10 +188,10 @@ def test_unknown_options_are_refused() -> None:
         loader(routing_mapp="typo")
 
 
-@pytest.mark.parametrize("version", ["0.29.4", "0.33.0", "1.0.0+cpu"])
+@pytest.mark.parametrize("version", ["0.29.4", "0.34.0", "1.0.0+cpu"])
 def test_an_unsupported_vllm_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vllm.version.__version__", version)
-    with pytest.raises(PruneError, match=rf"vLLM {version[:4]}.*install vLLM 0.30.x to 0.32.x"):
+    with pytest.raises(PruneError, match=rf"vLLM {version[:4]}.*install vLLM 0.30.x to 0.33.x"):
         loader()
 
 

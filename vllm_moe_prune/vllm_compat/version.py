@@ -10,7 +10,7 @@ import re
 
 from vllm_moe_prune.errors import PruneError
 
-SUPPORTED = ((0, 30), (0, 32))  # lowest and highest minor version, both inclusive
+SUPPORTED = ((0, 30), (0, 33))  # lowest and highest minor version, both inclusive
 
 
 def check_version() -> None:
