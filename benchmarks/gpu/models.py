@@ -121,24 +121,41 @@ def prompts(count: int = 6) -> list[list[int]]:
 
 
 def kept_map(
-    base: Path, kept: list[int], *, top_k: int | None = None, mapped: bool = False
+    base: Path,
+    kept: list[int],
+    *,
+    top_k: int | None = None,
+    mapped: bool = False,
+    continuous: bool = False,
+    seed: int = 7,
 ) -> RoutingMap:
-    """Return a one-hot map that keeps ``kept[i]`` random experts of the i-th layer with experts."""
-    rng = np.random.default_rng(7)
+    """Return a map that keeps ``kept[i]`` random experts of the i-th layer with experts.
+
+    :param mapped: whether routers keep all their rows, and a W_RM chooses among their scores
+    :param continuous: whether that W_RM is more than a choice of rows
+    """
+    rng = np.random.default_rng(seed)
     checkpoint = Checkpoint.open(base)
     active = top_k or checkpoint.layout.top_k(checkpoint.config)
-    layers = [
-        LayerMap(
-            layer=number,
-            num_experts=experts,
-            num_kept=count,
-            top_k=min(active, count),
-            experts=Selection(kept=_ids(rng, experts, count)),
-            router="mapped" if mapped else "sliced",
+    layers, matrices = [], {}
+    for (number, experts), count in zip(checkpoint.expert_counts().items(), kept, strict=True):
+        ids, rows = _ids(rng, experts, count), None
+        if continuous:
+            rows = Selection(matrix=f"layers.{number}.w_rm")
+            noise = rng.random((count, experts)) / experts
+            matrices[f"layers.{number}.w_rm"] = (np.eye(experts)[list(ids)] + noise).astype("f4")
+        layers.append(
+            LayerMap(
+                layer=number,
+                num_experts=experts,
+                num_kept=count,
+                top_k=min(active, count),
+                experts=Selection(kept=ids),
+                router="mapped" if mapped else "sliced",
+                router_rows=rows,
+            )
         )
-        for (number, experts), count in zip(checkpoint.expert_counts().items(), kept, strict=True)
-    ]
-    return _map(checkpoint, layers)
+    return _map(checkpoint, layers, matrices)
 
 
 def mixed_map(base: Path, counts: tuple[int, int, int, int], seed: int = 0) -> RoutingMap:

