@@ -34,7 +34,14 @@ OTHERS = frozenset(
         *("attention-backend", "compilation-config", "download-dir", "enable-eplb"),
         *("enable-expert-parallel", "enable-lora", "enforce-eager", "exclude", "expect-workers"),
         *("headless", "host", "include", "limit-mm-per-prompt", "load-format", "local-dir"),
-        *("lora-modules", "lora-target-modules", "master", "master-host", "max-loras"),
+        *(
+            "lora-modules",
+            "lora-target-modules",
+            "master",
+            "master-host",
+            "max-loras",
+            "moe-backend",
+        ),
         *("model-loader-extra-config", "no-deps", "repo-type", "revision", "speculative-config"),
         *("tensor-parallel-size", "worker"),
     )

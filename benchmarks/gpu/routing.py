@@ -26,7 +26,7 @@ _SHAPES = (
     (512, 384, 10, 4096),
 )
 _TINY = ((8, 6, 2, 1), (8, 2, 2, 64), (128, 90, 8, 64))
-_ATOL, _RTOL = 1e-6, 1e-5
+_ATOL, _RTOL = 1e-5, 1e-4  # weights of both signs may nearly cancel out
 _SAME_IDS = 0.999  # of all rows: two scores may be equal but for rounding
 Choice = tuple[torch.Tensor, torch.Tensor]
 
