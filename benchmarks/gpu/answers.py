@@ -59,8 +59,14 @@ def settings(bench: Bench, **more: Any) -> dict[str, Any]:
         "enable_prefix_caching": False,
         "disable_log_stats": True,
         "max_logprobs": 1,
+        **gpu_share(bench),
         **more,
     }
+
+
+def gpu_share(bench: Bench) -> dict[str, Any]:
+    """Return the argument of `vllm.LLM` that lets it start beside others on the GPU of a step."""
+    return {"gpu_memory_utilization": 0.1} if bench.on_gpu else {}
 
 
 def ask(model: Path, arguments: Mapping[str, Any], cache: Path | None = None) -> Answers:

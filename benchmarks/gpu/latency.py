@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.answers import gpu_share
 from benchmarks.gpu.models import QWEN3_30B, kept_map, write_model
 from benchmarks.gpu.steps import Bench
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -80,6 +81,7 @@ def _engine(bench: Bench, base: Path, extra: Mapping[str, Any], most: int) -> An
         enforce_eager=not bench.on_gpu,
         enable_prefix_caching=False,
         disable_log_stats=True,
+        **gpu_share(bench),
         **extra,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,12 @@ def live_engine(bench: Bench) -> None:
     for eager in (True, False):
         dtype = "bfloat16" if bench.on_gpu else "float32"
         with VllmEngine(
-            base, dtype=dtype, enforce_eager=eager, max_model_len=128, kv_cache_bytes=2**27
+            base,
+            dtype=dtype,
+            enforce_eager=eager,
+            max_model_len=128,
+            kv_cache_bytes=2**27,
+            gpu_memory=0.1 if bench.on_gpu else None,
         ) as engine:
             _follow(bench, "eager" if eager else "recorded", engine, task, maps, expected)
     if not bench.on_gpu:
@@ -87,8 +93,6 @@ def _margins(engine: Engine, task: Task, routing_map: RoutingMap | None) -> np.n
 
 def _task(folder: Path) -> Task:
     """Write questions of random words with two random answers."""
-    import json
-
     rng = np.random.default_rng(3)
 
     def words(count: int) -> str:
