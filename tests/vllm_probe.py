@@ -25,13 +25,14 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from offline.calibration.scores import Scores
+    from vllm_moe_prune.routing_map import RoutingMap
 
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -101,6 +102,28 @@ def probe_scores(
     request = {"model": str(model), "domains": domains, "out": str(out), "arguments": arguments}
     _ask(request, env, alone=bool(env))
     return Scores.load(out)
+
+
+def probe_live(
+    model: Path,
+    pairs: Sequence[tuple[str, str]],
+    maps: Sequence[RoutingMap | None],
+    folder: Path,
+    **arguments: Any,
+) -> list[list[float]]:
+    """Return the log-likelihoods of (context, continuation) pairs under one map after another.
+
+    :param folder: that the maps go through
+    :param arguments: of `VllmEngine`
+    :raises RuntimeError: with what was said, if it does not answer
+    """
+    saved: list[str | None] = []
+    for number, routing_map in enumerate(maps):
+        saved.append(None if routing_map is None else str(folder / f"map-{number}"))
+        if routing_map is not None:
+            routing_map.save(folder / f"map-{number}")
+    request = {"model": str(model), "pairs": pairs, "maps": saved, "arguments": arguments}
+    return [values for _, (values,) in _ask(request, None, alone=False)]
 
 
 def _ask(request: dict[str, Any], env: dict[str, str] | None, *, alone: bool) -> list[Answer]:
@@ -242,6 +265,22 @@ def _score(
     return []
 
 
+def _live(
+    model: str, pairs: list[tuple[str, str]], maps: list[str | None], arguments: dict[str, Any]
+) -> list[Answer]:
+    from offline.engines.live.engine import VllmEngine
+    from tests.engines.served import requests
+    from vllm_moe_prune.routing_map import RoutingMap
+
+    answers: list[Answer] = []
+    with VllmEngine(Path(model), **{"kv_cache_bytes": _CACHE_BYTES, **arguments}) as engine:
+        for folder in maps:
+            engine.apply(None if folder is None else RoutingMap.load(Path(folder)))
+            found = engine._lm.loglikelihood(requests(*map(tuple, pairs)))
+            answers.append(([], [[value for value, _ in found]]))
+    return answers
+
+
 class _Garbage:
     """Spares the collector what lives as long as the process: the modules.
 
@@ -288,7 +327,8 @@ def _main() -> None:
         garbage.is_gone()
         try:
             request = json.loads(line)
-            answer = _score(**request) if "out" in request else _answer(**request)
+            ask: Any = _score if "out" in request else _live if "maps" in request else _answer
+            answer = ask(**request)
         except Exception:
             answer = traceback.format_exc()
         print(_MARK + json.dumps(answer), flush=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
+from typing import Any
 
 import torch
 from vllm.config import ModelConfig, VllmConfig
@@ -10,7 +12,8 @@ from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from vllm_moe_prune.layouts import layout_of
-from vllm_moe_prune.live import LiveRouting
+from vllm_moe_prune.live_routing import LiveRouting
+from vllm_moe_prune.vllm_compat.live_layers import live_routing
 from vllm_moe_prune.vllm_compat.moe_layers import routed_by
 from vllm_moe_prune.vllm_compat.version import check_version
 
@@ -34,9 +37,13 @@ class LiveMoELoader(DefaultModelLoader):
         """Build the model with a `LiveRouting` in every layer that has experts."""
         layout = layout_of(model_config.hf_text_config.to_dict())
         fixed = not model_config.enforce_eager
+        # Enters the key of vLLM's compile cache, which does not know load formats: what is compiled
+        # for the model as it is must not stand in for this one.
+        if isinstance(vllm_config.additional_config, dict):
+            vllm_config.additional_config = {**vllm_config.additional_config, "live_moe": True}
 
-        def routing(num_experts: int, top_k: int) -> LiveRouting:
-            return LiveRouting(num_experts, top_k, layout, fixed_columns=fixed)
+        def routing(arguments: Mapping[str, Any]) -> LiveRouting:
+            return live_routing(arguments, layout, fixed_columns=fixed)
 
         with routed_by(layout, routing):
             return super().create_model(vllm_config, model_config, prefix)

@@ -21,7 +21,7 @@ from offline.calibration.corpus import Domain
 from offline.calibration.scores import Scores
 from offline.calibration.statistics import LayerStatistics
 from offline.calibration.stored import check_readable, stored_weights
-from offline.engines.live.start import start
+from offline.engines.live.start import OwnsVllm, start
 from offline.engines.needs import check_whole
 from offline.maps.moe_shape import MoeShape
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -123,7 +123,7 @@ def cache_numbers(config: Mapping[str, Any], ranks: int) -> int:
     return layers * 2 * kept * width
 
 
-class LiveScoring:
+class LiveScoring(OwnsVllm):
     """A running vLLM whose layers are watched (see live_worker.py)."""
 
     def __init__(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
@@ -174,20 +174,6 @@ class LiveScoring:
         assigned = found.counts.sum()
         assert assigned == found.tokens * self._top_k, (number, assigned)
         return found
-
-    def close(self) -> None:
-        """End vLLM's processes."""
-        from vllm_moe_prune.vllm_compat.engine import shut_down
-
-        if self._llm is not None:
-            shut_down(self._llm)
-            self._llm = None
-
-    def __enter__(self) -> LiveScoring:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 @dataclass(slots=True)

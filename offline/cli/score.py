@@ -76,6 +76,11 @@ _OWN = ("pack", "chat_template")  # told where they are given
     show_default=True,
     help="with --engine vllm: ranks that share the model",
 )
+@click.option(
+    "--gpu-memory",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="with --engine vllm: share of each GPU's memory that it may take; vLLM's own if not given",
+)
 @click.option("--device", default="auto", show_default=True, help="of --engine transformers")
 @click.option("--dtype", type=click.Choice(get_args(DType)), default="auto", show_default=True)
 @click.option(
@@ -136,6 +141,8 @@ def _check_engine(settings: dict[str, Any]) -> None:
     if settings["engine"] == "transformers":
         if settings["tensor_parallel"] > 1:
             raise PruneError("--tensor-parallel is of --engine vllm", hint="add --engine vllm")
+        if settings["gpu_memory"] is not None:
+            raise PruneError("--gpu-memory is of --engine vllm", hint="add --engine vllm")
         return
     if settings["gradients"]:
         raise PruneError(
@@ -208,7 +215,9 @@ def _score_live(
     domains = _texts(base, parts, settings)
     dtype = pick_dtype(settings["dtype"], "cpu" if cpu_build() else "cuda")
     ranks = settings["tensor_parallel"]
-    arguments = {"dtype": dtype, "tensor_parallel_size": ranks}
+    arguments: dict[str, Any] = {"dtype": dtype, "tensor_parallel_size": ranks}
+    if settings["gpu_memory"] is not None:
+        arguments["gpu_memory_utilization"] = settings["gpu_memory"]
     engine = engine_settings(base, domains, step_tokens=STEP_TOKENS, **arguments)
     expected = estimate_live(
         base,

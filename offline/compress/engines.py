@@ -8,8 +8,10 @@ from functools import partial
 
 from offline.compress.recipe.recipe import CompressRecipe
 from offline.engines.base import Engine
+from offline.engines.ray.replica import Share
 
 EngineFactory = Callable[[CompressRecipe], Engine]
+_GPU_MEMORY = 0.9  # of a GPU, which vLLM engines share that have it together
 
 
 def load_engine(recipe: CompressRecipe) -> Engine:
@@ -25,6 +27,8 @@ def load_engine(recipe: CompressRecipe) -> Engine:
             recipe.base.model,
             dtype=settings.dtype,
             tensor_parallel_size=settings.tensor_parallel,
+            enforce_eager=not settings.cuda_graphs,
+            gpu_memory=settings.gpu_memory,
             seed=recipe.method.seed,
             answer_tokens=recipe.prompting.max_gen_tokens or 0,
         )
@@ -45,9 +49,13 @@ def open_engines(
     if recipe.engine.replicas > 1:
         from offline.engines.ray.replicas import start_replicas
 
-        factory = partial(make_engine, recipe)
+        settings = recipe.engine
+        factory = partial(_replica, make_engine, recipe)
         with start_replicas(
-            factory, recipe.engine.replicas, address=recipe.engine.ray_address
+            factory,
+            settings.replicas,
+            address=settings.ray_address,
+            ranks=settings.tensor_parallel if settings.name == "vllm" else 1,
         ) as replicas:
             yield replicas
         return
@@ -58,3 +66,12 @@ def open_engines(
         close = getattr(engine, "close", None)
         if close is not None:
             close()
+
+
+def _replica(make_engine: EngineFactory, recipe: CompressRecipe, share: Share) -> Engine:
+    """Make one of several engines, which takes its part of a GPU that it has not to itself."""
+    if recipe.engine.name == "vllm" and 0 < share.gpus < 1:
+        part = (recipe.engine.gpu_memory or _GPU_MEMORY) * share.gpus
+        engine = recipe.engine.model_copy(update={"gpu_memory": part})
+        recipe = recipe.model_copy(update={"engine": engine})
+    return make_engine(recipe)

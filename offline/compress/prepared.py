@@ -73,6 +73,7 @@ class Prepared:
         space = Space.of(
             MoeShape.of(base), method.keep, method.active, budget=method.total, floor=method.least
         )
+        _check_recorded(recipe, space)
         METHODS[method.name].check(recipe, space, base)
         data = recipe.data
         objective = Objective.parse(
@@ -151,6 +152,16 @@ def _check_engine(recipe: CompressRecipe) -> None:
         check_device(engine.device)
     if engine.replicas > 1:
         check_ray(engine.ray_address)
+
+
+def _check_recorded(recipe: CompressRecipe, space: Space) -> None:
+    """Refuse more active experts than a recorded model has columns for."""
+    most, own = max(space.top_k.values()), max(space.shape.top_k.values())
+    if recipe.engine.cuda_graphs and most > own:
+        raise PruneError(
+            f"--cuda-graphs: --top-k {most} is more than the model's own {own}",
+            hint="leave --cuda-graphs out",
+        )
 
 
 def _placed(recipe: CompressRecipe) -> CompressRecipe:

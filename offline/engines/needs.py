@@ -33,24 +33,19 @@ _CONNECT_SECONDS = 10.0
 def check_routable(layout: MoeLayout, num_groups: int, engine: str = "transformers") -> None:
     """Refuse models whose routing no map can change while they are loaded.
 
+    vLLM's routers are replaced by ones that can do all (`LiveRouting`).
+
     :param num_groups: of the router, 1 where it has none
     :param engine: ``transformers`` or ``vllm``
     :raises PruneError: naming what can be done instead
     """
-    if layout.mappable and num_groups == 1:
+    if engine == "vllm" or layout.is_corrected or (layout.mappable and num_groups == 1):
         return
-    if not layout.is_corrected:
-        raise PruneError(
-            f"no engine can try routing maps of this {layout.model_type} model: its router does "
-            "more than to choose the best scores",
-            hint="use vmprune score, plan and build, or --method lottery",
-        )
-    if engine == "vllm":
-        raise PruneError(
-            f"the vLLM engine cannot try routing maps of a {layout.model_type} model, whose router "
-            "has a correction bias",
-            hint="use --engine transformers",
-        )
+    raise PruneError(
+        f"the transformers engine cannot try routing maps of this {layout.model_type} model: its "
+        "router does more than to choose the best scores",
+        hint="use --engine vllm, or vmprune score, plan and build",
+    )
 
 
 def check_whole(folder: Path) -> None:
@@ -119,10 +114,20 @@ def check_mergeable(base: Checkpoint) -> None:
         role = base.layout.classify(name)
         if role is not None and role.kind != "router" and info.dtype not in COMBINABLE:
             raise PruneError(
-                f"the experts of this checkpoint are quantised and cannot be merged ({name} is "
-                f"{info.dtype})",
+                f"the experts of this checkpoint are quantised ({_quantiser(base)}{name} is "
+                f"{info.dtype}) and cannot be merged",
                 hint="search on the unquantised model, or prune without merging: --phases prune",
             )
+
+
+def _quantiser(base: Checkpoint) -> str:
+    """Return how config.json calls the format, where it does."""
+    for key in ("quantization_config", "compression_config"):
+        found = base.config.get(key)
+        if isinstance(found, dict):
+            names = (found.get(name) for name in ("quant_method", "quant_algo", "format"))
+            return ", ".join(str(name) for name in names if name) + "; "
+    return ""
 
 
 def check_vllm() -> None:

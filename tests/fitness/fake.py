@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from offline.engines.ray.replica import Share
 from offline.tasks.catalog import Task
 from offline.tasks.results import ItemResult, TaskResult
 from tests.vllm_moe_prune.bare import layer_fields, map_of
@@ -102,15 +103,15 @@ def _taken(file: Path) -> bool:
     return True
 
 
-def make_engine(deadly: Path | None = None) -> FakeEngine:
+def make_engine(share: Share, deadly: Path | None = None) -> FakeEngine:
     return FakeEngine(deadly)
 
 
-def refuse_to_load() -> FakeEngine:
+def refuse_to_load(share: Share) -> FakeEngine:
     raise PruneError("no model there", hint="give a folder")
 
 
-def die_at_once() -> FakeEngine:
+def die_at_once(share: Share) -> FakeEngine:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 

@@ -71,16 +71,18 @@ def built_by_layer(
 
 
 @contextmanager
-def routed_by(layout: MoeLayout, routing: Callable[[int, int], RoutingFunction]) -> Iterator[None]:
+def routed_by(
+    layout: MoeLayout, routing: Callable[[Mapping[str, Any]], RoutingFunction]
+) -> Iterator[None]:
     """Within this context vLLM builds each MoE layer with a routing function of its own.
 
-    :param routing: makes one from the layer's number of experts and its top-k
+    :param routing: makes one from the arguments that the layer is made with
     """
     module = _model_code(layout)
     factory = module.FusedMoEFactory
 
     def factory_each(**arguments: Any) -> Any:
-        function = routing(arguments["num_experts"], arguments["top_k"])
+        function = routing(arguments)
         return factory(**{**arguments, **_routed(function, arguments)})
 
     module.FusedMoEFactory = factory_each

@@ -90,6 +90,9 @@ class CompressRecipe(BaseModel):
         found = {}
         if self.engine.name != "vllm" and self.engine.tensor_parallel > 1:
             found["tensor_parallel"] = "--engine vllm"
+        for name in ("gpu_memory", "cuda_graphs"):
+            if self.engine.name != "vllm" and getattr(self.engine, name) is not None:
+                found[name] = "--engine vllm"
         if self.engine.name == "vllm" and self.engine.device != "auto":
             found["device"] = "--engine transformers; vLLM takes the GPUs that it sees"
         if self.engine.replicas == 1 and self.engine.ray_address != "local":

@@ -19,6 +19,10 @@ from offline.texts.spec import PACK_HELP
 from vllm_moe_prune.errors import PruneError
 
 EngineName = Literal["transformers", "vllm"]
+GPU_MEMORY_HELP = (
+    "with --engine vllm: share of each GPU's memory that it may take, of which replicas on one GPU "
+    "take a part each; vLLM's own if not given"
+)
 
 
 class Section(BaseModel):
@@ -143,7 +147,7 @@ class EngineSection(Section):
     """What runs the model."""
 
     title = "Engine"
-    places = frozenset({"replicas", "ray_address", "device"})
+    places = frozenset({"replicas", "ray_address", "device", "gpu_memory"})
 
     name: EngineName = Field(
         default="transformers", description="what runs the model while searching"
@@ -153,6 +157,12 @@ class EngineSection(Section):
         default="local", description="Ray cluster to place replicas on; local starts one here"
     )
     tensor_parallel: int = Field(default=1, ge=1, description="with --engine vllm: its own TP size")
+    gpu_memory: float | None = Field(default=None, gt=0, le=1, description=GPU_MEMORY_HELP)
+    cuda_graphs: bool | None = Field(
+        default=None,
+        description="with --engine vllm: record the model (torch.compile, CUDA graphs): faster "
+        "steps, above all where text is written; eager if not given",
+    )
     device: str = Field(default="auto", description="cpu, cuda, cuda:1, ...; auto takes a GPU")
     dtype: DType = Field(
         default="auto",

@@ -7,16 +7,15 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import transformers
 from safetensors.numpy import save
 
 from offline.engines.base import ExpertUse
-from offline.engines.live.start import start
-from offline.engines.needs import check_routable, check_whole
+from offline.engines.live.start import OwnsVllm, start
+from offline.engines.needs import check_whole
 from offline.tasks.catalog import Split, Task
 from offline.tasks.harness import local_task, run, texts_of, without_examples
 from offline.tasks.results import ItemResult, TaskResult
@@ -24,13 +23,14 @@ from vllm_moe_prune.checkpoint import Checkpoint, read_config
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.layouts import layout_of
+from vllm_moe_prune.live_routing import check_mapped, one_hot_ids
 from vllm_moe_prune.routing_map import BaseFingerprint, RoutingMap
 
 Dtype = Literal["auto", "bfloat16", "float32"]
 _MAX_LENGTH = 4096
 
 
-class VllmEngine:
+class VllmEngine(OwnsVllm):
     """Loads a base checkpoint into vLLM once and behaves as any routing map of it (see `Engine`).
 
     The same call gives the same results bit by bit; the same item in another range is batched
@@ -40,8 +40,7 @@ class VllmEngine:
     :param max_model_len: tokens that vLLM keeps of a text and its continuation; the base's own
         maximum, up to 4096, unless given. A prompt may have one token less
     :param enforce_eager: False records the model (torch.compile, CUDA graphs): faster steps, but a
-        map with fewer active experts saves no time, none may have more than the base, and `usage`
-        is not offered
+        map with fewer active experts saves no time and none may have more than the base
     :param kv_cache_bytes: of the cache; vLLM decides on a GPU, 1 GiB on a CPU unless given
     :param gpu_memory: share of each GPU's memory that vLLM may take
     :param share_contexts: compute what prompts have in common once
@@ -70,7 +69,6 @@ class VllmEngine:
         self.folder = model
         self._recorded = not enforce_eager
         check_whole(model)
-        check_routable(self.layout, self.layout.num_groups(config), "vllm")
         own = int(self.layout.text_config(config).get("max_position_embeddings", 2048))
         length = max_model_len or min(own, _MAX_LENGTH + answer_tokens)
         settings = {
@@ -91,6 +89,7 @@ class VllmEngine:
         found = self._lm.ask("moe_attach", os.getpid())
         self._experts = {int(layer): int(count) for layer, count in found["experts"]}
         self._quantised = bool(found["quantised"])
+        self._fixed_top_k = bool(found["fixed"])
         self._applied: RoutingMap | None = None
         self._texts: dict[tuple[int, ...], int] = {}  # whose base the worker remembers -> number
         self.pristine_bytes = 0
@@ -110,7 +109,7 @@ class VllmEngine:
 
         One-hot experts are masks on the router. Layers with continuous W_EM are combined in place
         from a copy in host memory, made once for each layer that needs it and kept
-        (``pristine_bytes``, of one worker). Nothing happens if the map does what is done already.
+        (``pristine_bytes``, of one worker). Layers that do what the map says are not touched.
 
         :raises PruneError: if the map was not made for a model with these experts, or asks for
             what this engine cannot do
@@ -129,12 +128,26 @@ class VllmEngine:
                 "the experts of this checkpoint are quantised and cannot be merged",
                 hint="search on the unquantised model, or prune without merging",
             )
+        if not (self.layout.mappable and routing_map.num_groups == 1):
+            self._check_choice(routing_map)
         if self._recorded and routing_map.max_top_k > self.top_k:
             raise PruneError(
                 f"top-k {routing_map.max_top_k} is more than the base's {self.top_k}, for which "
                 "the model was recorded",
-                hint="use enforce_eager=True",
+                hint="use enforce_eager=True (no --cuda-graphs)",
             )
+
+    def _check_choice(self, routing_map: RoutingMap) -> None:
+        """Refuse what a router that does more than to choose the best scores cannot do."""
+        for layer in routing_map.layers:
+            if layer.router == "mapped":
+                ids = one_hot_ids(routing_map.router_matrix(layer))
+                check_mapped(layer, ids, self.layout)
+            if self._fixed_top_k and layer.top_k != self.top_k:
+                raise PruneError(
+                    f"layer {layer.layer}: the router of a {self.layout.model_type} model always "
+                    f"chooses {self.top_k} experts, not {layer.top_k}"
+                )
 
     def _switch(self, routing_map: RoutingMap | None) -> None:
         """Tell the workers, whatever they do now; what the cache holds is of another model."""
@@ -212,15 +225,12 @@ class VllmEngine:
         """Watch the router on the texts of the items, each question once with all its choices.
 
         With a map applied, tokens are those of its routing, under the ids of the base's experts;
-        in a layer with continuous W_EM, of the new experts. Scores are the base router's.
+        in a layer with continuous W_EM, of the new experts. Scores are the base router's. A
+        recorded model computes step by step meanwhile.
 
         :returns: decoder layer -> use of its experts
-        :raises PruneError: as `evaluate`, or if the model is recorded
+        :raises PruneError: as `evaluate`
         """
-        if self._recorded:
-            raise PruneError(
-                "the routers of a recorded model cannot be watched", hint="use enforce_eager=True"
-            )
         prompts, begins = self._watched(task, split, limit)
         self._lm.ask("moe_watch", True)
         try:
@@ -250,25 +260,6 @@ class VllmEngine:
         pairs = self._lm.encode_pairs(local_task(task, split, limit, lm=self._lm).texts)
         plan = watch_plan(pairs, self._lm.max_length)
         return list(plan.prompts), list(plan.begins)
-
-    def close(self) -> None:
-        """End vLLM's processes; the engine cannot be used afterwards."""
-        from vllm_moe_prune.vllm_compat.engine import shut_down
-
-        if self._llm is not None:
-            shut_down(self._llm)
-            self._llm = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _digest(routing_map: RoutingMap | None) -> str:

@@ -3,31 +3,54 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from serve.logs import last_error
 from serve.process import SAFE_PATH
 from serve.server import cpu_build, split_cpus
+from vllm_moe_prune.checkpoint import read_config
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.layouts import layout_of
 from vllm_moe_prune.plugin import LIVE_LOAD_FORMAT
 
 if TYPE_CHECKING:
     from vllm import LLM
 
+_LOG = logging.getLogger(__name__)
 _GIB = 1024**3
-_BLOCK_TOKENS = 16  # of the prefix cache on a GPU: fine enough to share the context of a question
-_CPU_BLOCK_TOKENS = 32  # its CPU kernels are slow with fewer
+_CPU_BLOCK_TOKENS = 32  # of the prefix cache: vLLM's CPU kernels are slow with fewer
 _SETTINGS: Mapping[str, Any] = {
     "load_format": LIVE_LOAD_FORMAT,
     "worker_extension_cls": "offline.engines.live.worker.LiveWorker",
     "enable_prefix_caching": True,
     "disable_log_stats": True,
 }
+
+
+class OwnsVllm:
+    """Has a running vLLM, whose processes end with `close` or with a `with` block."""
+
+    _llm: Any
+
+    def close(self) -> None:
+        """End vLLM's processes; nothing can be asked afterwards."""
+        from vllm_moe_prune.vllm_compat.engine import shut_down
+
+        if self._llm is not None:
+            shut_down(self._llm)
+            self._llm = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def start(folder: Path, settings: Mapping[str, Any]) -> LLM:
@@ -39,10 +62,11 @@ def start(folder: Path, settings: Mapping[str, Any]) -> LLM:
     tensor_parallel = int(settings.get("tensor_parallel_size", 1))
     with tempfile.TemporaryDirectory(prefix="vmprune-vllm-") as scratch:
         log = Path(scratch) / "log"
-        with _environment(_defaults(tensor_parallel, log)):
+        with _environment(_defaults(tensor_parallel, log), _forced()):
             llm_class = _import_vllm()
+            own = {**_SETTINGS, **_of_platform(folder, settings)}
             try:
-                return llm_class(str(folder), **{**_SETTINGS, **_memory(), **settings})
+                return llm_class(str(folder), **{**own, **settings})
             except Exception as error:  # vLLM raises whatever its many parts do
                 text = log.read_text(errors="replace") if log.is_file() else ""
                 # Of a failure in another process this one has only second-hand news.
@@ -66,19 +90,45 @@ def _import_vllm() -> type[LLM]:
     return LLM
 
 
-def _memory() -> dict[str, Any]:
-    if cpu_build():  # which would take nearly all memory of the machine for its cache
-        return {"kv_cache_memory_bytes": _GIB, "block_size": _CPU_BLOCK_TOKENS}
-    return {"block_size": _BLOCK_TOKENS}
+def _of_platform(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of `vllm.LLM` that depend on where it runs.
+
+    On a GPU vLLM itself chooses the size of its cache and of the cache's blocks: not every kernel
+    takes small ones.
+    """
+    found: dict[str, Any] = {}
+    if int(settings.get("tensor_parallel_size", 1)) > 1:
+        found["distributed_executor_backend"] = "mp"  # not Ray's, which may have placed this engine
+    if not cpu_build():
+        return found
+    # vLLM would take nearly all memory of the machine for its cache.
+    found |= {"kv_cache_memory_bytes": _GIB, "block_size": _CPU_BLOCK_TOKENS}
+    config = read_config(folder)
+    if layout_of(config).text_config(config).get("kv_lora_rank"):  # MLA (docs/families.md)
+        found["compilation_config"] = {"custom_ops": ["-rotary_embedding"]}  # its kernel is wrong
+        if settings.get("dtype") == "float32":
+            found["attention_backend"] = "CPU_MLA"
+    return found
+
+
+def _forced() -> dict[str, str]:
+    """Return what the environment has to have, whatever it has, and say what is overruled."""
+    from vllm_moe_prune.vllm_compat.steps import LIVE_ENVIRONMENT
+
+    for name, value in LIVE_ENVIRONMENT.items():
+        given = os.environ.get(name)
+        if given not in (None, value):
+            _LOG.warning(
+                "%s=%s: this engine needs vLLM's first model runner and starts with %s=%s",
+                *(name, given, name, value),
+            )
+    return dict(LIVE_ENVIRONMENT)
 
 
 def _defaults(tensor_parallel: int, log: Path) -> dict[str, str]:
-    from vllm_moe_prune.vllm_compat.steps import LIVE_ENVIRONMENT
-
     config = log.with_name("logging.json")
     config.write_text(json.dumps(_logging(log)))
     found = {
-        **LIVE_ENVIRONMENT,
         **SAFE_PATH,
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -103,12 +153,20 @@ def _logging(file: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    """Within this context the environment has ``defaults`` where it has nothing of its own."""
-    added = [name for name in defaults if name not in os.environ]
-    os.environ.update({name: defaults[name] for name in added})
+def _environment(defaults: Mapping[str, str], forced: Mapping[str, str]) -> Iterator[None]:
+    """Within this context the environment has ``defaults`` where it has nothing of its own.
+
+    :param forced: what it has in any case
+    """
+    missing = {name: value for name, value in defaults.items() if name not in os.environ}
+    changes = {**missing, **forced}
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
     try:
         yield
     finally:
-        for name in added:
-            os.environ.pop(name, None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -20,7 +20,7 @@ from safetensors.numpy import load
 
 from vllm_moe_prune.live import LiveLayer
 from vllm_moe_prune.routing_map import RoutingMap
-from vllm_moe_prune.vllm_compat.live_layers import is_quantised, live_layers
+from vllm_moe_prune.vllm_compat.live_layers import is_quantised, live_layers, run_eagerly
 from vllm_moe_prune.vllm_compat.steps import PromptRows, observe_steps
 
 _CHUNK = 256  # positions whose logits are in float32 at the same time
@@ -36,12 +36,13 @@ class LiveWorker:
         """Find the layers and begin to listen; ends this process when process ``client`` ends."""
         if client != os.getpid():
             threading.Thread(target=end_with, args=(client,), daemon=True).start()
-        self.moe_state = LiveState(self.model_runner.model)
+        self.moe_state = LiveState(self.model_runner.get_model())
         observe_steps(self.model_runner, self.moe_state.observe)
         layers = self.moe_state.layers
         return {
             "experts": [[n, layer.routing.num_experts] for n, layer in layers.items()],
             "quantised": any(is_quantised(layer.experts.module) for layer in layers.values()),
+            "fixed": any(layer.routing.choice.own is not None for layer in layers.values()),
         }
 
     def moe_apply(self, fields: str | None, matrices: bytes) -> int:
@@ -81,6 +82,7 @@ class LiveWorker:
         :returns: layer, tokens per expert [E], summed scores per expert [E] since watching began
         """
         state = self.moe_state
+        run_eagerly(self.model_runner, eagerly=watching)
         for layer in state.layers.values():
             layer.routing.watching, layer.routing.seen = watching, None
         found, state.use, state.counted = state.use, {}, {}

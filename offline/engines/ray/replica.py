@@ -20,7 +20,6 @@ from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.routing_map import RoutingMap
 
-EngineMaker = Callable[[], Engine]
 _MAX_DEATHS = 3  # of one call, before the call itself is taken to be deadly
 _STOPPING_SECONDS = 30.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -28,10 +27,17 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What each replica takes of the machines: CPU cores (also its threads) and GPUs."""
+    """What each replica takes of the machines: CPU cores (also its threads) and GPUs.
+
+    Ray shows a replica its GPUs only (CUDA_VISIBLE_DEVICES). Less than one is a part of one that
+    others have as well: Ray counts it, and whoever makes the engine limits its memory.
+    """
 
     cpus: int
     gpus: float = 0.0
+
+
+EngineMaker = Callable[[Share], Engine]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +54,16 @@ class _Host:
     Ray may have put a new process in its place before any call, so each call brings its map.
     """
 
-    def __init__(self, factory: EngineMaker, threads: int) -> None:
+    def __init__(self, factory: EngineMaker, share: Share) -> None:
         # Not as Ray's runtime_env: a process for each takes seconds, one in waiting does not.
-        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
-        self._factory = factory
+        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(share.cpus)))
+        self._factory, self._share = factory, share
         self._number = 0
 
     @cached_property
     def _engine(self) -> Engine:
         """Made by the first call, not with the actor, so that its errors arrive as they are."""
-        return self._factory()
+        return self._factory(self._share)
 
     def shape(self) -> tuple[MoeLayout, dict[int, int], int]:
         """Return what is the same in every process: layout, counts of experts, top-k."""
@@ -88,7 +94,8 @@ class RayReplica:
     deterministic, the result is the same. The constructor only asks for the process, `wait` waits
     for its engine.
 
-    :param factory: makes the engine; it must pickle (a function of a module, a partial of one)
+    :param factory: makes the engine for its share; it must pickle (a function of a module, a
+        partial of one)
     :param placement: more options of the actor: where it is to be
     """
 
@@ -107,7 +114,7 @@ class RayReplica:
             max_task_retries=_MAX_DEATHS - 1,
             **placement,
         )
-        self._actor: Any = actor.remote(factory, share.cpus)
+        self._actor: Any = actor.remote(factory, share)
 
     def wait(self) -> None:
         """Wait until the engine is made.

@@ -25,8 +25,12 @@ def start_replicas(
     address: str | None = None,
     cpus: int | None = None,
     gpus: float | None = None,
+    ranks: int = 1,
 ) -> Iterator[Sequence[RayReplica]]:
-    """Give ``count`` copies of an engine for the length of a block; they start all at once.
+    """Give ``count`` copies of an engine for the length of a block.
+
+    Their processes start all at once, their engines one after the other: vLLM measures how much
+    memory a GPU has left.
 
     After the block they are ended, and Ray with them if it was started for them.
 
@@ -34,6 +38,7 @@ def start_replicas(
         ``local`` starts Ray on this machine, without dashboard and usage statistics
     :param cpus: cores and threads of each; the machines' divided among them if not given
     :param gpus: GPUs of each; divided likewise (a part of one where there are fewer than replicas)
+    :param ranks: GPUs that an engine needs, where there are any
     :raises PruneError: if Ray is not installed or not there, if the machines are too few, or what
         the factory raises
     """
@@ -42,7 +47,7 @@ def start_replicas(
     cores = len(os.sched_getaffinity(0))
     owns_ray = _connect(address, num_cpus=max(cores, (cpus or 1) * count))
     try:
-        with _placed(factory, count, _share(count, cpus, gpus)) as replicas:
+        with _placed(factory, count, _share(count, cpus, gpus, ranks)) as replicas:
             for replica in replicas:
                 replica.wait()
             yield replicas
@@ -114,7 +119,7 @@ def _connect(address: str | None, num_cpus: int) -> bool:
     return True
 
 
-def _share(count: int, cpus: int | None, gpus: float | None) -> Share:
+def _share(count: int, cpus: int | None, gpus: float | None, ranks: int) -> Share:
     """Divide the machines among the replicas and see that each has a place on one."""
     import ray
 
@@ -128,6 +133,8 @@ def _share(count: int, cpus: int | None, gpus: float | None) -> Share:
         gpus = float(num_gpus // count) if num_gpus >= count else 0.0
         if 0 < num_gpus < count:
             gpus = 1 / math.ceil(count / num_gpus)
+        if num_gpus and ranks > 1:
+            gpus = float(max(ranks, int(gpus)))
     sizes = [cpus] if cpus else range(max(1, *(cpu for cpu, _ in nodes)), 0, -1)
     for size in sizes:
         if sum(_places(cpu, gpu, Share(size, gpus)) for cpu, gpu in nodes) >= count:

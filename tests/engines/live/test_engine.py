@@ -31,8 +31,12 @@ pytestmark = pytest.mark.vllm
 
 @pytest.fixture(scope="module")
 def live(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
-    """An engine started where a user has modules that are called like ours and vLLM's."""
+    """An engine started where a user has modules that are called like ours and vLLM's.
+
+    And where another model runner is asked for, which could not be watched.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
         patch.chdir(write_modules(tmp_path_factory.mktemp("user")))
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
         with VllmEngine(base, dtype="float32") as engine:

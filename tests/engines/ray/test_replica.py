@@ -16,7 +16,7 @@ import ray
 
 from offline.engines.ray import replica as replica_module
 from offline.engines.ray.replica import RayReplica, Share
-from offline.engines.ray.replicas import _places, start_replicas
+from offline.engines.ray.replicas import _places, _share, start_replicas
 from offline.fitness.assessor import Assessor
 from offline.fitness.log import EvaluationLog
 from tests.fitness.fake import ONE, FakeEngine, die_at_once, make_engine, map_keeping
@@ -67,7 +67,7 @@ def test_replicas_give_the_log_of_one_engine_also_when_one_dies(
     tmp_path: Path, deadly: Path
 ) -> None:
     assess(tmp_path / "one", [FakeEngine()])
-    with start_replicas(partial(make_engine, deadly), 2, cpus=1) as replicas:
+    with start_replicas(partial(make_engine, deadly=deadly), 2, cpus=1) as replicas:
         before = [pid_of(engine) for engine in replicas]
         assess(tmp_path / "two", replicas)
         assert [pid_of(engine) for engine in replicas] == before
@@ -126,6 +126,25 @@ def test_replicas_that_do_not_fit_are_refused() -> None:
 )
 def test_places_on_a_machine(machine: tuple[int, int], share: Share, places: int) -> None:
     assert _places(*machine, share) == places
+
+
+@pytest.mark.parametrize(
+    ("gpus", "count", "ranks", "each"),
+    [(0, 2, 1, 0.0), (4, 2, 1, 2.0), (2, 4, 1, 0.5), (2, 3, 1, 0.5), (4, 2, 2, 2.0), (0, 2, 2, 0)],
+)
+def test_gpus_are_divided(
+    gpus: int, count: int, ranks: int, each: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": float(gpus)}}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert _share(count, None, None, ranks) == Share(8 // count, each)
+
+
+def test_ranks_that_find_no_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    with pytest.raises(PruneError, match="2 replicas of 1 CPUs and 2 GPUs do not fit"):
+        _share(2, None, None, 2)
 
 
 def test_no_ray_and_no_cluster_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,149 @@
+"""Every family in the live engine: candidates against transformers with the same candidate.
+
+Whatever a family's router does: masks, one-hot and mapped routers, merged experts. With
+``--matrix`` the outcomes are written into docs/families.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.dummy_model import write_tokenizer
+from offline.build.build import build
+from offline.engines.local.transformers import TransformersEngine
+from tests.engines.served import requests
+from tests.families.masking import without
+from tests.families.matrix import Matrix
+from tests.families.models import EXPERTS, make_family
+from tests.families.serving import serving_of
+from tests.sample_maps import map_of
+from tests.vllm_probe import probe_live
+from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.layer_map import LayerMap, Selection
+from vllm_moe_prune.layouts import LAYOUTS
+from vllm_moe_prune.routing_map import RoutingMap
+
+pytestmark = pytest.mark.vllm
+
+# A correction bias with groups, and a sparse mixer.
+ALWAYS = ("deepseek_v3", "phimoe")
+SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek_v3, one group": ("deepseek_v3", {"n_group": 1}),
+    "deepseek_v2, groups": (
+        "deepseek_v2",
+        {"n_group": 2, "topk_method": "group_limited_greedy", "norm_topk_prob": False},
+    ),
+    "glm4_moe, groups": ("glm4_moe", {"n_group": 2}),
+}
+CASES = {family: (family, dict[str, Any]()) for family in LAYOUTS} | SPECIAL
+PAIRS = tuple(
+    (" ".join(f"w{5 + (7 * n + 3 * i) % 50}" for i in range(length)), f"w{9 + n} w{n + 4} w8")
+    for n, length in enumerate((4, 9, 17, 30, 1, 12))
+)
+KEPT = {0: (0, 3, 4, 6), 1: (1, 2, 5, 7), 2: (2, 3, 6, 7)}  # two of each of two groups
+MORE = {0: (0, 1, 3, 4, 5, 7), 1: (1, 2, 5, 7), 2: tuple(range(8))}
+
+
+def kept_map(base: Checkpoint, kept: Mapping[int, tuple[int, ...]], **more: Any) -> RoutingMap:
+    top_k, matrices = base.layout.top_k(base.config), more.pop("matrices", {})
+    layers = [
+        LayerMap(
+            **{
+                "layer": layer,
+                "num_experts": count,
+                "num_kept": len(kept[layer]),
+                "top_k": top_k,
+                "experts": Selection(kept=kept[layer]),
+                **{name: make(layer) for name, make in more.items()},
+            }
+        )
+        for layer, count in base.expert_counts().items()
+    ]
+    return map_of(base.folder, layers, **matrices)
+
+
+def maps_of(base: Checkpoint) -> dict[str, RoutingMap | None]:
+    """Return the candidates that a family's router can take, in the order of trying."""
+    layout, rng = base.layout, np.random.default_rng(3)
+    grouped = layout.num_groups(base.config) > 1
+    found: dict[str, RoutingMap | None] = {"base": None, "counts": kept_map(base, MORE)}
+    mixed = np.eye(EXPERTS, dtype=np.float32)[[1, 2, 5, 7]] + rng.normal(0, 0.2, (4, 8))
+    mixed[2] = np.eye(EXPERTS)[6]  # a copy among sums
+    if not grouped:
+        found["merged"] = kept_map(
+            base,
+            KEPT,
+            experts=lambda _: Selection(matrix="w"),
+            router_rows=lambda layer: Selection(kept=KEPT[layer]),
+            matrices={"w": mixed.astype(np.float32)},
+        )
+        if layout.mappable or layout.is_corrected:
+            found["one-hot"] = kept_map(base, MORE, router=lambda _: "mapped")
+        if layout.mappable:
+            found["mapped"] = kept_map(
+                base,
+                KEPT,
+                router=lambda _: "mapped",
+                router_rows=lambda _: Selection(matrix="r"),
+                matrices={"r": np.abs(mixed).astype(np.float32)},
+            )
+    return {**found, "masks": kept_map(base, KEPT), "base again": None}
+
+
+def expected(
+    base: Checkpoint, maps: Mapping[str, RoutingMap | None], folder: Path, dtype: Any
+) -> dict[str, list[tuple[float, bool]]]:
+    asked = requests(*PAIRS)
+    engine = TransformersEngine(base.folder, dtype=dtype)
+    found = {}
+    for name, routing_map in maps.items():
+        if routing_map is None:
+            found[name] = engine._scorer.loglikelihood(asked)
+        elif name == "merged":
+            build(base, routing_map, folder)
+            merged = TransformersEngine(folder, dtype=dtype)
+            found[name] = merged._scorer.loglikelihood(asked)
+        elif name == "mapped" or (name == "one-hot" and base.layout.mappable):
+            engine.apply(routing_map)
+            found[name] = engine._scorer.loglikelihood(asked)
+            engine.apply(None)
+        else:
+            kept = {one.layer: one.router_selection.kept or () for one in routing_map.layers}
+            with without(engine.model, EXPERTS, kept):
+                found[name] = engine._scorer.loglikelihood(asked)
+    return found
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=() if c in ALWAYS else pytest.mark.slow) for c in CASES]
+)
+def test_candidates_are_those_of_transformers(case: str, tmp_path: Path, matrix: Matrix) -> None:
+    family, more = CASES[case]
+    serving, folder = serving_of(family), tmp_path / "model"
+    make_family(family, folder, **more)
+    write_tokenizer(folder, 60)
+    base = Checkpoint.open(folder)
+    maps, dtype = maps_of(base), serving.arguments.get("dtype", "float32")
+    if serving.refused:
+        with pytest.raises(RuntimeError, match=serving.refused):
+            probe_live(folder, PAIRS, [None], tmp_path, dtype=dtype)
+        matrix.add(family, "live", "TP1", None)
+        return
+    answers = probe_live(folder, PAIRS, list(maps.values()), tmp_path, dtype=dtype)
+    wanted = expected(base, maps, tmp_path / "merged", dtype)
+    worst, limit = 0.0, serving.limit
+    for name, found in zip(maps, answers, strict=True):
+        apart = np.abs(np.array(found) - [value for value, _ in wanted[name]]).max()
+        print(f"{case}, {name}: {apart:.1e}")
+        worst = max(worst, float(apart))
+        assert apart < limit, name
+        if maps[name] is not None and dtype == "float32":
+            assert np.abs(np.array(found) - answers[0]).max() > 5 * limit, name
+    assert answers[0] == answers[-1]
+    if case in LAYOUTS:
+        matrix.add(family, "live", "TP1", worst)
