@@ -9,9 +9,8 @@ for garbage among a million objects of imported modules (`_Garbage`), 0.7 s on l
 modules for kernels again, 0.5 s on zeros in a gibibyte of cache, and the first model waited 7 s for
 torch.compile to make a function of one line, which runs in eager models as well.
 
-A process reads requests from stdin and writes answers to stdout, a line of JSON each. An answer is,
-per prompt, the greedy tokens and the log-probabilities of the whole vocabulary at each step; or
-nothing, where scores were written into a folder.
+A process reads requests and writes answers, a line of JSON each. An answer is, per prompt, the
+greedy tokens and the log-probabilities of the whole vocabulary; or nothing, if scores were written.
 """
 
 from __future__ import annotations
@@ -25,14 +24,13 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from offline.calibration.scores import Scores
-    from vllm_moe_prune.routing_map import RoutingMap
 
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -46,7 +44,7 @@ _SHARED = {
     "TORCH_COMPILE_DISABLE": "1",  # all its models are eager
     "OMP_NUM_THREADS": "1",  # tiny tensors lose more to waiting threads than they gain
 }
-_CACHE_BYTES = 2**26  # a model of 128 tokens needs far less
+CACHE_BYTES = 2**26  # a model of 128 tokens needs far less
 _MARK = "PROBE-RESULT "
 Answer = tuple[list[int], list[list[float]]]
 
@@ -69,7 +67,7 @@ def probe(
     request = _request(model, prompts, steps, adapters, arguments)
     parallel = {"tensor_parallel_size", "pipeline_parallel_size"} & arguments.keys()
     alone = bool(env or parallel) or not arguments.get("enforce_eager", True)
-    return _ask(request, env, alone=alone)
+    return ask(request, env, alone=alone)
 
 
 @contextmanager
@@ -100,33 +98,11 @@ def probe_scores(
     from offline.calibration.scores import Scores
 
     request = {"model": str(model), "domains": domains, "out": str(out), "arguments": arguments}
-    _ask(request, env, alone=bool(env))
+    ask(request, env, alone=bool(env))
     return Scores.load(out)
 
 
-def probe_live(
-    model: Path,
-    pairs: Sequence[tuple[str, str]],
-    maps: Sequence[RoutingMap | None],
-    folder: Path,
-    **arguments: Any,
-) -> list[list[float]]:
-    """Return the log-likelihoods of (context, continuation) pairs under one map after another.
-
-    :param folder: that the maps go through
-    :param arguments: of `VllmEngine`
-    :raises RuntimeError: with what was said, if it does not answer
-    """
-    saved: list[str | None] = []
-    for number, routing_map in enumerate(maps):
-        saved.append(None if routing_map is None else str(folder / f"map-{number}"))
-        if routing_map is not None:
-            routing_map.save(folder / f"map-{number}")
-    request = {"model": str(model), "pairs": pairs, "maps": saved, "arguments": arguments}
-    return [values for _, (values,) in _ask(request, None, alone=False)]
-
-
-def _ask(request: dict[str, Any], env: dict[str, str] | None, *, alone: bool) -> list[Answer]:
+def ask(request: dict[str, Any], env: dict[str, str] | None, *, alone: bool) -> list[Answer]:
     if not alone:
         return _shared_process().ask(request)
     with _Process(env or {}) as process:
@@ -220,7 +196,7 @@ def _answer(
         "enforce_eager": True,
         "disable_log_stats": True,
         "enable_prefix_caching": False,
-        "kv_cache_memory_bytes": _CACHE_BYTES,
+        "kv_cache_memory_bytes": CACHE_BYTES,
         **arguments,
     }
     llm = LLM(model, **settings)
@@ -259,26 +235,9 @@ def _score(
         Domain(name, np.array(ids), DataIdentity(name=name, count=len(ids), sha256=""))
         for name, ids in domains.items()
     ]
-    score_live(Path(model), corpora, **{"kv_cache_memory_bytes": _CACHE_BYTES, **arguments}).save(
-        Path(out)
-    )
+    settings = {"kv_cache_memory_bytes": CACHE_BYTES, **arguments}
+    score_live(Path(model), corpora, **settings).save(Path(out))
     return []
-
-
-def _live(
-    model: str, pairs: list[tuple[str, str]], maps: list[str | None], arguments: dict[str, Any]
-) -> list[Answer]:
-    from offline.engines.live.engine import VllmEngine
-    from tests.engines.served import requests
-    from vllm_moe_prune.routing_map import RoutingMap
-
-    answers: list[Answer] = []
-    with VllmEngine(Path(model), **{"kv_cache_bytes": _CACHE_BYTES, **arguments}) as engine:
-        for folder in maps:
-            engine.apply(None if folder is None else RoutingMap.load(Path(folder)))
-            found = engine._lm.loglikelihood(requests(*map(tuple, pairs)))
-            answers.append(([], [[value for value, _ in found]]))
-    return answers
 
 
 class _Garbage:
@@ -319,6 +278,8 @@ def _main() -> None:
     from vllm.distributed import cleanup_dist_env_and_memory
     from vllm.model_executor.models import registry
 
+    from tests.live_probe import live
+
     # vLLM looks at every new model class in a process of its own, which takes longer than all else.
     registry._run_in_subprocess = lambda look: look()
     _rebind_new_modules_only()
@@ -327,8 +288,8 @@ def _main() -> None:
         garbage.is_gone()
         try:
             request = json.loads(line)
-            ask: Any = _score if "out" in request else _live if "maps" in request else _answer
-            answer = ask(**request)
+            kind: Any = _score if "out" in request else live if "maps" in request else _answer
+            answer = kind(**request)
         except Exception:
             answer = traceback.format_exc()
         print(_MARK + json.dumps(answer), flush=True)

@@ -58,7 +58,8 @@ class LiveExperts:
         copied = ((wanted == 1).sum(axis=1) == 1) & ((wanted != 0).sum(axis=1) == 1)
         if (changed & ~copied).any():
             changed |= ~copied  # one product of always the same rows: the same bits
-        rows = _Rows.of(wanted, np.flatnonzero(changed & copied), np.flatnonzero(changed & ~copied))
+        kinds = (np.flatnonzero(changed & copied), np.flatnonzero(changed & ~copied))
+        rows = _Rows.of(wanted, *kinds, self.module.w13_weight.device)
         for name, weight in self._weights():
             if name not in self._pristine:
                 self._pristine[name] = _blocks(weight)
@@ -90,16 +91,20 @@ class _Rows:
     sums: tuple[torch.Tensor, torch.Tensor]  # slots [S] and their rows of W_EM [S, E]
 
     @classmethod
-    def of(cls, w_em: NDArray[np.float32], copied: Any, summed: Any) -> _Rows:
-        sources = torch.from_numpy(w_em[copied].argmax(axis=1))
-        return cls(
-            (torch.from_numpy(copied), sources),
-            (torch.from_numpy(summed), torch.from_numpy(w_em[summed])),
-        )
+    def of(
+        cls,
+        w_em: NDArray[np.float32],
+        copied: NDArray[np.intp],
+        summed: NDArray[np.intp],
+        device: torch.device,
+    ) -> _Rows:
+        copies, sums = (copied, w_em[copied].argmax(axis=1)), (summed, w_em[summed])
+        there = [torch.from_numpy(array).to(device) for array in (*copies, *sums)]
+        return cls((there[0], there[1]), (there[2], there[3]))
 
     def write(self, blocks: list[torch.Tensor], weight: torch.Tensor) -> None:
         """Write the slots of a weight [E, N] from its pristine blocks [E, n]."""
-        slots, sources, summed, w_em = (t.to(weight.device) for t in (*self.copies, *self.sums))
+        (slots, sources), (summed, w_em) = self.copies, self.sums
         begin = 0
         for block in blocks:
             part = block.to(weight.device, non_blocking=True)

@@ -21,8 +21,8 @@ from tests.families.masking import without
 from tests.families.matrix import Matrix
 from tests.families.models import EXPERTS, make_family
 from tests.families.serving import serving_of
+from tests.live_probe import probe_live
 from tests.sample_maps import map_of
-from tests.vllm_probe import probe_live
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.layer_map import LayerMap, Selection
 from vllm_moe_prune.layouts import LAYOUTS

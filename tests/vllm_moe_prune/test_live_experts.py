@@ -110,3 +110,19 @@ def test_the_copy_is_in_contiguous_blocks_of_all_experts_in_plain_memory() -> No
     assert [block.shape for block in blocks] == [(E, 5), (E, 5), (E, 2)]
     assert all(block.is_contiguous() and not block.is_pinned() for block in blocks)
     assert torch.equal(torch.cat(blocks, dim=1), module().w13_weight.view(E, -1))
+
+
+def test_the_copy_of_what_a_gpu_holds_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    empty, asked = torch.empty, []
+
+    def noted(*shape: Any, pin_memory: bool, **options: Any) -> torch.Tensor:
+        asked.append(pin_memory)
+        return empty(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", noted)
+    for weight in (torch.zeros(E, 7), torch.zeros(E, 7).as_subclass(OnGpu)):
+        live_experts._blocks(weight)
+    assert asked == [False, False, True, True]

@@ -1,0 +1,92 @@
+"""EEP's pruning phase in vLLM where more than the best scores chooses, also quantised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from offline.compress.compress import compress
+from offline.compress.recipe.reading import recipe_of
+from offline.results.compression import RunResult
+from tests.families.models import make_family
+from tests.families.quantised import FORMATS, config_of, dequantise, quantise
+from tests.sample_runs import Listener, log_of
+from tests.tiny import word_tokenizer
+from vllm_moe_prune.routing_map import RoutingMap
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+SETTINGS: dict[str, Any] = {
+    "keep": 4,
+    "phases": "prune",
+    "fitness": "margin",
+    "evaluations": 12,
+    "initial": 4,
+    "children": 4,
+    "finalists": 2,
+    "search_items": 15,
+    "selection_items": 15,
+    "test_items": 15,
+    "racing": False,
+    "compare": "frequency",
+}
+
+
+def run(engine: str, model: Path, task: Path, out: Path, **more: Any) -> RunResult:
+    settings = {**SETTINGS, "engine": engine, "model": model, "task": str(task), **more}
+    return compress(recipe_of(settings), out, reporter=Listener())
+
+
+def fitness_of(out: Path) -> dict[str, float]:
+    """Return what each map that was tried scored: the mean over its items."""
+    found = {}
+    for entry in log_of(out):
+        (task,) = entry["results"].values()
+        found[f"{entry['digest']} {entry['kind']}"] = float(np.mean(task["margin"]))
+    return found
+
+
+def test_a_search_in_vllm_is_that_in_transformers(task_file: Path, tmp_path: Path) -> None:
+    """A correction bias, two groups, MLA: the same candidates in the same order."""
+    model = make_family("deepseek_v3", tmp_path / "model", vocab_size=128)
+    word_tokenizer(128).save_pretrained(model)
+    found = {}
+    for engine in ("transformers", "vllm"):
+        out = tmp_path / engine
+        result = run(engine, model, task_file, out, dtype="float32")
+        assert len(result.search) == 12
+        found[engine] = fitness_of(out)
+    assert found["vllm"].keys() == found["transformers"].keys()
+    apart = [abs(value - found["vllm"][name]) for name, value in found["transformers"].items()]
+    print(f"{len(apart)} evaluations, fitness {max(apart):.1e} apart at most")
+    assert max(apart) < 1e-3
+    assert len({round(value, 3) for value in found["vllm"].values()}) > 8
+    maps = [RoutingMap.load(tmp_path / engine).digest() for engine in found]
+    assert maps[0] == maps[1]
+
+
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="vLLM's kernels need AMX")
+def test_a_quantised_model_is_searched_as_it_is(task_file: Path, tmp_path: Path) -> None:
+    """INT8 experts of a DeepSeek-V3, against transformers with the dequantised weights."""
+    sizes = {"hidden_size": 128, "moe_intermediate_size": 128, "vocab_size": 128}
+    whole = make_family("deepseek_v3", tmp_path / "whole", **sizes)
+    word_tokenizer(128).save_pretrained(whole)
+    config = config_of("int8")
+    config["ignore"] += ["re:.*shared_experts.*", "re:.*layers.0.mlp.*"]
+    model = quantise(whole, tmp_path / "model", FORMATS["int8"], config)
+    readable = dequantise(model, tmp_path / "readable", "int8")
+    word_tokenizer(128).save_pretrained(readable)
+    found = run("vllm", model, task_file, tmp_path / "out", dtype="bfloat16")
+    assert found.form == "plain"
+    run("transformers", readable, task_file, tmp_path / "other", dtype="float32")
+    ours, theirs = fitness_of(tmp_path / "out"), fitness_of(tmp_path / "other")
+    both = sorted(ours.keys() & theirs.keys())
+    apart = [abs(ours[name] - theirs[name]) for name in both]
+    spread = np.ptp([theirs[name] for name in both])
+    print(f"{len(both)} evaluations, {max(apart):.1e} apart at most, spread {spread:.1e}")
+    assert len(both) >= 5
+    assert max(apart) < 0.1 * spread
