@@ -30,6 +30,7 @@ from vllm_moe_prune.routing_map import RoutingMap
 
 pytestmark = pytest.mark.vllm
 
+LIMIT = 1e-4
 # A correction bias with groups, and a sparse mixer.
 ALWAYS = ("deepseek_v3", "phimoe")
 SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
@@ -136,14 +137,14 @@ def test_candidates_are_those_of_transformers(case: str, tmp_path: Path, matrix:
         return
     answers = probe_live(folder, PAIRS, list(maps.values()), tmp_path, dtype=dtype)
     wanted = expected(base, maps, tmp_path / "merged", dtype)
-    worst, limit = 0.0, serving.limit
+    worst, limit = 0.0, LIMIT if dtype == "float32" else serving.limit
     for name, found in zip(maps, answers, strict=True):
         apart = np.abs(np.array(found) - [value for value, _ in wanted[name]]).max()
         print(f"{case}, {name}: {apart:.1e}")
         worst = max(worst, float(apart))
         assert apart < limit, name
         if maps[name] is not None and dtype == "float32":
-            assert np.abs(np.array(found) - answers[0]).max() > 5 * limit, name
+            assert np.abs(np.array(found) - answers[0]).max() > 100 * limit, name
     assert answers[0] == answers[-1]
     if case in LAYOUTS:
         matrix.add(family, "live", "TP1", worst)
