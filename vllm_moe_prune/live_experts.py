@@ -83,12 +83,15 @@ class LiveExperts:
         return weight.view(len(weight), -1)
 
 
+_Index = slice | torch.Tensor  # consecutive rows, or any
+
+
 @dataclass(frozen=True, slots=True)
 class _Rows:
     """Slots to write: copies of pristine experts, and sums of several."""
 
-    copies: tuple[torch.Tensor, torch.Tensor]  # slots and the experts that go there
-    sums: tuple[torch.Tensor, torch.Tensor]  # slots [S] and their rows of W_EM [S, E]
+    copies: tuple[_Index, _Index] | None  # slots and the experts that go there
+    sums: tuple[_Index, torch.Tensor] | None  # slots [S] and their rows of W_EM [S, E]
 
     @classmethod
     def of(
@@ -98,22 +101,32 @@ class _Rows:
         summed: NDArray[np.intp],
         device: torch.device,
     ) -> _Rows:
-        copies, sums = (copied, w_em[copied].argmax(axis=1)), (summed, w_em[summed])
-        there = [torch.from_numpy(array).to(device) for array in (*copies, *sums)]
-        return cls((there[0], there[1]), (there[2], there[3]))
+        sources, rows = w_em[copied].argmax(axis=1), torch.from_numpy(w_em[summed])
+        return cls(
+            (_index(copied, device), _index(sources, device)) if len(copied) else None,
+            (_index(summed, device), rows.to(device)) if len(summed) else None,
+        )
 
     def write(self, blocks: list[torch.Tensor], weight: torch.Tensor) -> None:
         """Write the slots of a weight [E, N] from its pristine blocks [E, n]."""
-        (slots, sources), (summed, w_em) = self.copies, self.sums
         begin = 0
         for block in blocks:
             part = block.to(weight.device, non_blocking=True)
             columns = weight[:, begin : begin + part.shape[1]]
-            if len(slots):
+            if self.copies is not None:
+                slots, sources = self.copies
                 columns[slots] = part[sources]
-            if len(summed):
-                columns[summed] = (w_em @ part.float()).to(weight.dtype)
+            if self.sums is not None:
+                slots, w_em = self.sums
+                found = w_em @ part.float()
+                columns[slots] = found if isinstance(slots, slice) else found.to(weight.dtype)
             begin += part.shape[1]
+
+
+def _index(rows: NDArray[np.intp], device: torch.device) -> _Index:
+    if (np.diff(rows) == 1).all():
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return torch.from_numpy(rows).to(device)
 
 
 def _blocks(weight: torch.Tensor) -> list[torch.Tensor]:

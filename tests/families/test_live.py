@@ -148,3 +148,21 @@ def test_candidates_are_those_of_transformers(case: str, tmp_path: Path, matrix:
     assert answers[0] == answers[-1]
     if case in LAYOUTS:
         matrix.add(family, "live", "TP1", worst)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ALWAYS)
+def test_candidates_of_a_recorded_model(family: str, tmp_path: Path) -> None:
+    """torch.compile keeps what it saw: only the content of tensors may change with the map."""
+    folder = make_family(family, tmp_path / "model")
+    write_tokenizer(folder, 60)
+    base = Checkpoint.open(folder)
+    maps = maps_of(base)
+    if family == "deepseek_v3":
+        maps = {"one active": kept_map(base, KEPT, top_k=lambda _: 1), **maps}
+    eager, recorded = (
+        probe_live(folder, PAIRS, list(maps.values()), tmp_path, dtype="float32", enforce_eager=way)
+        for way in (True, False)
+    )
+    for name, found, wanted in zip(maps, recorded, eager, strict=True):
+        assert np.abs(np.array(found) - wanted).max() < LIMIT, name
