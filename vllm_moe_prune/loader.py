@@ -23,14 +23,13 @@ from vllm.model_executor.model_loader.weight_utils import maybe_download_from_mo
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import HubReference, parse
-from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layout import MoeLayout
+from vllm_moe_prune.mapped_router import MappedRouter
 from vllm_moe_prune.repository import fetch_facts, fetch_weights, is_compact, load_map
 from vllm_moe_prune.rewrite import Copy, Drop, Operation, rewrite
-from vllm_moe_prune.routing import route
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
 from vllm_moe_prune.vllm_compat.lora import adapts_experts, experts_without_lora
-from vllm_moe_prune.vllm_compat.moe_layers import RoutingFunction, built_by_layer
+from vllm_moe_prune.vllm_compat.moe_layers import built_by_layer
 from vllm_moe_prune.vllm_compat.version import check_version
 
 logger = init_logger(f"vllm.{__name__}")
@@ -92,8 +91,7 @@ class PrunedMoELoader(DefaultModelLoader):
         # Whatever asks the config later, after the layers exist, gets the largest count.
         setattr(config, layout.num_experts_key, routing_map.max_kept)
         setattr(config, layout.top_k_key, routing_map.max_top_k)
-        functions = _routing_functions(routing_map, layout)
-        with built_by_layer(layout, layers, functions):
+        with built_by_layer(layout, layers, _routers(routing_map, layout)):
             model = super().create_model(vllm_config, model_config, prefix)
         logger.info("pruned_moe: %s", routing_map.summary())
         return model
@@ -101,12 +99,16 @@ class PrunedMoELoader(DefaultModelLoader):
     def get_all_weights(
         self, model_config: ModelConfig, model: torch.nn.Module
     ) -> Generator[tuple[str, torch.Tensor], None, None]:
-        """Yield the pruned model's weights under the names of the original checkpoint."""
-        if self._mapped is None:
+        """Yield the pruned model's weights under the names of the original checkpoint.
+
+        vLLM's `reload_weights` asks a new loader, which has made no model.
+        """
+        mapped = self._mapped or self._mapped_checkpoint(model_config)
+        if mapped is None:
             yield from super().get_all_weights(model_config, model)
             return
-        for operation in self._mapped.operations:
-            tensor = self._mapped.checkpoint.perform(operation)
+        for operation in mapped.operations:
+            tensor = mapped.checkpoint.perform(operation)
             if tensor is not None:
                 assert not isinstance(operation, Drop)
                 yield operation.target.name, tensor
@@ -257,24 +259,9 @@ def check_draft(vllm_config: VllmConfig) -> None:
         )
 
 
-def _routing_functions(routing_map: RoutingMap, layout: MoeLayout) -> Mapping[int, RoutingFunction]:
+def _routers(routing_map: RoutingMap, layout: MoeLayout) -> Mapping[int, MappedRouter]:
     return {
-        layer.layer: _routing_function(routing_map, layer, layout)
+        layer.layer: MappedRouter.of(routing_map, layer, layout.score)
         for layer in routing_map.layers
         if layer.router == "mapped"
     }
-
-
-def _routing_function(
-    routing_map: RoutingMap, layer: LayerMap, layout: MoeLayout
-) -> RoutingFunction:
-    # Made while the model is, hence on the device that the model is being made on.
-    w_rm = torch.tensor(routing_map.router_matrix(layer), dtype=torch.float32)
-
-    def mapped_routing(
-        hidden_states: torch.Tensor, gating_output: torch.Tensor, topk: int, renormalize: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        weights, ids = route(gating_output, w_rm, topk, score=layout.score, renormalise=renormalize)
-        return weights, ids.to(torch.int32)
-
-    return mapped_routing

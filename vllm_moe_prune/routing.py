@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 # A continuous W_RM may be negative, so k mapped weights can cancel out. Dividing by no less than
 # this share of their absolute sum bounds the result; weights of one sign are never changed.
-_LEAST_SHARE = 0.05
+LEAST_SHARE = 0.05
+LEAST_SUM = 1e-20  # all scores may be 0 in float32
 
 
 def scores(logits: torch.Tensor, score: Score) -> torch.Tensor:
@@ -33,7 +34,7 @@ def renormalised(weights: torch.Tensor) -> torch.Tensor:
     the top-k before, and they sum to one.
     """
     total = weights.sum(dim=-1, keepdim=True)
-    least = (_LEAST_SHARE * weights.abs().sum(dim=-1, keepdim=True)).clamp_min(1e-20)
+    least = (LEAST_SHARE * weights.abs().sum(dim=-1, keepdim=True)).clamp_min(LEAST_SUM)
     return weights / total.where(total.abs() >= least, least.copysign(total))
 
 

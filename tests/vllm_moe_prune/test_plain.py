@@ -30,6 +30,7 @@ from vllm.distributed import (
 )
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import get_model_loader
+from vllm.model_executor.model_loader.reload.inplace import reload_weights
 from vllm.model_executor.models import registry
 
 KEPT = (0, 2, 5, 7)
@@ -66,12 +67,16 @@ def built(base: Path, out: Path, router: Literal["sliced", "mapped"]) -> Path:
     return out
 
 
+def config_of(folder: Path, load_format: str) -> Any:
+    arguments: Any = {"load_format": load_format, "dtype": "float32", "max_model_len": 64}
+    return EngineArgs(str(folder), enforce_eager=True, **arguments).create_engine_config()
+
+
 def load(folder: Path, scratch: Path, *load_formats: str) -> list[torch.nn.Module]:
     """Return the model that vLLM makes of ``folder`` by each of the formats, without an engine."""
     models = []
     for load_format in load_formats:
-        arguments: Any = {"load_format": load_format, "dtype": "float32", "max_model_len": 64}
-        config = EngineArgs(str(folder), enforce_eager=True, **arguments).create_engine_config()
+        config = config_of(folder, load_format)
         with set_current_vllm_config(config):
             if not models:
                 place = f"file://{scratch / 'rendezvous'}"
@@ -111,3 +116,33 @@ def test_a_mapped_router_is_seen_by_the_same_look(base: Path, tmp_path: Path) ->
     (ours,) = load(built(base, tmp_path / "compact", "mapped"), tmp_path, "pruned_moe")
     assert None not in [function for _, function in routers(ours)]
     assert len(routers(ours)) == 2
+
+
+@pytest.mark.vllm
+def test_a_map_outlives_sleep_and_reloaded_weights(base: Path, tmp_path: Path) -> None:
+    """What vLLM's worker does at sleep level 2, which a CPU has not, and its own reload.
+
+    Recorded computations read the same memory afterwards, so it must be the same tensors.
+    """
+    folder = built(base, tmp_path / "compact", "mapped")
+    (model,) = load(folder, tmp_path, "pruned_moe")
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    maps = [name for name in tensors if name.endswith(".w_rm")]
+    assert [tensors[name].tolist() for name in maps] == [list(KEPT)] * 2
+    before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    kept = {name: buffer.cpu().clone() for name, buffer in model.named_buffers()}
+    for tensor in tensors.values():
+        tensor.data.fill_(1)
+    for name, buffer in model.named_buffers():
+        buffer.data.copy_(kept[name].data)
+    config = config_of(folder, "pruned_moe")
+    with set_current_vllm_config(config):
+        reload_weights(config, model, None, None, True)
+    after = dict(model.named_parameters()) | dict(model.named_buffers())
+    assert after.keys() == tensors.keys()
+    for name, tensor in after.items():
+        assert tensor.data_ptr() == tensors[name].data_ptr(), name
+        # vLLM 0.32 arranges each expert's weights for its CPU kernel, but not reloaded ones.
+        pair = (tensor, before[name])
+        same = [t.flatten(1).sort().values for t in pair] if tensor.dim() == 3 else pair
+        assert torch.equal(*same), name

@@ -32,7 +32,7 @@ def _layers_code(layout: MoeLayout) -> Any:
 
 @contextmanager
 def built_by_layer(
-    layout: MoeLayout, layers: Mapping[int, LayerMap], mapped: Mapping[int, RoutingFunction]
+    layout: MoeLayout, layers: Mapping[int, LayerMap], mapped: Mapping[int, torch.nn.Module]
 ) -> Iterator[None]:
     """Within this context vLLM builds each MoE layer with that layer's own counts.
 
@@ -41,7 +41,8 @@ def built_by_layer(
     the width of that layer's gate, and for layers with a mapped router, whose gate is wider than
     their experts are many, the factory is called with E' and the routing function.
 
-    :param mapped: decoder layer -> routing function, for the layers whose router is mapped
+    :param mapped: decoder layer -> routing function with the buffers that it reads, for the layers
+        whose router is mapped
     """
     module, maker = _model_code(layout), _layers_code(layout)
     make_layers, factory = maker.make_layers, module.FusedMoEFactory
@@ -58,10 +59,14 @@ def built_by_layer(
 
     def factory_each(**arguments: Any) -> Any:
         number = layer_number(arguments["prefix"])
-        if number in mapped:
-            arguments |= _routed(mapped[number], arguments)
-            arguments["num_experts"] = layers[number].num_kept
-        return factory(**arguments)
+        if number not in mapped:
+            return factory(**arguments)
+        arguments |= _routed(mapped[number], arguments)
+        arguments["num_experts"] = layers[number].num_kept
+        made = factory(**arguments)
+        # Where weights are scaled as well, vLLM does not see that the function is a module.
+        made.add_module("mapped_router", mapped[number])
+        return made
 
     maker.make_layers, module.FusedMoEFactory = make_layers_each, factory_each
     try:
