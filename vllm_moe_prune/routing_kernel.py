@@ -24,7 +24,7 @@ _ROWS = 16  # tokens of a program: the fewest that `tl.dot` takes
 _CHUNK = 32  # experts whose scores are mapped at a time
 
 
-@triton.jit(do_not_specialize=["num_tokens", "stride"])
+@triton.jit(do_not_specialize=["num_tokens", "stride"])  # type: ignore[untyped-decorator]
 def route_kernel(
     logits_ptr: tl.tensor,
     map_ptr: tl.tensor,

@@ -117,6 +117,11 @@ class RoutingMap(BaseModel):
         """The largest top-k of all layers."""
         return max(layer.top_k for layer in self.layers)
 
+    @property
+    def loses_rows(self) -> bool:
+        """Whether a router loses gate rows: sliced, with fewer experts than before."""
+        return any(e.router == "sliced" and e.num_kept < e.num_experts for e in self.layers)
+
     def summary(self) -> str:
         """Say in one line what the map does."""
         before = sum(layer.num_experts for layer in self.layers)

@@ -167,7 +167,8 @@ def write_checkpoint(
         )
         copy_companions(base.folder, partial)
         (partial / "config.json").write_text(_config(config, base, routing_map, operations))
-        card = model_card(base.name, routing_map, routing_map.form, card_fields(base.folder))
+        inherited, exact = card_fields(base.folder), base.layout.slices
+        card = model_card(base.name, routing_map, routing_map.form, inherited, slices=exact)
         (partial / "README.md").write_text(card)
         routing_map.save(partial)
         for name, content in {**quantiser_files, **(beside or {})}.items():

@@ -23,6 +23,11 @@ _SERVE = {
 """,
 }
 
+_INEXACT = """
+Routers are sliced, and this model does not renormalise its top-k weights: the softmax runs over the
+kept experts alone, so that their weights are larger than in the base.
+"""
+
 _TAGS = ("mixture-of-experts", "expert-pruning", "vllm-moe-prune")
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag", "tags")
 _PLAIN = re.compile(r"[a-z][a-z-]*")  # what YAML takes for nothing but a text
@@ -50,10 +55,13 @@ def model_card(
     routing_map: RoutingMap,
     form: Form,
     inherited: Mapping[str, JsonValue] | None = None,
+    *,
+    slices: bool = True,
 ) -> str:
     """Return README.md: what was pruned, how, and how to serve it.
 
     :param inherited: as `card_fields`
+    :param slices: whether a sliced router of this model is exact (`MoeLayout.slices`)
     """
     fields = dict(inherited or {})
     given = fields.pop("tags", None)
@@ -83,7 +91,7 @@ base_model: {base_name}
 
 {_SERVE[form]}
 `{MAP_FILE}` says what became of every expert and of the routers.
-{trained if tuned else ""}
+{"" if slices or not routing_map.loses_rows else _INEXACT}{trained if tuned else ""}
 ## How it was made
 
 Method `{provenance.method}`, seed {provenance.seed}, {provenance.tool}, {provenance.created}.

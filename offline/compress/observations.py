@@ -14,6 +14,7 @@ from offline.maps.depth_groups import Groups
 from offline.maps.genome import Genome
 from offline.maps.map_entries import kept_genome
 from offline.maps.map_space import Kept
+from offline.maps.router_kind import slices
 from offline.methods.baselines import ONE_SHOT, OneShotInput
 from offline.methods.keep_last import keep_by_criterion
 from vllm_moe_prune.routing_map import RoutingMap
@@ -107,6 +108,7 @@ class Observations:
             space.even_counts(),
             top_k=space.top_k,
             seed=self.run.recipe.method.seed,
+            sliced=slices(space.shape, space.router),
         )
         self.run.reporter.step()
         return found

@@ -71,7 +71,12 @@ class Prepared:
         check_choice(base, recipe.output.mtp, method.keep)
         check_routable(base.layout, base.layout.num_groups(base.config), recipe.engine.name)
         space = Space.of(
-            MoeShape.of(base), method.keep, method.active, budget=method.total, floor=method.least
+            MoeShape.of(base),
+            method.keep,
+            method.active,
+            budget=method.total,
+            floor=method.least,
+            router=method.router,
         )
         _check_recorded(recipe, space)
         METHODS[method.name].check(recipe, space, base)

@@ -40,13 +40,15 @@ class ModelFacts:
     hidden: int | None = None  # D
     intermediate: int | None = None  # I of one expert
     topk_group: int | None = None
+    slices: bool | None = None  # whether slicing a router is exact (`MoeLayout.slices`)
 
     @classmethod
     def of(cls, layout: MoeLayout, config: Mapping[str, Any]) -> ModelFacts:
         """Read them from a config.json."""
         text = layout.text_config(config)
         size = text.get("moe_intermediate_size") or text.get("intermediate_size")
-        return cls(text.get("hidden_size"), size, RouterGroups.of(layout, config).active)
+        group = RouterGroups.of(layout, config).active
+        return cls(text.get("hidden_size"), size, group, layout.slices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,28 @@ def _mapped(routing_map: RoutingMap, _: ModelFacts, __: Target) -> Iterator[Find
             f"{spans(layers)}: the router is mapped: served with --load-format pruned_moe only, "
             "and not by GPU kernels that route by themselves",
             "pruning alone (--phases prune, --merge-router dominant) slices routers where the "
-            "model renormalises",
+            "model renormalises, and anywhere with --router sliced",
+        )
+
+
+def _inexact(routing_map: RoutingMap, facts: ModelFacts, _: Target) -> Iterator[Finding]:
+    """A sliced router's softmax runs over E'; only a division by the top-k's sum undoes that.
+
+    Qwen1.5/2-MoE, OLMoE and DeepSeek-V2 have none. docs/routers.md has what it costs.
+    """
+    layers = [
+        entry.layer
+        for entry in routing_map.layers
+        if entry.router == "sliced" and entry.num_kept < entry.num_experts
+    ]
+    if layers and facts.slices is False:
+        mapped = "" if routing_map.num_groups > 1 else "--router mapped keeps the weights; "
+        yield Finding(
+            "inexact-router",
+            "note",
+            f"{spans(layers)}: the model does not renormalise its top-k weights, so that those of "
+            "a sliced router are larger: its softmax runs over the kept experts alone",
+            f"{mapped}training (vmprune recover) makes up for it",
         )
 
 
@@ -230,6 +253,7 @@ RULES: tuple[Rule, ...] = (
     _expert_parallel,
     _form,
     _mapped,
+    _inexact,
     _kernels,
     _shapes,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -137,9 +137,10 @@ class Round:
 
     def _decided(self, scores: Scores | None) -> RoutingMap:
         """Choose what stays. Rows of the gate go with their experts whether or not the model
-        renormalises: that is what the paper deletes, and what the finetune then repairs."""
+        renormalises: that is what the paper deletes, and what the finetune then repairs.
+        """
         lottery, shape = self.lottery, MoeShape.of(Checkpoint.open(self.current))
-        space = Space.of(replace(shape, slices=True), self.plan.keep)
+        space = Space.of(shape, self.plan.keep, router="sliced")
         settings: dict[str, JsonValue] = {
             "round": self.plan.number,
             "criterion": lottery.settings.criterion,

@@ -25,11 +25,12 @@ def entry_of(coefficients: Coefficients, name: str, *, slices: bool) -> Entry:
     """Write coefficients in the simplest form that computes the same.
 
     A selection of distinct experts is a list of ids, everything else a matrix. The router is
-    sliced where W_RM selects distinct experts and the model allows it: it renormalises the top-k
-    weights, so that the removed scores cancel out. Kept ids that both matrices share are sorted.
+    sliced where W_RM selects distinct experts and that is wanted: mostly where it is the same,
+    because the model renormalises the top-k weights, so that the removed scores cancel out. Kept
+    ids that both matrices share are sorted.
 
     :param name: begins the names of the matrices: ``NAME.experts``, ``NAME.router``
-    :param slices: whether the model allows it (`MoeLayout.slices`)
+    :param slices: whether it is wanted (`router_kind.slices`)
     """
     kept = _distinct(coefficients.experts)
     rows = _distinct(coefficients.router)

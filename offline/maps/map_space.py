@@ -11,6 +11,7 @@ from offline.maps.map_entries import Entry, entry_of
 from offline.maps.moe_shape import MoeShape
 from offline.maps.per_layer import top_k_by_layer
 from offline.maps.router_groups import RouterGroups
+from offline.maps.router_kind import RouterKind, check_router, slices
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.provenance import Provenance
@@ -27,7 +28,8 @@ class Space:
     most ``budget`` and each at least ``floor``, spread by the method; or, where neither is given,
     all. ``top_k`` is decoder layer -> how many the maps activate per token. Where a router chooses
     groups first, every group keeps equally many, and one-hot maps keep gate rows even where the
-    shape would have the scores mapped.
+    shape would have the scores mapped. ``router`` asks for one kind of router everywhere: of a
+    sliced one all maps must select distinct experts.
 
     :raises PruneError: if the model cannot keep or activate so many
     """
@@ -37,8 +39,10 @@ class Space:
     keep: int | Mapping[int, int] | None = None
     budget: int | None = None
     floor: int = 1
+    router: RouterKind = "auto"
 
     def __post_init__(self) -> None:
+        check_router(self.shape, self.router)
         if self.keep is not None and self.budget is not None:
             raise PruneError("--keep and --budget exclude each other")
         self._check_counts()
@@ -56,12 +60,14 @@ class Space:
         *,
         budget: int | None = None,
         floor: int = 1,
+        router: RouterKind | None = None,
     ) -> Space:
         """Say what maps of a model may keep; ``top_k`` None means its own in every layer.
 
         :param top_k: also as text, see `top_k_by_layer`
         """
-        return cls(shape, top_k_by_layer(top_k, shape.top_k), keep, budget, floor)
+        active = top_k_by_layer(top_k, shape.top_k)
+        return cls(shape, active, keep, budget, floor, router or "auto")
 
     @property
     def num_experts(self) -> Mapping[int, int]:
@@ -154,8 +160,9 @@ class Space:
         return {layer: count for group, count in rows for layer in group.layers}
 
     def _entry(self, coefficients: Coefficients, name: str) -> Entry:
-        # A router that chooses groups first cannot be mapped: it can only be sliced.
-        return entry_of(coefficients, name, slices=self.shape.slices or self.shape.num_groups > 1)
+        entry = entry_of(coefficients, name, slices=slices(self.shape, self.router))
+        assert entry.router == "sliced" or self.router != "sliced", "mixed scores cannot be sliced"
+        return entry
 
     def _build(
         self,

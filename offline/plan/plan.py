@@ -80,7 +80,14 @@ def space_of(shape: MoeShape, recipe: PlanRecipe) -> Space:
     :raises PruneError: if the model cannot keep or activate so many
     """
     keep = recipe.counts(shape.num_experts, shape.router_groups)
-    return Space.of(shape, keep, recipe.top_k or None, budget=recipe.budget, floor=recipe.floor)
+    return Space.of(
+        shape,
+        keep,
+        recipe.top_k or None,
+        budget=recipe.budget,
+        floor=recipe.floor,
+        router=recipe.router,
+    )
 
 
 def _rounded(space: Space, recipe: PlanRecipe) -> tuple[str, ...]:
@@ -99,7 +106,8 @@ def _rounded(space: Space, recipe: PlanRecipe) -> tuple[str, ...]:
 def _findings(scores: Scores, recipe: PlanRecipe, routing_map: RoutingMap) -> tuple[Finding, ...]:
     layers = next(iter(scores.domains.values()))
     hidden = next(iter(layers.values())).mean.shape[1]
-    facts = ModelFacts(hidden=hidden, topk_group=scores.shape.topk_group)
+    shape = scores.shape
+    facts = ModelFacts(hidden=hidden, topk_group=shape.topk_group, slices=shape.slices)
     return tuple(lint(routing_map, facts, Target(recipe.serve_tp, recipe.serve_ep)))
 
 

@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from offline.calibration.blend import parse_blend
 from offline.criteria.registry import Rule
 from offline.maps.per_layer import parse_numbers
 from offline.maps.router_groups import RouterGroups
+from offline.maps.router_kind import ROUTER_HELP, RouterKind, given_kind
 from offline.methods.merging import MergeKind, MergeRouter
 from offline.plan.protection import PERCENTILE, SHARE
 from vllm_moe_prune.errors import PruneError, one_line
@@ -58,6 +59,7 @@ class PlanRecipe(BaseModel):
         description="active experts per token, for all layers (1) or by layer (0-14:2,15-29:1); "
         "the model's own if not given",
     )
+    router: RouterKind | None = Field(default=None, description=ROUTER_HELP)
     domains: str | None = Field(
         default=None,
         description="weights of the scored domains (code:2,prose:1); all their tokens count the "
@@ -102,12 +104,22 @@ class PlanRecipe(BaseModel):
         "(most used) one, which needs no router map",
     )
 
+    @field_validator("router", mode="before")
+    @classmethod
+    def _auto(cls, value: object) -> object:
+        return given_kind(value)
+
     @model_validator(mode="after")
     def _rules(self) -> Self:
         if sum(getattr(self, name) is not None for name in _SIZES) != 1:
             raise ValueError("give one of --keep, --ratio, --keep-per-layer and --budget")
         if self.merge is not None and (self.protect is not None or self.protect_outliers):
             raise ValueError("--merge leaves no expert as it is; drop --protect and its like")
+        if self.merge is not None and self.merge_router == "sum" and self.router == "sliced":
+            raise ValueError(
+                "--router sliced: a router that adds up the scores of merged experts is mapped; "
+                "--merge-router dominant takes one of them"
+            )
         for name, with_what in _GO_WITH.items():
             changed = getattr(self, name) != type(self).model_fields[name].default
             if changed and not getattr(self, with_what):

@@ -70,7 +70,8 @@ def _refuse_compact(folder: Path, flag: str) -> None:
     if compact or (folder / COMPACT_FOLDER).is_dir():
         raise PruneError(
             f"{flag}: {folder} is a compact checkpoint, which only vLLM can open",
-            hint="train a plain one: the same number of experts in every layer, routers sliced",
+            hint="train a plain one: the same number of experts in every layer (--keep), routers "
+            "sliced (--router sliced)",
         )
 
 

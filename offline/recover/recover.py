@@ -23,6 +23,7 @@ from offline.runs.output import staged
 from offline.runs.owned import MANIFEST
 from offline.runs.progress import Reporter
 from offline.runs.resume import check_outputs
+from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.routing_map import SCHEMA_VERSION, RoutingMap
 from vllm_moe_prune.tuning import Tuning
 
@@ -70,19 +71,20 @@ def _write(session: Session, result: Recovery, out: Path, *, force: bool) -> Non
             if file.name not in _NOT_KEPT:
                 _link(file, partial / file.name)
         if session.checkpoints.routing_map is not None:
-            before = session.checkpoints.model.folder
+            before = session.checkpoints.model
             _save_map(session.checkpoints.routing_map, session.tuning, partial, before)
         result.save(partial)
         write_page(partial)
     shutil.rmtree(tuned)
 
 
-def _save_map(routing_map: RoutingMap, tuning: Tuning, folder: Path, before: Path) -> None:
+def _save_map(routing_map: RoutingMap, tuning: Tuning, folder: Path, before: Checkpoint) -> None:
     """Write the map and the card; ``before`` is the checkpoint as it was."""
     update = {"tuned": (*routing_map.tuned, tuning), "schema_version": SCHEMA_VERSION}
     tuned = routing_map.model_copy(update=update)  # with its matrices
     tuned.save(folder)
-    card = model_card(routing_map.base.name, tuned, tuned.form, card_fields(before))
+    inherited, exact = card_fields(before.folder), before.layout.slices
+    card = model_card(routing_map.base.name, tuned, tuned.form, inherited, slices=exact)
     (folder / "README.md").unlink(missing_ok=True)  # a name of another file's bytes
     (folder / "README.md").write_text(card)
 

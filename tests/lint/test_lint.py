@@ -80,6 +80,19 @@ def test_a_rule_names_the_layers_and_the_number(
     assert found[code].hint and "\n" not in str(found[code])
 
 
+def test_sliced_routers_are_spoken_of_where_they_are_not_exact() -> None:
+    known = ModelFacts(slices=False)
+    (found,) = (one for one in lint(map_of(32, 64), known) if one.code == "inexact-router")
+    assert found.level == "note" and found.message.startswith("layer 1: the model does not")
+    assert "--router mapped" in found.hint
+    (grouped,) = (o for o in lint(map_of(32, groups=8), known) if o.code == "inexact-router")
+    assert "mapped" not in grouped.hint  # which those cannot be
+    for facts in (ModelFacts(), ModelFacts(slices=True)):
+        assert "inexact-router" not in codes(lint(map_of(32), facts))
+    for exact in (map_of(32, mapped=True), map_of(64)):
+        assert "inexact-router" not in codes(lint(exact, known))
+
+
 def test_a_map_that_serves_well_is_not_spoken_of() -> None:
     facts = ModelFacts(hidden=2048, intermediate=1408, topk_group=1)
     for count, target in ((32, Target()), (32, Target(2, 8)), (64, Target())):
@@ -114,7 +127,7 @@ def test_a_grouped_router_that_cannot_reach_its_experts() -> None:
 @pytest.mark.parametrize(
     ("family", "config", "facts"),
     [
-        ("mixtral", {"hidden_size": 64, "intermediate_size": 96}, ModelFacts(64, 96, 1)),
+        ("mixtral", {"hidden_size": 64, "intermediate_size": 96}, ModelFacts(64, 96, 1, True)),
         (
             "deepseek_v3",
             {
@@ -124,7 +137,7 @@ def test_a_grouped_router_that_cannot_reach_its_experts() -> None:
                 "n_group": 4,
                 "topk_group": 2,
             },
-            ModelFacts(64, 32, 2),
+            ModelFacts(64, 32, 2, True),
         ),
     ],
 )

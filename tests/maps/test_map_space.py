@@ -169,6 +169,36 @@ def test_a_budget_is_spread_evenly_and_never_exceeded() -> None:
     assert total_kept((4, 4, 3), groups) == 25
 
 
+KINDS: list[tuple[str, dict[str, Any], str]] = [
+    ("auto", {}, "sliced"),
+    ("auto", {"slices": False}, "mapped"),
+    ("sliced", {"slices": False}, "sliced"),
+    ("mapped", {}, "mapped"),
+    ("auto", {"slices": False, "num_groups": 2}, "sliced"),
+    ("sliced", {"slices": False, "num_groups": 2}, "sliced"),
+]
+
+
+@pytest.mark.parametrize(("kind", "shape", "expected"), KINDS)
+def test_routers_are_of_the_kind_that_is_asked_for(
+    kind: Any, shape: dict[str, Any], expected: str
+) -> None:
+    space = Space.of(shape_of({0: 8, 1: 8}, **shape), 4, router=kind)
+    kept = {0: (0, 2, 5, 7), 1: (1, 3, 4, 6)}
+    routing_map = space.routing_map(kept, BY_HAND)
+    assert [layer.router for layer in routing_map.layers] == [expected] * 2
+    assert routing_map.form == ("plain" if expected == "sliced" else "compact")
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [({"num_groups": 2}, "first chooses among 2 groups"), ({"mappable": False}, "does more than")],
+)
+def test_a_router_that_cannot_be_mapped_is_not(shape: dict[str, Any], text: str) -> None:
+    with pytest.raises(PruneError, match=f"--router mapped: the router of this mixtral .* {text}"):
+        Space.of(shape_of({0: 8}, **shape), 4, router="mapped")
+
+
 def test_a_group_keeps_what_its_hungriest_layer_activates() -> None:
     top_k = dict.fromkeys(range(6), 1) | {2: 5}
     space = space_with(top_k=top_k, budget=14)

@@ -123,6 +123,15 @@ class EepRecipe(CompressRecipe):
     search: SearchSection = SearchSection()
 
     @model_validator(mode="after")
+    def _slices(self) -> Self:
+        if self.method.router == "sliced" and self.search.phases != "prune":
+            raise ValueError(
+                "--router sliced: merging mixes scores, for which a router is mapped: add "
+                "--phases prune"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _asked_as_in_the_paper(self) -> Self:
         """Put EEP's own tasks as a chat, unless told otherwise: the paper asks chat models."""
         own = self.method.preset == "paper" and are_papers(self.data.task)

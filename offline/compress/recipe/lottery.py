@@ -112,6 +112,11 @@ class LotteryRecipe(CompressRecipe):
         if self.output.mtp not in (None, "drop"):
             mtp = self.output.mtp
             raise ValueError(f"--mtp {mtp}: a lottery trains, and MTP layers not: --mtp drop")
+        if self.method.router == "mapped":
+            raise ValueError(
+                "--router mapped: every round of a lottery is a plain checkpoint, whose routers "
+                "are sliced"
+            )
         if self.data.fitness == "agreement":
             raise ValueError("--fitness agreement is for searches; lottery measures accuracy")
         try:

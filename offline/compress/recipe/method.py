@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from offline.compress.recipe.sections import Section
+from offline.maps.router_kind import ROUTER_HELP, RouterKind, given_kind
 
 Preset = Literal["fast", "paper"]
 PRESET_HELP = (
@@ -38,7 +39,13 @@ class MethodSection(Section):
         default=False,
         description="round --keep to the nearest number that vLLM's GPU kernels are made for",
     )
+    router: RouterKind | None = Field(default=None, description=ROUTER_HELP)
     seed: int = Field(default=0, ge=0, description="seed of all random choices")
+
+    @field_validator("router", mode="before")
+    @classmethod
+    def _auto(cls, value: object) -> object:
+        return given_kind(value)
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:

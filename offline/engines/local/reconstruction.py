@@ -57,6 +57,7 @@ class Discrepancy:
     :param kept: [S, E] bool, the experts of each subset
     :param top_k: active experts under a subset
     :param full_top_k: active experts of the full block
+    :param sliced: whether the subset's router has its own experts' rows alone
     """
 
     layer: LayerControl
@@ -64,10 +65,17 @@ class Discrepancy:
     top_k: int
     full_top_k: int
     squared: torch.Tensor  # [S] float64
+    sliced: bool = False
 
     @classmethod
     def of(
-        cls, layer: LayerControl, subsets: Iterable[Subset], top_k: int, full_top_k: int
+        cls,
+        layer: LayerControl,
+        subsets: Iterable[Subset],
+        top_k: int,
+        full_top_k: int,
+        *,
+        sliced: bool = False,
     ) -> Discrepancy:
         """Begin with no token seen.
 
@@ -79,7 +87,7 @@ class Discrepancy:
         kept = torch.zeros(len(rows), layer.num_experts, dtype=torch.bool)
         kept.scatter_(1, torch.tensor(rows), True)
         squared = torch.zeros(len(rows), dtype=torch.float64)
-        return cls(layer, kept, top_k, full_top_k, squared)
+        return cls(layer, kept, top_k, full_top_k, squared, sliced and not layer.layout.slices)
 
     def add(self, hidden: torch.Tensor) -> None:
         """Take tokens [T, D] as they enter the block."""
@@ -105,6 +113,8 @@ class Discrepancy:
     ) -> torch.Tensor:
         """Return the squared differences [S] of some subsets ``kept`` [S, E]."""
         left = scores.masked_fill(~kept[:, None, :], -math.inf)  # [S, T, E]
+        if self.sliced:  # a softmax over the subset
+            left = left / (scores @ kept.to(scores.dtype).T).T[..., None]
         change = (full - self._weights(left, self.top_k)).double()
         through = torch.einsum("ste,tef->stf", change, gram)
         return (through * change).sum(dim=(1, 2))

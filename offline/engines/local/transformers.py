@@ -189,6 +189,7 @@ class TransformersEngine:
         top_k: int | Mapping[int, int] | None = None,
         max_subsets: int = MAX_SUBSETS,
         seed: int = 0,
+        sliced: bool = False,
     ) -> dict[int, dict[Subset, float]]:
         """Measure what each layer's output loses with only ``keep`` of its experts (NAEE).
 
@@ -197,6 +198,7 @@ class TransformersEngine:
         :param keep: experts to keep, of every layer or by decoder layer
         :param top_k: active experts with a subset, likewise; None takes the base's, at most
             ``keep``
+        :param sliced: whether routers lose the rows of the other experts
         :param max_subsets: where a layer has more, so many random ones by ``seed`` are tried
         :returns: decoder layer -> kept experts -> Frobenius norm over the tokens of the items
         :raises PruneError: if the data cannot be had or there is no such subset
@@ -207,7 +209,9 @@ class TransformersEngine:
             usual = min(self.top_k, kept)
             active = top_k if isinstance(top_k, int) else (top_k or {}).get(number, usual)
             subsets[number] = subsets_of(layer.num_experts, kept, most=max_subsets, seed=seed)
-            layers[number] = Discrepancy.of(layer, subsets[number], active, self.top_k)
+            layers[number] = Discrepancy.of(
+                layer, subsets[number], active, self.top_k, sliced=sliced
+            )
         batches = self._batches(task, split, limit)
         with self._as_base():
             measure(self._scorer, batches, layers)
