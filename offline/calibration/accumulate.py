@@ -1,69 +1,57 @@
-"""Streaming accumulators of one layer: routing and expert outputs in, chunk by chunk, sums out.
+"""The accumulator of one layer: routing and expert outputs in, step by step, sums out.
 
-All sums are in float64. Means and squared deviations are joined by Chan's formula (Chan, Golub,
-LeVeque 1983), which does not subtract large sums of squares from one another.
+It takes all experts at once, where their outputs [T, k, D] are; nothing loops over experts and
+nothing waits for the device. Sums are float64; rows of 16-bit outputs are added up in float32
+within blocks of 64 tokens of one expert. Means and squared deviations are joined by Chan's formula
+(Chan, Golub, LeVeque 1983), which does not subtract large sums of squares from one another.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from offline.calibration.outliers import RecordedOutputs, count_outliers
-from offline.calibration.statistics import (
-    WEIGHT_BINS,
-    Floats,
-    GradientStatistics,
-    LayerStatistics,
-)
+from offline.calibration.expert_blocks import ExpertBlocks
+from offline.calibration.outliers import margin
+from offline.calibration.statistics import WEIGHT_BINS, LayerStatistics
 from vllm_moe_prune.errors import PruneError
 
-_FIRST_JOIN = 64  # tokens of an expert
+_ALSO = ("counts", "scores", "weights", "logit_gram", "pairs", "mean", "deviations")
+ARRAYS = (*_ALSO, "units", "norms", "weighted_norms", "outliers", "peaks", "vocabulary")
 
 
 class LayerAccumulator:
     """What the tokens of one domain show of one layer with E experts and hidden size D.
 
-    The outputs of an expert may be cut into chunks in any way: up to rounding, results do not
-    depend on the cuts.
-
     :param vocab: V, the number of token ids
-    :param device: where the sums are kept and where chunks are expected
-    :param recorded: what keeps the outputs until outliers are counted; what is in it is forgotten
+    :param device: where the sums are kept and where steps are expected
     """
 
     def __init__(
-        self,
-        num_experts: int,
-        hidden: int,
-        vocab: int,
-        *,
-        device: torch.device | str,
-        recorded: RecordedOutputs,
+        self, num_experts: int, hidden: int, vocab: int, *, device: torch.device | str
     ) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64, device=device)
 
-        self._tokens = 0
-        self._assignments = 0
-        self._seen = [0] * num_experts  # tokens whose outputs came, by expert
-        self._counts = torch.zeros(num_experts, dtype=torch.int64, device=device)
-        self._scores = zeros(num_experts)
-        self._weights = zeros(num_experts)
-        self._weight_bins = torch.zeros(num_experts * WEIGHT_BINS, dtype=torch.int64, device=device)
-        self._logit_gram = zeros(num_experts, num_experts)
-        self._pairs = zeros(num_experts, num_experts)
-        self._vocabulary = torch.zeros(num_experts, vocab, dtype=torch.bool, device=device)
-        self._mean = zeros(num_experts, hidden)
-        self._deviations = zeros(num_experts, hidden)
-        self._units = zeros(num_experts, hidden)
-        self._norms = zeros(num_experts)
-        self._weighted_norms = zeros(num_experts)
-        self._peaks = zeros(num_experts)
-        self._recorded = recorded
-        recorded.clear()
+        self.num_experts, self.hidden = num_experts, hidden
+        self.tokens = 0
+        self.counts = zeros(num_experts)
+        self.scores = zeros(num_experts)
+        self.weights = zeros(num_experts)
+        self.weight_bins = zeros(num_experts * WEIGHT_BINS)
+        self.logit_gram = zeros(num_experts, num_experts)
+        self.pairs = zeros(num_experts, num_experts)
+        self.vocabulary = torch.zeros(num_experts, vocab, dtype=torch.bool, device=device)
+        self.mean = zeros(num_experts, hidden)
+        self.deviations = zeros(num_experts, hidden)
+        self.units = zeros(num_experts, hidden)
+        self.norms = zeros(num_experts)
+        self.weighted_norms = zeros(num_experts)
+        self.peaks = zeros(num_experts)
+        self.outliers = zeros(num_experts)
 
     def add_routing(
         self, token_ids: Tensor, logits: Tensor, scores: Tensor, weights: Tensor, ids: Tensor
@@ -77,105 +65,124 @@ class LayerAccumulator:
         :param ids: [T, k] the chosen experts, all different for one token
         """
         num_tokens, top_k = ids.shape
-        self._tokens += num_tokens
-        self._assignments += num_tokens * top_k
-        exact = weights.double()
-        spread = logits.new_zeros(logits.shape, dtype=torch.float64)
-        chosen = spread.scatter(1, ids, 1.0)  # [T, E]
-        self._counts += torch.bincount(ids.flatten(), minlength=len(self._counts))
-        self._scores += scores.sum(dim=0, dtype=torch.float64)
-        self._weights += spread.scatter(1, ids, exact).sum(dim=0)
+        ids, flat, exact = ids.long(), ids.flatten().long(), weights.double()
+        self.tokens += num_tokens
+        spread = logits.new_zeros(logits.shape, dtype=torch.float32)
+        chosen = spread.scatter(1, ids, 1.0)  # [T, E]; a step has less than 2^24 tokens
+        self.pairs += (chosen.T @ chosen).fill_diagonal_(0.0)
+        self.scores += scores.sum(dim=0, dtype=torch.float64)
+        self.logit_gram += logits.double().T @ logits.double()
+        self.weights.index_add_(0, flat, exact.flatten())
         # Weights that a model scales beyond 1 count in the last bin.
         bins = (exact * WEIGHT_BINS).long().clamp(0, WEIGHT_BINS - 1)
         places = (ids * WEIGHT_BINS + bins).flatten()
-        self._weight_bins += torch.bincount(places, minlength=len(self._weight_bins))
-        self._logit_gram += logits.double().T @ logits.double()
-        self._pairs += chosen.T @ chosen
-        self._vocabulary[ids.flatten(), token_ids.repeat_interleave(top_k)] = True
+        self.weight_bins.index_add_(0, places, torch.ones_like(exact).flatten())
+        self.vocabulary[flat, token_ids.repeat_interleave(top_k)] = True
 
-    def add_outputs(self, expert: int, outputs: Tensor, weights: Tensor) -> None:
-        """Note what one expert gave for the next t of its tokens.
+    def add_outputs(self, blocks: ExpertBlocks, outputs: Tensor, weights: Tensor) -> None:
+        """Note what the experts gave.
 
-        :param outputs: [t, D] rows of A_p, as they are before they are weighted
-        :param weights: [t] with which the block adds them up: the routing weights, or 1 where
+        :param blocks: of the ids [T, k] that were routed to
+        :param outputs: [T, k, D] of the chosen experts, as they are before they are weighted
+        :param weights: [T, k] with which the block adds them up: the routing weights, or 1 where
             those multiply the inputs
         """
-        assert len(outputs) == len(weights), (len(outputs), len(weights))
-        self._recorded.add(expert, outputs)
-        while len(outputs):
-            # Sums are joined at these numbers of tokens, whatever the chunks: 64, 128, 256, ...
-            seen = self._seen[expert]
-            size = min(max(_FIRST_JOIN, 1 << seen.bit_length()) - seen, len(outputs))
-            self._add(expert, outputs[:size].detach(), weights[:size].detach())
-            outputs, weights = outputs[size:], weights[size:]
+        rows, given = outputs.flatten(0, 1), weights.flatten().double()
+        found = [self._sums(part, rows) for part in blocks.pieces(self.hidden)]
+        lengths, sums, units, within, peaks = (torch.cat(one) for one in zip(*found, strict=True))
+        experts, real = blocks.experts, blocks.real.double()
+        self.units.index_add_(0, experts, units)
+        self.norms.index_add_(0, experts, (lengths * real).sum(1))
+        weighted = lengths * real * given[blocks.pairs]
+        self.weighted_norms.index_add_(0, experts, weighted.sum(1))
+        self.peaks.scatter_reduce_(0, experts, peaks, "amax")
+        self._join(experts, real.sum(1), sums, within)
 
-    def _add(self, expert: int, outputs: Tensor, weights: Tensor) -> None:
-        rows = outputs.double()
-        lengths = torch.linalg.vector_norm(rows, dim=1)  # [t]
+    def _sums(self, part: ExpertBlocks, rows: Tensor) -> tuple[Tensor, ...]:
+        """Return of each block, in float64: lengths [B, b], the sums [B, D] of rows, of their
+        directions and of their squared deviations from the block's mean, and the peak [B]."""
+        values = _wide(rows, part)  # [B, b, D]
+        real = part.real.to(values.dtype)
+        lengths = torch.linalg.vector_norm(values, dim=2)
         # An output of zero has no direction: it adds nothing.
-        inverse = torch.where(lengths > 0, 1.0 / lengths, 0.0)
-        sums = torch.stack((torch.ones_like(inverse), inverse)) @ rows  # [2, D] in one reading
-        self._units[expert] += sums[1]
-        self._norms[expert] += lengths.sum()
-        self._weighted_norms[expert] += weights.double() @ lengths
-        self._join(expert, rows, sums[0] / len(rows))
-        low, high = torch.aminmax(outputs)
-        peak = torch.maximum(high, -low).double()
-        self._peaks[expert] = torch.maximum(self._peaks[expert], peak)
+        inverse = torch.where(lengths > 0, real / lengths, 0.0)
+        sums, units = (torch.stack((real, inverse), dim=1) @ values).double().unbind(1)
+        low, high = torch.aminmax(values.flatten(1), dim=1)
+        peaks = torch.maximum(high, -low).where(real[:, 0] > 0, 0.0)  # of empty blocks none
+        mean = sums / real.sum(1, dtype=torch.float64).clamp_min(1)[:, None]
+        values.sub_(mean.to(values.dtype)[:, None])
+        within = (real[:, None] @ values.square_())[:, 0]
+        return lengths.double(), sums, units, within.double(), peaks.double()
 
-    def _join(self, expert: int, rows: Tensor, mean: Tensor) -> None:
-        """Join mean and squared deviations of the rows with those of the tokens before."""
-        before, new = self._seen[expert], len(rows)
-        total = self._seen[expert] = before + new
-        within = torch.linalg.vector_norm(rows - mean, dim=0).square()
-        shift = mean - self._mean[expert]
-        self._mean[expert] += shift * (new / total)
-        self._deviations[expert] += within + shift.square() * (before * new / total)
+    def _join(self, experts: Tensor, counts: Tensor, sums: Tensor, within: Tensor) -> None:
+        """Join mean and squared deviations of blocks, and with those of the steps before (Chan)."""
+        new = torch.zeros_like(self.counts).index_add_(0, experts, counts)[:, None]
+        mean = torch.zeros_like(self.mean).index_add_(0, experts, sums) / new.clamp_min(1)
+        shift = sums / counts.clamp_min(1)[:, None] - mean[experts]
+        within = within + shift.square() * counts[:, None]
+        deviations = torch.zeros_like(self.mean).index_add_(0, experts, within)
+        before, total = self.counts[:, None], self.counts[:, None] + new
+        share, shift = new / total.clamp_min(1), mean - self.mean
+        self.mean += shift * share
+        self.deviations += deviations + shift.square() * (before * share)
+        self.counts += new[:, 0]
 
-    def finish(self, gradient: GradientStatistics | None = None) -> LayerStatistics:
-        """Return the sums; more may be added afterwards.
+    def count_outliers(self, blocks: ExpertBlocks, outputs: Tensor) -> None:
+        """Count the outliers of outputs [T, k, D], once all of the domain have been added."""
+        low, high = self._thresholds(outputs.dtype)
+        rows = outputs.flatten(0, 1)
+        for part in blocks.pieces(self.hidden):
+            values = _rows(rows, part).to(low.dtype)
+            within = values.clamp(low[part.experts][:, None], high[part.experts][:, None])
+            beyond = within.ne_(values).sum(dim=2)  # 1 where it is so
+            self.outliers.index_add_(0, part.experts, (beyond * part.real).sum(1).double())
 
-        :raises PruneError: if an expert gave a value that is not finite
+    def _thresholds(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the least and the greatest entry [E, D] that is no outlier.
+
+        In float32 for outputs that have no more bits: rounded inwards, they divide such numbers as
+        the exact ones do.
         """
-        assert int(self._counts.sum()) == self._assignments, "assignments are not tokens x top-k"
-        assert self._counts.tolist() == self._seen, "outputs are not those of the routed tokens"
-        self._check_finite()
-        outliers = count_outliers(self._recorded, self._mean, self._deviations, self._counts)
-        pairs = _numpy(self._pairs)
-        np.fill_diagonal(pairs, 0.0)
-        return LayerStatistics(
-            tokens=float(self._tokens),
-            counts=_numpy(self._counts),
-            scores=_numpy(self._scores),
-            weights=_numpy(self._weights),
-            weight_bins=_numpy(self._weight_bins.view(-1, WEIGHT_BINS)),
-            logit_gram=_numpy(self._logit_gram),
-            pairs=pairs,
-            vocabulary=_booleans(self._vocabulary),
-            mean=_numpy(self._mean),
-            deviations=_numpy(self._deviations),
-            units=_numpy(self._units),
-            norms=_numpy(self._norms),
-            weighted_norms=_numpy(self._weighted_norms),
-            outliers=_numpy(outliers),
-            peaks=_numpy(self._peaks),
-            gradient=gradient,
+        sigma = (self.deviations / self.counts.clamp_min(1)[:, None]).sqrt()
+        width = margin(self.mean, sigma)
+        low, high = self.mean - width, self.mean + width
+        if dtype == torch.float64:
+            return low, high
+        inwards = low.float(), high.float()
+        up, down = (torch.full_like(inwards[0], sign * torch.inf) for sign in (1, -1))
+        return (
+            torch.where(inwards[0] < low, inwards[0].nextafter(up), inwards[0]),
+            torch.where(inwards[1] > high, inwards[1].nextafter(down), inwards[1]),
         )
 
-    def _check_finite(self) -> None:
-        finite = self._deviations.isfinite().all(dim=1) & self._peaks.isfinite()
-        if not bool(finite.all()):
-            expert = int((~finite).nonzero()[0])
-            raise PruneError(
-                f"expert {expert} gave outputs that are not finite",
-                hint="compute in bfloat16 or float32 (--dtype)",
-            )
+    def arrays(self) -> dict[str, Tensor]:
+        """Return the sums in host memory, by the names of `LayerStatistics`."""
+        found = {name: getattr(self, name).cpu() for name in ARRAYS}
+        bins = self.weight_bins.view(-1, WEIGHT_BINS).cpu()
+        return {**found, "weight_bins": bins, "tokens": torch.tensor(float(self.tokens)).double()}
 
 
-def _numpy(values: Tensor) -> Floats:
-    """Return a copy as float64 in the host's memory."""
-    return np.array(values.cpu().numpy(), dtype=np.float64)
+def _rows(rows: Tensor, part: ExpertBlocks) -> Tensor:
+    """Return the rows [B, b, D] of some blocks."""
+    return rows.index_select(0, part.pairs.flatten()).view(*part.pairs.shape, -1)
 
 
-def _booleans(values: Tensor) -> NDArray[np.bool_]:
-    return np.array(values.cpu().numpy(), dtype=np.bool_)
+def _wide(rows: Tensor, part: ExpertBlocks) -> Tensor:
+    """Return them to be added up: in float32 if they have 16 bits, else in float64."""
+    return _rows(rows, part).to(torch.float32 if rows.element_size() == 2 else torch.float64)
+
+
+def statistics_of(arrays: dict[str, np.ndarray], layer: int) -> LayerStatistics:
+    """Return the statistics that arrays of a `LayerAccumulator` hold.
+
+    :raises PruneError: if an expert gave a value that is not finite
+    """
+    found: dict[str, Any] = {**arrays, "tokens": float(arrays["tokens"])}
+    seen = LayerStatistics(**found)
+    wrong = ~(np.isfinite(seen.peaks) & np.isfinite(seen.deviations).all(axis=1))
+    if wrong.any():
+        raise PruneError(
+            f"layer {layer}: expert {int(wrong.argmax())} gave outputs that are not finite",
+            hint="compute in bfloat16 or float32 (--dtype)",
+        )
+    return seen

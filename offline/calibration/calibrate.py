@@ -24,6 +24,7 @@ from offline.calibration.gradients import (
 from offline.calibration.hidden import HiddenStates
 from offline.calibration.memory import files_needed
 from offline.calibration.outliers import RecordedOutputs
+from offline.calibration.recorded import RecordedLayer
 from offline.calibration.scores import Scores
 from offline.calibration.statistics import LayerStatistics, WeightStatistics
 from offline.calibration.walk import Walk, batches_of, by_domain
@@ -66,7 +67,7 @@ def calibrate(
     """
     _check(engine, corpora)
     top_k = _top_k_by_layer(engine)
-    batches = batches_of(corpora, engine.tokens_per_batch)
+    batches = batches_of(corpora, engine.tokens_per_batch, engine.model.device)
     router = RouterGroups.of(engine.layout, read_config(engine.folder))
     with tempfile.TemporaryDirectory(prefix="vmprune-", dir=scratch) as folder:
         walk = Walk(engine.model, batches, Path(folder))
@@ -179,14 +180,14 @@ class _Pass:
                 self.walk.step(number, batches, inputs, self.inputs[-1], before=watch.expect)
                 self.found.setdefault(domain, {})[number] = self._finish(seen, number)
 
-    def _accumulator(self, control: LayerControl, recorded: RecordedOutputs) -> LayerAccumulator:
+    def _accumulator(self, control: LayerControl, recorded: RecordedOutputs) -> RecordedLayer:
         vocab, hidden = self.walk.model.get_input_embeddings().weight.shape
-        return LayerAccumulator(
-            control.num_experts, hidden, vocab, device=self.walk.device, recorded=recorded
-        )
+        device = control.experts.gate_up_proj.device
+        sums = LayerAccumulator(control.num_experts, hidden, vocab, device=device)
+        return RecordedLayer(sums, recorded)
 
-    def _finish(self, seen: LayerAccumulator, number: int) -> LayerStatistics:
-        statistics = seen.finish()
+    def _finish(self, seen: RecordedLayer, number: int) -> LayerStatistics:
+        statistics = seen.finish(number)
         assigned = statistics.counts.sum()
         assert statistics.tokens > 0, f"layer {number} saw no token"
         assert assigned == statistics.tokens * self.top_k[number], (number, assigned)

@@ -49,7 +49,7 @@ def _head(model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[floa
     logits = model.get_output_embeddings()(decoder_of(model).norm(hidden))  # [B, l, V]
     precise = logits if logits.dtype == torch.float64 else logits.float()
     loss = torch.nn.functional.cross_entropy(
-        precise.flatten(0, 1), targets.flatten(), reduction="sum"
+        precise.flatten(0, 1), targets.flatten().to(precise.device), reduction="sum"
     )
     (gradient,) = torch.autograd.grad(loss, hidden)
     return float(loss.detach()), gradient
@@ -74,9 +74,9 @@ def step_back(
     sums = tuple(torch.zeros_like(w, dtype=_wide(w.dtype)) for w in weights)
     with _learning(weights):
         for batch in batches:
-            hidden = inputs.read(batch.number, walk.device).requires_grad_()
+            hidden = inputs.read(batch.number, walk.device_of(number)).requires_grad_()
             output = walk.run(number, hidden)
-            upstream = gradients.read(batch.number, walk.device)
+            upstream = gradients.read(batch.number, output.device)
             found = torch.autograd.grad(output, (hidden, *weights), upstream)
             gradients.write(batch.number, found[0])
             for total, part in zip(sums, found[1:], strict=True):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.numpy import load
 
-from offline.calibration.batched import first_infinite, statistics_of
+from offline.calibration.accumulate import statistics_of
 from offline.calibration.corpus import Domain
 from offline.calibration.scores import Scores
 from offline.calibration.statistics import LayerStatistics
@@ -165,12 +165,7 @@ class LiveScoring(OwnsVllm):
     def _layer(self, number: int) -> LayerStatistics:
         answers = self._llm.collective_rpc("moe_score_layer", args=(number,))
         (data,) = (one for one in answers if one)
-        found = statistics_of(load(bytes(data)))
-        if (wrong := first_infinite(found)) is not None:
-            raise PruneError(
-                f"layer {number}: expert {wrong} gave outputs that are not finite",
-                hint="compute in bfloat16 or float32 (--dtype)",
-            )
+        found = statistics_of(load(bytes(data)), number)
         assigned = found.counts.sum()
         assert assigned == found.tokens * self._top_k, (number, assigned)
         return found

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from offline.calibration.batched import BatchedAccumulator
+from offline.calibration.accumulate import LayerAccumulator
 from offline.calibration.expert_blocks import ExpertBlocks
 from offline.engines.live.worker import end_with
 from vllm_moe_prune.layout import Score
@@ -84,7 +84,7 @@ class Scoring:
     hidden: int
     vocab: int
     experts: dict[int, int] = field(default_factory=dict)
-    sums: dict[int, BatchedAccumulator] = field(default_factory=dict)
+    sums: dict[int, LayerAccumulator] = field(default_factory=dict)
     counted: dict[int, int] = field(default_factory=dict)
     tokens: int = 0  # of the domain
     step: Step | None = None
@@ -135,7 +135,7 @@ class Scoring:
         ids, outputs = own(seen.ids), own(seen.outputs)
         sums = self.sums.get(number)
         if sums is None:
-            sums = self.sums[number] = BatchedAccumulator(
+            sums = self.sums[number] = LayerAccumulator(
                 self.experts[number], self.hidden, self.vocab, device=outputs.device
             )
         blocks = ExpertBlocks.of(ids, sums.num_experts)

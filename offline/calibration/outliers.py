@@ -1,7 +1,7 @@
-"""Counts the outliers of every expert's outputs, in a second look at them: EAO of MC-Suite.
+"""When an entry is an outlier, and where outputs wait until that is known: EAO of MC-Suite.
 
 An outlier is an entry outside mean +- 3 standard deviations of its hidden dimension over *all*
-tokens of the expert, which is known only at the end. Until then the outputs wait in a file.
+tokens of the expert, which is known only at the end. So outputs are looked at twice.
 """
 
 from __future__ import annotations
@@ -27,53 +27,55 @@ def margin(mean: Tensor, sigma: Tensor) -> Tensor:
 
 
 class RecordedOutputs:
-    """Outputs of experts in the order in which they came, in a temporary file without a name.
+    """Outputs of a layer's experts, batch by batch, in a temporary file without a name.
+
+    On a GPU they stay where they are while more than half of its memory is free.
 
     :param folder: for the file; the system's temporary folder if not given
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._file: Any = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
-        self._pieces: list[tuple[int, torch.Size, torch.dtype, torch.device]] = []
+        self._ids: list[Tensor] = []
+        self._outputs: list[Tensor] = []  # on the device "meta": in the file
+        self._devices: list[torch.device] = []
 
     def clear(self) -> None:
         """Forget them all."""
         self._file.seek(0)
         self._file.truncate()
-        self._pieces.clear()
+        for kept in (self._ids, self._outputs, self._devices):
+            kept.clear()
 
-    def add(self, expert: int, outputs: Tensor) -> None:
-        """Keep the outputs [t, D] of the next t tokens of an expert."""
-        write_tensor(self._file, outputs)
-        self._pieces.append((expert, outputs.shape, outputs.dtype, outputs.device))
+    def add(self, ids: Tensor, outputs: Tensor) -> None:
+        """Keep the outputs [T, k, D] of the experts [T, k] that T tokens chose."""
+        self._ids.append(ids.to(torch.int16))  # of all tokens, so as small as can be
+        self._devices.append(outputs.device)
+        if not _has_room(outputs.device):
+            write_tensor(self._file, outputs)
+            outputs = outputs.to("meta")
+        self._outputs.append(outputs)
 
-    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield each expert and its outputs [t, D] as they were added."""
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield ids and outputs as they were added."""
         self._file.seek(0)
-        for expert, shape, dtype, device in self._pieces:
-            outputs = torch.empty(shape, dtype=dtype)
-            read_tensor(self._file, outputs)
-            yield expert, outputs.to(device)
+        for ids, outputs, device in zip(self._ids, self._outputs, self._devices, strict=True):
+            if outputs.is_meta:
+                host = torch.empty(outputs.shape, dtype=outputs.dtype)
+                read_tensor(self._file, host)
+                yield ids.long(), host.to(device)
+            else:
+                yield ids.long(), outputs
 
     def close(self) -> None:
         """Remove the file."""
         self._file.close()
 
 
-def count_outliers(
-    recorded: RecordedOutputs, mean: Tensor, deviations: Tensor, tokens: Tensor
-) -> Tensor:
-    """Return how many outliers each expert has, [E] int64.
-
-    :param mean: [E, D] float64 over all tokens of each expert
-    :param deviations: [E, D] float64 sum over the same tokens of (output - mean)^2
-    :param tokens: [E] how many these are
-    """
-    sigma = (deviations / tokens.clamp_min(1)[:, None]).sqrt()
-    width = margin(mean, sigma)
-    high, low = mean + width, mean - width
-    found = torch.zeros(len(mean), dtype=torch.int64, device=mean.device)
-    for expert, outputs in recorded:
-        exact = outputs.double()
-        found[expert] += ((exact > high[expert]) | (exact < low[expert])).sum()
-    return found
+def _has_room(device: torch.device) -> bool:
+    """Whether more than half of a device's memory is free; the host's is for other things."""
+    if device.type != "cuda":
+        return False
+    free, total = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + unused > total // 2

@@ -32,12 +32,17 @@ class TextBatch:
     token_ids: torch.Tensor  # [B, L]
 
 
-def batches_of(domains: Sequence[Domain], tokens_per_batch: int) -> list[TextBatch]:
-    """Cut domains, one after the other, into batches of whole sequences, at least one each."""
+def batches_of(
+    domains: Sequence[Domain], tokens_per_batch: int, device: torch.device | str = "cpu"
+) -> list[TextBatch]:
+    """Cut domains, one after the other, into batches of whole sequences, at least one each.
+
+    :param device: where their tokens are kept
+    """
     batches: list[TextBatch] = []
     for domain in domains:
         size = max(1, tokens_per_batch // domain.token_ids.shape[1])
-        for rows in torch.split(torch.from_numpy(domain.token_ids), size):
+        for rows in torch.split(torch.from_numpy(domain.token_ids).to(device), size):
             batches.append(TextBatch(len(batches), domain.name, rows))
     return batches
 
@@ -68,9 +73,13 @@ class Walk:
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """Where the model begins; its layers may be on several devices."""
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
+
+    def device_of(self, number: int) -> torch.device:
+        """Return where a decoder layer computes."""
+        return next(self.layers[number].parameters()).device
 
     def bytes_of(self, batches: Sequence[TextBatch]) -> int:
         """Return the bytes of the hidden states of some batches at one place of the model."""
@@ -118,7 +127,7 @@ class Walk:
         """
         for batch in batches:
             before(batch)
-            output = self.run(number, inputs.read(batch.number, self.device))
+            output = self.run(number, inputs.read(batch.number, self.device_of(number)))
             outputs.write(batch.number, output)
 
 

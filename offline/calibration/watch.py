@@ -15,7 +15,7 @@ from vllm_moe_prune.routing import scores
 
 
 class Accumulator(Protocol):
-    """What becomes of that (see `LayerAccumulator`); T tokens, E experts, D hidden dimensions."""
+    """What becomes of that (see `RecordedLayer`); T tokens, E experts, D hidden dimensions."""
 
     def add_routing(
         self,
@@ -27,8 +27,8 @@ class Accumulator(Protocol):
     ) -> None:
         """Take token ids [T], logits and scores [T, E], routing weights and expert ids [T, k]."""
 
-    def add_outputs(self, expert: int, outputs: torch.Tensor, weights: torch.Tensor) -> None:
-        """Take outputs [t, D] of an expert for its tokens, and the weights [t] of these outputs."""
+    def add_outputs(self, ids: torch.Tensor, outputs: torch.Tensor, weights: torch.Tensor) -> None:
+        """Take outputs [T, k, D] of the chosen experts [T, k], and their weights [T, k]."""
 
 
 @dataclass(slots=True)
@@ -58,43 +58,24 @@ class Watch:
         """Return the block's output [T, D] from its input [T, D], ids and weights [T, k].
 
         Every (token, expert) pair is computed as a token of its own with weight 1, by the fused
-        experts at once, sorted so that the rows of an expert lie together. Where weights belong to
-        the inputs it is the other way round: a pair has its weight there, and its output weight 1.
-        Tokens are taken in a random but fixed order, in which sums have always been made: scores
-        keep their bits.
+        experts at once. Where weights belong to the inputs it is the other way round: a pair has
+        its weight there, and its output weight 1.
         """
         accumulator, token_ids, logits = self.accumulator, self.token_ids, self._logits
         assert accumulator is not None and token_ids is not None and logits is not None
-        num_tokens, top_k = ids.shape
         score = scores(logits, self.control.layout.score)
         accumulator.add_routing(token_ids, logits, score, weights, ids)
-        pairs = _shuffled(num_tokens, top_k).to(ids.device)  # [T k]
-        experts, order = ids.flatten()[pairs].sort(stable=True)
-        order = pairs[order]
-        row_weights = weights.flatten()[order]
-        before, after = torch.ones_like(row_weights), row_weights
+        before, after = torch.ones_like(weights), weights
         if self.control.layout.weights_on_input:
             before, after = after, before
-        rows = hidden[order // top_k]
-        outputs: torch.Tensor = self._experts(rows, experts[:, None], before[:, None])  # [T k, D]
-        counts = torch.bincount(experts, minlength=self.control.num_experts).tolist()
-        parts = zip(torch.split(outputs, counts), torch.split(after, counts), strict=True)
-        for expert, (own, own_weights) in enumerate(parts):
-            if len(own):
-                accumulator.add_outputs(expert, own, own_weights)
-        weighted = torch.empty_like(outputs, dtype=torch.result_type(outputs, weights))
-        weighted[order] = outputs * after[:, None]
-        return weighted.view(num_tokens, top_k, -1).sum(dim=1).to(hidden.dtype)
+        rows = hidden.repeat_interleave(ids.shape[1], dim=0)  # [T k, D]
+        outputs: torch.Tensor = self._experts(rows, ids.reshape(-1, 1), before.reshape(-1, 1))
+        outputs = outputs.view(*ids.shape, -1)
+        accumulator.add_outputs(ids, outputs, after)
+        return (outputs * after[:, :, None]).sum(dim=1).to(hidden.dtype)
 
     def _experts(self, *given: torch.Tensor) -> Any:
         return type(self.control.experts).forward(self.control.experts, *given)
-
-
-def _shuffled(num_tokens: int, top_k: int) -> torch.Tensor:
-    """Return the places [T k] of (token, choice) pairs, with the tokens in a fixed random order."""
-    chance = torch.Generator().manual_seed(num_tokens)
-    tokens = torch.randperm(num_tokens, generator=chance)
-    return (tokens[:, None] * top_k + torch.arange(top_k)).flatten()
 
 
 @contextmanager

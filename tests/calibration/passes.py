@@ -10,6 +10,7 @@ import torch
 
 from offline.calibration.accumulate import LayerAccumulator
 from offline.calibration.outliers import RecordedOutputs
+from offline.calibration.recorded import RecordedLayer
 from tests.calibration.naive import Pass
 
 
@@ -49,26 +50,28 @@ def random_pass(
     )
 
 
-def accumulate(run: Pass, cuts: Sequence[int] = ()) -> LayerAccumulator:
-    """Feed a pass to an accumulator, cut into chunks of tokens at ``cuts``."""
-    experts, hidden = run.logits.shape[1], run.outputs[0].shape[1]
-    found = LayerAccumulator(experts, hidden, run.vocab, device="cpu", recorded=RecordedOutputs())
+def outputs_of(run: Pass) -> torch.Tensor:
+    """Return what every token's experts gave, [T, k, D]."""
+    found = torch.empty(*run.ids.shape, run.outputs[0].shape[1])
+    for expert, rows in enumerate(run.outputs):
+        found[torch.from_numpy(run.ids == expert)] = torch.from_numpy(rows)
+    return found
+
+
+def accumulate(
+    run: Pass, cuts: Sequence[int] = (), *, dtype: torch.dtype = torch.float32
+) -> RecordedLayer:
+    """Feed a pass to an accumulator, in steps that end at ``cuts``."""
+    outputs = outputs_of(run).to(dtype)
+    sums = LayerAccumulator(run.logits.shape[1], outputs.shape[2], run.vocab, device="cpu")
+    found = RecordedLayer(sums, RecordedOutputs())
     edges = [0, *sorted(cuts), len(run.token_ids)]
-    done = [0] * experts
     for start, stop in itertools.pairwise(edges):
+        if start == stop:
+            continue
         part = slice(start, stop)
-        ids = torch.from_numpy(run.ids[part])
-        weights = torch.from_numpy(run.weights[part])
-        found.add_routing(
-            torch.from_numpy(run.token_ids[part]),
-            torch.from_numpy(run.logits[part]),
-            torch.from_numpy(run.scores[part]),
-            weights,
-            ids,
-        )
-        for expert in range(experts):
-            own = weights[ids == expert]  # in the order of tokens
-            rows = run.outputs[expert][done[expert] : done[expert] + len(own)]
-            done[expert] += len(own)
-            found.add_outputs(expert, torch.from_numpy(rows), own)
+        seen = (run.token_ids, run.logits, run.scores, run.weights, run.ids)
+        routing = [torch.from_numpy(array[part]) for array in seen]
+        found.add_routing(*routing)
+        found.add_outputs(routing[4], outputs[part], routing[3])
     return found

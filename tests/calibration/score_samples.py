@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from offline.calibration.scores import Scores
@@ -40,8 +42,9 @@ def gradient(experts: int, seed: int) -> GradientStatistics:
 def make_scores(seed: int = 0, *, gradients: bool = True) -> Scores:
     domains = {
         domain: {
-            layer: accumulate(run).finish(
-                gradient(EXPERTS[layer], layer + len(domain)) if gradients else None
+            layer: replace(
+                accumulate(run).finish(layer),
+                gradient=gradient(EXPERTS[layer], layer + len(domain)) if gradients else None,
             )
             for layer, run in layers.items()
         }

@@ -32,7 +32,7 @@ def joined(runs: list[Pass]) -> Pass:
 def test_pooled_domains_equal_one_domain_of_all_text() -> None:
     runs = passes()
     for layer, evidence in make_scores(gradients=False).evidence().items():
-        whole = accumulate(joined([runs[domain][layer] for domain in TOKENS])).finish()
+        whole = accumulate(joined([runs[domain][layer] for domain in TOKENS])).finish(0)
         own = sum(naive.outliers(o) for d in TOKENS for o in runs[d][layer].outputs)
         assert evidence.seen.outliers.sum() == own  # each against its own domain
         naive.assert_same(replace(evidence.seen, outliers=whole.outliers), whole, rtol=1e-9)
@@ -45,7 +45,7 @@ def test_whole_weights_equal_repeated_text() -> None:
     found = scores.evidence({"code": 5 * 50, "prose": 3 * 110})
     for layer in EXPERTS:
         text = joined([runs["code"][layer]] * 5 + [runs["prose"][layer]] * 3)
-        whole, factor = accumulate(text).finish(), 160 / 580
+        whole, factor = accumulate(text).finish(0), 160 / 580
         seen = found[layer].seen
         assert seen.tokens == pytest.approx(160)
         np.testing.assert_allclose(seen.counts, factor * whole.counts)

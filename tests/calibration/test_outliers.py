@@ -12,7 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline.calibration.outliers import RecordedOutputs, count_outliers
+from offline.calibration.accumulate import LayerAccumulator
+from offline.calibration.expert_blocks import ExpertBlocks
+from offline.calibration.outliers import RecordedOutputs
+from offline.calibration.recorded import RecordedLayer
 from tests.calibration import naive
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
@@ -22,15 +25,17 @@ HIDDEN = 16
 def count(experts: Sequence[np.ndarray], chunk: int = 100) -> list[int]:
     """Return the outliers of each expert's rows [n, D], which come in turn, chunk by chunk."""
     data = [torch.from_numpy(rows.astype(np.float32)) for rows in experts]
-    exact = [rows.double() for rows in data]
-    mean = torch.stack([rows.mean(dim=0) for rows in exact])
-    deviations = torch.stack([(rows - rows.mean(dim=0)).square().sum(dim=0) for rows in exact])
+    sums = LayerAccumulator(len(data), data[0].shape[1], 1, device="cpu")
     with closing(RecordedOutputs()) as recorded:
+        layer = RecordedLayer(sums, recorded)
         for begin in range(0, max(map(len, data)), chunk):
-            for expert, rows in enumerate(data):
-                recorded.add(expert, rows[begin : begin + chunk])
-        tokens = torch.tensor([len(rows) for rows in data])
-        return count_outliers(recorded, mean, deviations, tokens).tolist()
+            parts = [rows[begin : begin + chunk] for rows in data]
+            ids = [torch.full((len(part), 1), expert) for expert, part in enumerate(parts)]
+            outputs = torch.cat(parts)[:, None]
+            layer.add_outputs(torch.cat(ids), outputs, torch.ones(len(outputs), 1))
+        for ids_then, outputs in recorded:
+            sums.count_outliers(ExpertBlocks.of(ids_then, len(data)), outputs)
+    return sums.outliers.long().tolist()
 
 
 def correlated(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -103,13 +108,26 @@ def test_an_entry_at_a_threshold_is_no_outlier(tokens: int) -> None:
 def test_outputs_come_back_bit_for_bit_until_they_are_cleared(
     dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    pieces = [(n % 2, torch.randn(n + 1, 3).to(dtype)) for n in range(4)]
+    pieces = [(torch.tensor([[n, 300]]), torch.randn(n + 1, 2, 3).to(dtype)) for n in range(4)]
     with closing(RecordedOutputs(tmp_path)) as recorded:
-        recorded.add(0, torch.ones(9, 3))
+        recorded.add(torch.zeros(9, 1), torch.ones(9, 1, 3))
         recorded.clear()
-        for expert, outputs in pieces:
-            recorded.add(expert, outputs.T.contiguous().T)
+        for ids, outputs in pieces:
+            recorded.add(ids, outputs.mT.contiguous().mT)
         for _ in range(2):  # as often as asked
-            for (expert, outputs), (one, found) in zip(pieces, recorded, strict=True):
-                assert one == expert and found.dtype == dtype and torch.equal(found, outputs)
+            for (ids, outputs), (same, found) in zip(pieces, recorded, strict=True):
+                assert torch.equal(ids, same)
+                assert found.dtype == dtype and torch.equal(found, outputs)
         assert list(tmp_path.iterdir()) == []  # the file has no name
+
+
+def test_where_a_device_has_room_outputs_stay_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = torch.randn(2, 1, 3)
+    with closing(RecordedOutputs(tmp_path)) as recorded:
+        recorded.add(torch.tensor([[0]]), outputs + 1)
+        monkeypatch.setattr("offline.calibration.outliers._has_room", lambda _: True)
+        recorded.add(torch.tensor([[1]]), outputs)
+        (_, first), (_, second) = recorded
+        assert torch.equal(first, outputs + 1) and second is outputs

@@ -35,15 +35,14 @@ class Everything:
 
     def __init__(self) -> None:
         self.routing: list[tuple[torch.Tensor, ...]] = []
-        self.outputs: dict[int, list[torch.Tensor]] = {}
-        self.weights: dict[int, list[torch.Tensor]] = {}
+        self.outputs: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def add_routing(self, *given: torch.Tensor) -> None:
         self.routing.append(given)
 
-    def add_outputs(self, expert: int, outputs: torch.Tensor, weights: torch.Tensor) -> None:
-        self.outputs.setdefault(expert, []).append(outputs)
-        self.weights.setdefault(expert, []).append(weights)
+    def add_outputs(self, ids: torch.Tensor, outputs: torch.Tensor, weights: torch.Tensor) -> None:
+        assert torch.equal(ids, self.routing[-1][-1])
+        self.outputs.append((outputs, weights))
 
 
 def outputs_of(control: LayerControl, expert: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -132,23 +131,16 @@ def test_what_is_seen_is_the_models_own_routing_and_its_experts_outputs(
             torch.testing.assert_close(weights, plain_weights, rtol=1e-6, atol=1e-9)
             as_score = torch.sigmoid if layout.score == "sigmoid" else lambda x: x.softmax(-1)
             torch.testing.assert_close(scores.double(), as_score(logits.double()))
+            outputs, own_weights = (torch.cat(one) for one in zip(*found.outputs, strict=True))
+            assert outputs.shape == (*chosen.shape, hidden.shape[1])
             for expert in range(control.num_experts):
                 rows, slots = torch.where(plain_chosen == expert)
-                if not len(rows):
-                    assert expert not in found.outputs
-                    continue
                 before, after = plain_weights.new_ones(len(rows)), plain_weights[rows, slots]
                 if layout.weights_on_input:
                     before, after = after, before
-                # Tokens come in another order: line both up by the first entry of each output.
-                outputs, expected = (
-                    torch.cat(found.outputs[expert]),
-                    outputs_of(control, expert, hidden[rows] * before[:, None]),
-                )
-                ours, theirs = outputs[:, 0].argsort(), expected[:, 0].argsort()
-                torch.testing.assert_close(outputs[ours], expected[theirs])
-                own_weights = torch.cat(found.weights[expert])
-                torch.testing.assert_close(own_weights[ours], after[theirs])
+                expected = outputs_of(control, expert, hidden[rows] * before[:, None])
+                torch.testing.assert_close(outputs[rows, slots], expected)
+                torch.testing.assert_close(own_weights[rows, slots], after)
 
 
 def test_the_model_is_as_before_afterwards(tmp_path: Path) -> None:

@@ -77,7 +77,9 @@ def remember(
             continue
         for batch in lm.passage_batches([text for _, text in block]):
             for place, logits in _by_text(lm, batch):
-                base.put((prefix, block[place][0]), torch.cat(list(_scaled(logits))))
+                base.put(
+                    (prefix, block[place][0]), torch.cat([rows.cpu() for rows in _scaled(logits)])
+                )
 
 
 def compare(
@@ -106,7 +108,7 @@ def _by_text(lm: PackedLM, batch: Batch) -> Iterator[tuple[int, torch.Tensor]]:
 def _scaled(logits: torch.Tensor) -> Iterator[torch.Tensor]:
     """Yield the distributions in chunks, in float16 as `BaseDistributions` keeps them."""
     for chunk in torch.split(logits, _CHUNK):
-        yield (chunk.float().softmax(dim=-1) * _SCALE).half().cpu()
+        yield (chunk.float().softmax(dim=-1) * _SCALE).half()
 
 
 def _acceptance(base: torch.Tensor, logits: torch.Tensor) -> float:
@@ -114,7 +116,8 @@ def _acceptance(base: torch.Tensor, logits: torch.Tensor) -> float:
 
     The second form gives exactly 1 for the base itself, however its values were rounded.
     """
-    distance = 0.0
+    distance = torch.zeros((), dtype=torch.float64, device=logits.device)
     for p, q in zip(torch.split(base, _CHUNK), _scaled(logits), strict=True):
-        distance += float((p.float() - q.float()).abs().sum(dtype=torch.float64))
-    return 1.0 - distance / (2.0 * _SCALE * len(base))
+        away = (p.to(q.device).float() - q.float()).abs_()
+        distance += away.sum(dtype=torch.float64)
+    return 1.0 - float(distance) / (2.0 * _SCALE * len(base))

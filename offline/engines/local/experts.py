@@ -47,7 +47,7 @@ class LayerControl:
     use: ExpertUse | None = None
     real: torch.Tensor | None = None
     _pristine: dict[str, torch.Tensor] = field(default_factory=dict)
-    _combined: bool = False
+    _combined: torch.Tensor | None = None  # the W_EM [E', E] that the weights now are
     _rule: _Rule | None = None
     _correction: Correction | None = None
 
@@ -72,7 +72,8 @@ class LayerControl:
 
     def _note(self, use: ExpertUse, logits: torch.Tensor, ids: torch.Tensor) -> None:
         if self.real is not None:
-            logits, ids = logits[self.real], ids[self.real]
+            real = self.real.to(ids.device)
+            logits, ids = logits[real], ids[real]
         counts = np.bincount(ids.flatten().cpu().numpy(), minlength=self.num_experts)
         np.add(use.tokens, counts, out=use.tokens)
         sums = scores(logits, self.layout.score).double().sum(dim=0)
@@ -81,8 +82,8 @@ class LayerControl:
     def apply(self, routing_map: RoutingMap | None) -> None:
         """Behave as the map's entry for this layer says, or as the base.
 
-        A copy of the base's experts is made for the first map with a continuous W_EM and kept
-        until the base is asked for, so that a search pays for it once.
+        A copy of the base's experts is made in host memory for the first map with a continuous
+        W_EM and kept until the base is asked for, so that a search pays for it once.
         """
         if routing_map is not None:
             check_routable(self.layout, routing_map.num_groups)
@@ -103,27 +104,29 @@ class LayerControl:
         self._rule = _Rule.of(entry, routing_map, self.layout, self.experts.gate_up_proj.device)
 
     def _restore(self) -> None:
-        if self._combined:
+        if self._combined is not None:
             with torch.no_grad():
                 for name, weight in self._pristine.items():
                     getattr(self.experts, name).copy_(weight)
-        self._combined = False
+        self._combined = None
 
     def _combine(self, w_em: torch.Tensor) -> None:
-        """Put new expert j = sum_i W_EM[j, i] * expert i into slot j; W_EM is [E', E].
+        """Write new expert j = sum_i w_em[j, i] * old expert i into the first E' slots.
 
         Slots from E' on keep what they have: the router cannot choose them.
         """
-        self._combined = True
+        if self._combined is not None and torch.equal(self._combined, w_em):
+            return
+        self._combined = w_em
         for name, weight in self._stacked():
             if name not in self._pristine:
-                self._pristine[name] = weight.detach().clone()
+                self._pristine[name] = _host_copy(weight.detach())
             old = self._pristine[name].flatten(1)  # [E, A]
             new = weight.detach().view(len(old), -1)
             matrix = w_em.to(weight.device)
             for at in range(0, old.shape[1], _COLUMNS):
                 part = slice(at, at + _COLUMNS)
-                new[: len(matrix), part] = matrix @ old[:, part].float()
+                new[: len(matrix), part] = matrix @ _columns(old, part, weight.device).float()
 
     def _stacked(self) -> list[tuple[str, torch.Tensor]]:
         """Return all that the experts consist of, biases too: each [E, ...]."""
@@ -195,6 +198,22 @@ class _Rule:
             renormalise=self.layout.renormalise,
         )
         return weights, ids if self.slots is None else self.slots[ids]
+
+
+def _host_copy(weight: torch.Tensor) -> torch.Tensor:
+    """Return a copy in host memory: a GPU that holds the experts seldom has room for them twice."""
+    copy = torch.empty_like(weight, device="cpu", pin_memory=weight.is_cuda)
+    return copy.copy_(weight)
+
+
+def _columns(rows: torch.Tensor, part: slice, device: torch.device) -> torch.Tensor:
+    """Return columns of rows [E, A] on a device; each row is contiguous, so copied as it lies."""
+    if rows.device == device:
+        return rows[:, part]
+    found = torch.empty_like(rows[:, part], device=device)
+    for row, source in zip(found, rows, strict=True):
+        row.copy_(source[part], non_blocking=True)
+    return found
 
 
 def find_layers(model: torch.nn.Module, layout: MoeLayout) -> dict[int, LayerControl]:

@@ -144,7 +144,8 @@ def _run(model: Any, rows: list[_Row], tokenizer: Any, ends: Collection[int]) ->
             for row, token in zip(rows, chosen.tolist(), strict=True)
         ]
         answers |= {row.place: end for row, end in zip(rows, ended, strict=True) if end}
-        keep = torch.tensor([i for i, end in enumerate(ended) if end is None], device=model.device)
+        # On the host, as layers of the cache may be on several devices.
+        keep = torch.tensor([i for i, end in enumerate(ended) if end is None], dtype=torch.long)
         if not len(keep):
             return answers
         if len(keep) < len(rows):

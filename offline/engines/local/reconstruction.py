@@ -142,7 +142,8 @@ def measure(lm: PackedLM, batches: Iterable[Batch], layers: Mapping[int, Discrep
 def _watched(layers: Mapping[int, Discrepancy], real: torch.Tensor) -> Iterator[None]:
     def hook(discrepancy: Discrepancy) -> Any:
         def note(_: Any, given: tuple[torch.Tensor, ...]) -> None:
-            discrepancy.add(given[0].flatten(0, -2)[real])
+            rows = given[0].flatten(0, -2)
+            discrepancy.add(rows[real.to(rows.device)])
 
         return note
 

@@ -142,7 +142,8 @@ class PackedLM(Encoder):
         self.tokens += batch.num_tokens
 
         def select(_: Any, hidden: tuple[torch.Tensor]) -> torch.Tensor:
-            return hidden[0].flatten(0, 1)[batch.keep][None]  # [B, L, D] -> [1, K, D]
+            rows = hidden[0].flatten(0, 1)
+            return rows[batch.keep.to(rows.device)][None]  # [B, L, D] -> [1, K, D]
 
         # The vocabulary is large: multiply only where a target is predicted.
         hook = self.model.get_output_embeddings().register_forward_pre_hook(select)

@@ -17,8 +17,8 @@ import transformers
 from offline.engines.base import ExpertUse
 from offline.engines.local.agreement import BaseDistributions, compare, remember
 from offline.engines.local.experts import LayerControl, find_layers
-from offline.engines.local.offload import device_map
 from offline.engines.local.packing import Batch
+from offline.engines.local.placement import placement
 from offline.engines.local.pretrained import Dtype, from_pretrained
 from offline.engines.local.reconstruction import (
     MAX_SUBSETS,
@@ -52,7 +52,7 @@ class TransformersEngine:
     """Loads a base checkpoint once and behaves as any routing map of it (see `Engine`).
 
     :param model: folder of a checkpoint that transformers can open
-    :param device: a torch device
+    :param device: a torch device; ``cuda`` is several GPUs where the model needs them
     :param dtype: of weights and activations; ``auto`` takes the checkpoint's
     :param tokens_per_batch: tokens of one forward pass while scoring; `batch_tokens` if not given
     :param share_contexts: whether the context that choices have in common is computed once
@@ -77,7 +77,8 @@ class TransformersEngine:
         self.folder = model
         _refuse_compact(model)
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(model)
-        self.model: Any = _load(model, dtype, device, offload).eval()
+        placed = placement(model, dtype, device, offload)
+        self.model: Any = from_pretrained(model, dtype, **placed).eval()
         self._layers = find_layers(self.model, self.layout)
         self.tokens_per_batch = tokens_per_batch or batch_tokens(device)
         text = self.layout.text_config(config)
@@ -116,7 +117,7 @@ class TransformersEngine:
         """Make the model behave as ``routing_map`` says; None makes it the base again, bit by bit.
 
         One-hot experts are masks on the router. Layers with continuous W_EM are combined in place
-        from a copy of the layer's experts, which is kept until ``apply(None)``.
+        from a copy of the layer's experts in host memory, which is kept until ``apply(None)``.
 
         :raises PruneError: if the map was not made for a model with these experts
         """
@@ -276,13 +277,6 @@ class TransformersEngine:
         log_probs = torch.cat(output.logits).float().log_softmax(dim=-1)  # [new tokens, V]
         chosen = log_probs[torch.arange(len(new)), new].tolist()
         return Continuation(tuple(new.tolist()), tuple(chosen), self.tokenizer.decode(new))
-
-
-def _load(folder: Path, dtype: Dtype, device: str, offload: Path | None) -> Any:
-    if offload is None:
-        return from_pretrained(folder, dtype).to(device)
-    placed = device_map(folder, device)
-    return from_pretrained(folder, dtype, device_map=placed, offload_folder=offload)
 
 
 def _refuse_compact(folder: Path) -> None:
