@@ -52,6 +52,7 @@ class LayerAccumulator:
         self.weighted_norms = zeros(num_experts)
         self.peaks = zeros(num_experts)
         self.outliers = zeros(num_experts)
+        self._limits: tuple[Tensor, Tensor] | None = None  # of what is no outlier
 
     def add_routing(
         self, token_ids: Tensor, logits: Tensor, scores: Tensor, weights: Tensor, ids: Tensor
@@ -71,11 +72,12 @@ class LayerAccumulator:
         chosen = spread.scatter(1, ids, 1.0)  # [T, E]; a step has less than 2^24 tokens
         self.pairs += (chosen.T @ chosen).fill_diagonal_(0.0)
         self.scores += scores.sum(dim=0, dtype=torch.float64)
-        self.logit_gram += logits.double().T @ logits.double()
+        wide = logits.double()
+        self.logit_gram.addmm_(wide.T, wide)
         self.weights.index_add_(0, flat, exact.flatten())
         # Weights that a model scales beyond 1 count in the last bin.
-        bins = (exact * WEIGHT_BINS).long().clamp(0, WEIGHT_BINS - 1)
-        places = (ids * WEIGHT_BINS + bins).flatten()
+        bins = (exact * WEIGHT_BINS).long().clamp_(0, WEIGHT_BINS - 1)
+        places = (ids * WEIGHT_BINS).add_(bins).flatten()
         self.weight_bins.index_add_(0, places, torch.ones_like(exact).flatten())
         self.vocabulary[flat, token_ids.repeat_interleave(top_k)] = True
 
@@ -87,55 +89,57 @@ class LayerAccumulator:
         :param weights: [T, k] with which the block adds them up: the routing weights, or 1 where
             those multiply the inputs
         """
+        self._limits = None
         rows, given = outputs.flatten(0, 1), weights.flatten().double()
         found = [self._sums(part, rows) for part in blocks.pieces(self.hidden)]
-        lengths, sums, units, within, peaks = (torch.cat(one) for one in zip(*found, strict=True))
-        experts, real = blocks.experts, blocks.real.double()
-        self.units.index_add_(0, experts, units)
-        self.norms.index_add_(0, experts, (lengths * real).sum(1))
-        weighted = lengths * real * given[blocks.pairs]
-        self.weighted_norms.index_add_(0, experts, weighted.sum(1))
+        lengths, sums, within, peaks = (torch.cat(one) for one in zip(*found, strict=True))
+        experts, counts = blocks.experts, blocks.counts
+        lengths = lengths * blocks.real
+        self.norms.index_add_(0, experts, lengths.sum(1, dtype=torch.float64))
+        self.weighted_norms.index_add_(0, experts, (given[blocks.pairs] * lengths).sum(1))
+        peaks = peaks.double().masked_fill_(counts == 0, 0.0)
         self.peaks.scatter_reduce_(0, experts, peaks, "amax")
-        self._join(experts, real.sum(1), sums, within)
+        self.units.index_add_(0, experts, sums[:, 1])
+        self._join(experts, counts, sums[:, 0], within.double())
 
     def _sums(self, part: ExpertBlocks, rows: Tensor) -> tuple[Tensor, ...]:
-        """Return of each block, in float64: lengths [B, b], the sums [B, D] of rows, of their
-        directions and of their squared deviations from the block's mean, and the peak [B]."""
+        """Return of each block: lengths [B, b], the sums [B, 2, D] of rows and of their directions
+        in float64, that of squared deviations from its mean [B, D], and the peak [B]."""
         values = _wide(rows, part)  # [B, b, D]
-        real = part.real.to(values.dtype)
         lengths = torch.linalg.vector_norm(values, dim=2)
         # An output of zero has no direction: it adds nothing.
-        inverse = torch.where(lengths > 0, real / lengths, 0.0)
-        sums, units = (torch.stack((real, inverse), dim=1) @ values).double().unbind(1)
+        inverse = part.real / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)
+        factors = torch.stack((part.real.to(values.dtype), inverse), dim=1)  # [B, 2, b]
+        sums = (factors @ values).double()
         low, high = torch.aminmax(values.flatten(1), dim=1)
-        peaks = torch.maximum(high, -low).where(real[:, 0] > 0, 0.0)  # of empty blocks none
-        mean = sums / real.sum(1, dtype=torch.float64).clamp_min(1)[:, None]
-        values.sub_(mean.to(values.dtype)[:, None])
-        within = (real[:, None] @ values.square_())[:, 0]
-        return lengths.double(), sums, units, within.double(), peaks.double()
+        mean = sums[:, :1] / part.counts.clamp_min(1)[:, None, None]
+        within = factors[:, :1] @ values.sub_(mean.to(values.dtype)).square_()
+        return lengths, sums, within[:, 0], torch.maximum(high, -low)
 
     def _join(self, experts: Tensor, counts: Tensor, sums: Tensor, within: Tensor) -> None:
         """Join mean and squared deviations of blocks, and with those of the steps before (Chan)."""
         new = torch.zeros_like(self.counts).index_add_(0, experts, counts)[:, None]
         mean = torch.zeros_like(self.mean).index_add_(0, experts, sums) / new.clamp_min(1)
-        shift = sums / counts.clamp_min(1)[:, None] - mean[experts]
-        within = within + shift.square() * counts[:, None]
-        deviations = torch.zeros_like(self.mean).index_add_(0, experts, within)
+        apart = sums / counts.clamp_min(1)[:, None] - mean[experts]
+        self.deviations.index_add_(0, experts, within.addcmul(apart.square_(), counts[:, None]))
         before, total = self.counts[:, None], self.counts[:, None] + new
         share, shift = new / total.clamp_min(1), mean - self.mean
-        self.mean += shift * share
-        self.deviations += deviations + shift.square() * (before * share)
+        self.mean.addcmul_(shift, share)
+        self.deviations.addcmul_(shift.square_(), before * share)
         self.counts += new[:, 0]
 
     def count_outliers(self, blocks: ExpertBlocks, outputs: Tensor) -> None:
         """Count the outliers of outputs [T, k, D], once all of the domain have been added."""
-        low, high = self._thresholds(outputs.dtype)
-        rows = outputs.flatten(0, 1)
+        if self._limits is None:
+            self._limits = self._thresholds(outputs.dtype)
+        low, high = self._limits
+        rows, found = outputs.flatten(0, 1), []
         for part in blocks.pieces(self.hidden):
             values = _rows(rows, part).to(low.dtype)
             within = values.clamp(low[part.experts][:, None], high[part.experts][:, None])
-            beyond = within.ne_(values).sum(dim=2)  # 1 where it is so
-            self.outliers.index_add_(0, part.experts, (beyond * part.real).sum(1).double())
+            found.append(within.ne_(values).sum(dim=2))  # 1 where it is beyond
+        beyond = (torch.cat(found) * blocks.real).sum(1, dtype=torch.float64)
+        self.outliers.index_add_(0, blocks.experts, beyond)
 
     def _thresholds(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the least and the greatest entry [E, D] that is no outlier.

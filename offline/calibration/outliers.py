@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offline.calibration.expert_blocks import ExpertBlocks
 from offline.calibration.hidden import read_tensor, write_tensor
 
 SIGMAS = 3.0  # c of MC-Suite
@@ -36,7 +37,7 @@ class RecordedOutputs:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._file: Any = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
-        self._ids: list[Tensor] = []
+        self._blocks: list[ExpertBlocks] = []
         self._outputs: list[Tensor] = []  # on the device "meta": in the file
         self._devices: list[torch.device] = []
 
@@ -44,28 +45,28 @@ class RecordedOutputs:
         """Forget them all."""
         self._file.seek(0)
         self._file.truncate()
-        for kept in (self._ids, self._outputs, self._devices):
+        for kept in (self._blocks, self._outputs, self._devices):
             kept.clear()
 
-    def add(self, ids: Tensor, outputs: Tensor) -> None:
-        """Keep the outputs [T, k, D] of the experts [T, k] that T tokens chose."""
-        self._ids.append(ids.to(torch.int16))  # of all tokens, so as small as can be
+    def add(self, blocks: ExpertBlocks, outputs: Tensor) -> None:
+        """Keep the outputs [T, k, D] of a batch, and how they are laid out."""
+        self._blocks.append(blocks)
         self._devices.append(outputs.device)
         if not _has_room(outputs.device):
             write_tensor(self._file, outputs)
             outputs = outputs.to("meta")
         self._outputs.append(outputs)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield ids and outputs as they were added."""
+    def __iter__(self) -> Iterator[tuple[ExpertBlocks, Tensor]]:
+        """Yield blocks and outputs as they were added."""
         self._file.seek(0)
-        for ids, outputs, device in zip(self._ids, self._outputs, self._devices, strict=True):
+        for blocks, outputs, device in zip(self._blocks, self._outputs, self._devices, strict=True):
             if outputs.is_meta:
                 host = torch.empty(outputs.shape, dtype=outputs.dtype)
                 read_tensor(self._file, host)
-                yield ids.long(), host.to(device)
+                yield blocks, host.to(device)
             else:
-                yield ids.long(), outputs
+                yield blocks, outputs
 
     def close(self) -> None:
         """Remove the file."""

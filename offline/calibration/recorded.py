@@ -34,16 +34,16 @@ class RecordedLayer:
 
     def add_outputs(self, ids: torch.Tensor, outputs: torch.Tensor, weights: torch.Tensor) -> None:
         """Note the outputs [T, k, D] of the chosen experts [T, k], and their weights [T, k]."""
-        self._sums.add_outputs(ExpertBlocks.of(ids, self._sums.num_experts), outputs, weights)
-        self._recorded.add(ids, outputs)
+        blocks = ExpertBlocks.of(ids, self._sums.num_experts)
+        self._sums.add_outputs(blocks, outputs, weights)
+        self._recorded.add(blocks, outputs)
 
     def finish(self, layer: int) -> LayerStatistics:
         """Count the outliers and return all sums.
 
         :raises PruneError: if an expert of ``layer`` gave a value that is not finite
         """
-        for ids, outputs in self._recorded:
-            blocks = ExpertBlocks.of(ids, self._sums.num_experts)
+        for blocks, outputs in self._recorded:
             self._sums.count_outliers(blocks, outputs)
         arrays = self._sums.arrays()
         return statistics_of({name: array.numpy() for name, array in arrays.items()}, layer)

@@ -33,8 +33,8 @@ def count(experts: Sequence[np.ndarray], chunk: int = 100) -> list[int]:
             ids = [torch.full((len(part), 1), expert) for expert, part in enumerate(parts)]
             outputs = torch.cat(parts)[:, None]
             layer.add_outputs(torch.cat(ids), outputs, torch.ones(len(outputs), 1))
-        for ids_then, outputs in recorded:
-            sums.count_outliers(ExpertBlocks.of(ids_then, len(data)), outputs)
+        for blocks, outputs in recorded:
+            sums.count_outliers(blocks, outputs)
     return sums.outliers.long().tolist()
 
 
@@ -108,15 +108,15 @@ def test_an_entry_at_a_threshold_is_no_outlier(tokens: int) -> None:
 def test_outputs_come_back_bit_for_bit_until_they_are_cleared(
     dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    pieces = [(torch.tensor([[n, 300]]), torch.randn(n + 1, 2, 3).to(dtype)) for n in range(4)]
+    pieces = [(blocks_of(n), torch.randn(n + 1, 2, 3).to(dtype)) for n in range(4)]
     with closing(RecordedOutputs(tmp_path)) as recorded:
-        recorded.add(torch.zeros(9, 1), torch.ones(9, 1, 3))
+        recorded.add(blocks_of(0), torch.ones(9, 1, 3))
         recorded.clear()
-        for ids, outputs in pieces:
-            recorded.add(ids, outputs.mT.contiguous().mT)
+        for blocks, outputs in pieces:
+            recorded.add(blocks, outputs.mT.contiguous().mT)
         for _ in range(2):  # as often as asked
-            for (ids, outputs), (same, found) in zip(pieces, recorded, strict=True):
-                assert torch.equal(ids, same)
+            for (blocks, outputs), (same, found) in zip(pieces, recorded, strict=True):
+                assert blocks is same
                 assert found.dtype == dtype and torch.equal(found, outputs)
         assert list(tmp_path.iterdir()) == []  # the file has no name
 
@@ -126,8 +126,12 @@ def test_where_a_device_has_room_outputs_stay_on_it(
 ) -> None:
     outputs = torch.randn(2, 1, 3)
     with closing(RecordedOutputs(tmp_path)) as recorded:
-        recorded.add(torch.tensor([[0]]), outputs + 1)
+        recorded.add(blocks_of(0), outputs + 1)
         monkeypatch.setattr("offline.calibration.outliers._has_room", lambda _: True)
-        recorded.add(torch.tensor([[1]]), outputs)
+        recorded.add(blocks_of(1), outputs)
         (_, first), (_, second) = recorded
         assert torch.equal(first, outputs + 1) and second is outputs
+
+
+def blocks_of(expert: int) -> ExpertBlocks:
+    return ExpertBlocks.of(torch.tensor([[expert]]), 4)
