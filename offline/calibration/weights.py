@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from offline.calibration.outliers import margin
-from offline.calibration.spectral import largest_singular_value
+from offline.calibration.spectral import largest_singular_values
 from offline.calibration.statistics import Floats, GradientStatistics, WeightStatistics
 
 
@@ -40,7 +40,9 @@ class Matrix(Protocol):
 Expert = tuple[Matrix, ...]
 
 LEAST_DEVIATION = 1e-8  # the log of a smaller one would drown all other dimensions
-_PIECE = 1 << 19  # numbers in float64 at the same time: 4 MiB, which a cache holds
+# Numbers in float64 at the same time: what a cache holds (4 MiB), or few launches.
+_PIECE = {"cpu": 1 << 19}
+_PIECE_ELSEWHERE = 1 << 27
 
 
 def weight_statistics(gate: Tensor, experts: Iterable[Expert]) -> WeightStatistics:
@@ -51,11 +53,11 @@ def weight_statistics(gate: Tensor, experts: Iterable[Expert]) -> WeightStatisti
     """
     held = list(experts)
     assert len(held) == len(gate), (len(held), len(gate))
-    similarity, norm = _cosines(held)
+    similarity, norm, squares = _cosines(held)
     return WeightStatistics(
         similarity=similarity,
         router_norm=_numpy(torch.linalg.vector_norm(gate.detach().double(), dim=1)),
-        stable_rank=np.array([_stable_rank(expert) for expert in held]),
+        stable_rank=_stable_ranks(held, squares),
         norm=norm,
     )
 
@@ -70,7 +72,7 @@ def gradient_statistics(experts: Iterable[Expert]) -> GradientStatistics:
     :param experts: E tuples of the gradients [I, D]; their references are held, not copies
     """
     held = list(experts)
-    similarity, norm = _cosines(held)
+    similarity, norm, _ = _cosines(held)
     spread = [_spread(expert) for expert in held]
     return GradientStatistics(
         similarity=similarity,
@@ -80,39 +82,57 @@ def gradient_statistics(experts: Iterable[Expert]) -> GradientStatistics:
     )
 
 
-def _cosines(experts: Sequence[Expert]) -> tuple[Floats, Floats]:
-    """Return the cosines [E, E] of the flattened experts and their l2 norms [E]."""
-    count = len(experts)
-    gram = torch.zeros(count, count, dtype=torch.float64, device=experts[0][0].device)
+def _cosines(experts: Sequence[Expert]) -> tuple[Floats, Floats, Floats]:
+    """Return the cosines [E, E] of the flattened experts, their l2 norms [E], and the squared
+    norms [P, E] of each of their P matrices."""
+    count, device = len(experts), experts[0][0].device
+    gram = torch.zeros(count, count, dtype=torch.float64, device=device)
+    squares = []
     for matrices in zip(*experts, strict=True):
-        for rows in _slices(matrices[0].shape[0], count * matrices[0].shape[1]):
-            piece = torch.stack([matrix.detach()[rows].double().flatten() for matrix in matrices])
-            gram += piece @ piece.T
+        own = torch.zeros_like(gram)
+        height, width = matrices[0].shape
+        for rows in _slices(height, count * width, device):
+            size = len(range(height)[rows])
+            piece = torch.empty(count, size, width, dtype=torch.float64, device=device)
+            for place, matrix in zip(piece, matrices, strict=True):
+                place.copy_(matrix.detach()[rows])
+            product = piece.flatten(1) @ piece.flatten(1).T
+            gram += product
+            own += product
+        squares.append(own.diag())
     products = _numpy(gram)
     norm = np.sqrt(np.diag(products))
     inverse = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
     cosines = products * inverse[:, None] * inverse[None, :]
     np.fill_diagonal(cosines, norm > 0)
-    return cosines, norm
+    return cosines, norm, _numpy(torch.stack(squares))
 
 
-def _stable_rank(expert: Expert) -> float:
-    """Return the mean over the matrices of |W|_F^2 / |W|_2^2; a matrix of zeros has rank 0."""
-    ranks = []
-    for matrix in expert:
-        weight = matrix.detach()[:]
-        largest = largest_singular_value(weight)
-        rows = _slices(weight.shape[0], weight.shape[1])
-        square = sum(float(weight[part].double().square().sum()) for part in rows)
-        ranks.append(square / largest**2 if largest > 0 else 0.0)
-    return sum(ranks) / len(ranks)
+def _stable_ranks(experts: Sequence[Expert], squares: Floats) -> Floats:
+    """Return the means [E] over the matrices of |W|_F^2 / |W|_2^2; one of zeros has rank 0.
+
+    :param squares: [P, E] the squared Frobenius norms
+    """
+    device = experts[0][0].device
+    ranks = np.zeros_like(squares)
+    for number, matrices in enumerate(zip(*experts, strict=True)):
+        largest = []
+        # One after the other on a CPU, which gains nothing by more.
+        size = 1 if device.type == "cpu" else max(_PIECE_ELSEWHERE // matrices[0].shape.numel(), 1)
+        for begin in range(0, len(matrices), size):
+            held = [matrix.detach()[:] for matrix in matrices[begin : begin + size]]
+            together = held[0][None] if len(held) == 1 else torch.stack(held)
+            largest.append(largest_singular_values(together))
+        square = _numpy(torch.cat(largest)) ** 2
+        np.divide(squares[number], square, out=ranks[number], where=square > 0)
+    return ranks.mean(axis=0)
 
 
 def _spread(expert: Expert) -> tuple[float, int]:
     """Return the sum of the log deviations and the number of outliers of one expert."""
     entropy, outliers = 0.0, 0
     for matrix in expert:
-        for columns in _slices(matrix.shape[1], matrix.shape[0]):
+        for columns in _slices(matrix.shape[1], matrix.shape[0], matrix.device):
             part = matrix.detach()[:, columns].double()
             variance, mean = torch.var_mean(part, dim=0, correction=0)
             sigma = variance.sqrt()
@@ -121,9 +141,9 @@ def _spread(expert: Expert) -> tuple[float, int]:
     return entropy, outliers
 
 
-def _slices(length: int, width: int) -> Iterator[slice]:
+def _slices(length: int, width: int, device: torch.device) -> Iterator[slice]:
     """Cut ``length`` rows of ``width`` numbers into pieces of bounded size."""
-    step = max(_PIECE // width, 1)
+    step = max(_PIECE.get(device.type, _PIECE_ELSEWHERE) // width, 1)
     yield from (slice(start, start + step) for start in range(0, length, step))
 
 

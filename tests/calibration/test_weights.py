@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from offline.calibration import weights
-from offline.calibration.spectral import SMALL, largest_singular_value
+from offline.calibration.spectral import SMALL, largest_singular_values
 from offline.calibration.weights import gradient_statistics, weight_statistics
 from tests.calibration import naive
 
@@ -36,7 +36,7 @@ def arrays(experts: Experts) -> list[list[np.ndarray]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("piece", [1, 100, 1 << 22])
 def test_weight_statistics(dtype: torch.dtype, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_PIECE", piece)
+    monkeypatch.setitem(weights._PIECE, "cpu", piece)
     experts = random_experts(4, (12, 8), (12, 8), (12, 8), dtype=dtype)
     gate = torch.randn(4, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
     expected = naive.weight_statistics(gate.double().numpy(), arrays(experts))
@@ -52,7 +52,7 @@ def test_weight_statistics_of_larger_matrices() -> None:
 
 @pytest.mark.parametrize("piece", [1, 50, 1 << 22])
 def test_gradient_statistics(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_PIECE", piece)
+    monkeypatch.setitem(weights._PIECE, "cpu", piece)
     experts = random_experts(3, (40, 6), (40, 6), (40, 6), seed=2)
     experts[1][0][::17] *= 30.0  # outliers
     found = gradient_statistics(iter(experts))
@@ -75,6 +75,23 @@ def test_weights_of_zero_have_rank_zero() -> None:
     assert weight_statistics(torch.ones(1, 5), [zeros]).stable_rank.tolist() == [0]
 
 
+def largest(matrix: Tensor) -> float:
+    return float(largest_singular_values(matrix[None].clone()))
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (300, 200), (200, 1100)])
+def test_singular_values_of_many_are_those_of_each(shape: tuple[int, int]) -> None:
+    """Of spectra that need few and many steps, of zeros, and of rank one."""
+    generator = torch.Generator().manual_seed(4)
+    some = torch.randn(5, *shape, generator=generator)
+    some[1] *= torch.arange(1.0, shape[1] + 1) ** -0.5
+    some[2] = 0
+    some[3] = torch.outer(some[3, :, 0], some[3, 0]) * 1e-20
+    expected = torch.linalg.matrix_norm(some.double(), 2)
+    found = largest_singular_values(some.clone())
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(
@@ -85,8 +102,8 @@ def test_largest_singular_value_of_random_matrices(
 ) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
     exact = float(torch.linalg.matrix_norm(matrix.double(), 2))
-    assert largest_singular_value(matrix) == pytest.approx(exact, rel=1e-6)
-    assert largest_singular_value(matrix.T) == pytest.approx(exact, rel=1e-6)
+    assert largest(matrix) == pytest.approx(exact, rel=1e-6)
+    assert largest(matrix.T) == pytest.approx(exact, rel=1e-6)
 
 
 SPECTRA = {
@@ -112,4 +129,4 @@ def test_largest_singular_value_of_hard_spectra(name: str, dtype: torch.dtype) -
     )
     matrix = (left * spectrum @ right).to(dtype)
     exact = float(spectrum.max())
-    assert largest_singular_value(matrix) == pytest.approx(exact, rel=1e-6, abs=0)
+    assert largest(matrix) == pytest.approx(exact, rel=1e-6, abs=0)
