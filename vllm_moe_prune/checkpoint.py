@@ -64,12 +64,11 @@ class Checkpoint:
         """Open a folder with config.json and safetensors files.
 
         :raises PruneError: if a file is missing, truncated or damaged, the index names an absent
-            tensor, or the model family is not supported
+            tensor, the model family is not supported, or a layer has experts twice
         """
         config = read_config(folder)
-        layout = layout_of(config)
-        weights = folder / COMPACT_FOLDER
-        return cls(folder, config, layout, _stored(weights if weights.is_dir() else folder))
+        layout, stored = layout_of(config), stored_tensors(folder)
+        return cls(folder, config, layout.settled(stored), stored)
 
     @property
     def text_config(self) -> Mapping[str, Any]:
@@ -160,12 +159,13 @@ class Checkpoint:
     def _mix(self, operation: Mix) -> torch.Tensor:
         import torch
 
-        source, shape = self.tensor(operation.source), operation.target.shape
-        mixed = torch.empty(shape, dtype=source.dtype)
-        for new, coefficients in enumerate(operation.matrix):
+        source, matrix = self.tensor(operation.source), operation.matrix
+        source = source.reshape(len(matrix[0]), -1)  # experts may lie one below the other
+        mixed = torch.empty((len(matrix), source.shape[1]), dtype=source.dtype)
+        for new, coefficients in enumerate(matrix):
             used = ((source[old], c) for old, c in enumerate(coefficients) if c)
-            mixed[new] = _weighted_sum(used, shape[1:]).to(source.dtype)
-        return mixed
+            mixed[new] = _weighted_sum(used, tuple(source.shape[1:])).to(source.dtype)
+        return mixed.reshape(operation.target.shape)
 
 
 def _weighted_sum(
@@ -203,6 +203,15 @@ def _read_object(file: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise PruneError(f"{file} is not a JSON object")
     return fields
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Return name -> where the tensor is, of a folder with safetensors files.
+
+    :raises PruneError: if a file is missing, truncated or damaged, or the index is wrong
+    """
+    weights = folder / COMPACT_FOLDER
+    return _stored(weights if weights.is_dir() else folder)
 
 
 def _stored(folder: Path) -> dict[str, StoredTensor]:

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from vllm_moe_prune.config_keys import count_at, value_at, with_value
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.roles import WEIGHT, Role, name_pattern, router_part
+from vllm_moe_prune.form import Form
+from vllm_moe_prune.roles import WEIGHT, Role, name_pattern
 
-Score = Literal["softmax", "sigmoid"]
+Score = Literal["softmax", "sigmoid", "sqrtsoftplus"]
 LAYER = "model.layers.{layer}."
+# What may stand before "layers.N.", and what all names of the language model begin with then.
+_STEMS = {
+    "model.": "",
+    "language_model.model.": "language_model.",
+    "model.language_model.": "model.language_model.",
+    "language_model.": "language_model.",
+    "": "",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class MoeLayout:
     """Tensor names, config keys and routing semantics of one model family.
 
-    Names are templates as the hub has them, with the placeholders {layer}, {expert}, {projection}
-    and {part} (roles.py). A family has either ``expert`` with ``projections`` (of one expert, in
-    the order gate, up, down) or ``stacked``, tensors of all experts. ``router`` is the gate
-    [E, D] and ``router_rows`` are what else has an entry per expert. ``block`` begins the name of
-    every tensor of an MoE block, and ``beside`` what follows it in tensors that pruning leaves as
-    they are: shared experts, and layers without experts. A name that fits nothing is refused
-    rather than copied.
+    ``forms`` are the ways in which its MoE blocks may be stored, the usual one first. Which one a
+    layer has is found in the files (`settled`) and stands in ``found``, as does what its names
+    begin with: ``layer``, a template. A name that fits nothing is refused rather than copied.
+
+    A count of config.json has one key or several, ``num_experts_key`` and its aliases; a dot leads
+    into a section, and a list has one number per layer. `layout_of` puts the key that there is
+    first. Of the gate's rows those after the experts' stay, ``zero_experts`` as the config's
+    ``zero_experts_key`` says: they are chosen as experts are and have no weights.
 
     ``renormalise`` says whether top-k weights are divided by their sum, as the family's code or
     the config's ``renormalise_key`` has it; `layout_of` fills it in. ``mappable`` says whether a
@@ -39,28 +50,28 @@ class MoeLayout:
     as they are, and transformers' causal language model is without them.
 
     MTP (draft) layers follow the ``num_layers`` decoder layers, which `layout_of` fills in:
-    ``mtp_layer`` is what their tensors' names have in place of "model.layers.{layer}.", and
-    ``mtp_prefix`` begins all names of MTP tensors where it is not just a number that goes on.
+    ``mtp_layer`` is what their tensors' names have in place of ``layer``, and ``mtp_prefix`` begins
+    all names of MTP tensors where it is not just a number that goes on, in the same names.
+    ``mtp_key`` is the config's count of them.
 
     ``vllm_module`` is the name of vLLM's module with the model's code, where that is not the model
-    type, and ``vllm_layers_module`` of the one that makes the decoder layers, where it is another.
+    type: with dots one outside of its folder of models. ``vllm_layers_module`` is the one that
+    makes the decoder layers, where it is another.
     """
 
     model_type: str
-    block: str
-    router: str
+    forms: tuple[Form, ...]
     num_experts_key: str
-    num_experts_alias: str | None = None
+    num_experts_aliases: tuple[str, ...] = ()
     top_k_key: str = "num_experts_per_tok"
-    expert: str | None = None
-    projections: tuple[str, ...] = ()
-    stacked: tuple[str, ...] = ()
-    router_rows: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
+    top_k_aliases: tuple[str, ...] = ()
+    layer: str = LAYER
     score: Score = "softmax"
     renormalise: bool = True
     renormalise_key: str | None = None
     num_groups_key: str | None = None
+    zero_experts_key: str | None = None
+    zero_experts: int = 0
     interleaved: bool = False
     mappable: bool = True
     weights_on_input: bool = False
@@ -68,9 +79,11 @@ class MoeLayout:
     prefix: str = ""
     mtp_layer: str | None = None
     mtp_prefix: str | None = None
+    mtp_key: str = "num_nextn_predict_layers"
     num_layers: int | None = None
     vllm_module: str | None = None
     vllm_layers_module: str | None = None
+    found: Mapping[int, Form] = field(default_factory=dict, repr=False)
 
     @property
     def slices(self) -> bool:
@@ -91,6 +104,12 @@ class MoeLayout:
         biased = any("correction_bias" in name for name in self.router_rows)
         return biased and self.score == "sigmoid"
 
+    def form(self, layer: int | None = None) -> Form:
+        """Return the form of a layer, or what most layers have; the usual one until `settled`."""
+        if layer is None:
+            layer = next(iter(self.found), -1)
+        return self.found.get(layer, self.forms[0])
+
     def classify(self, name: str) -> Role | None:
         """Return the role of a tensor, or None if pruning leaves it as it is.
 
@@ -98,24 +117,26 @@ class MoeLayout:
 
         :raises PruneError: if the name looks like MoE and fits no template of this family
         """
-        if self.is_mtp(name) or not (found := name_pattern(self.block).match(name)):
-            return None
-        layer, rest = int(found["layer"]), name[found.end() :]
-        if self.expert and (found := name_pattern(self.expert, self.projections).fullmatch(name)):
-            return Role("expert", layer, int(found["expert"]), found["projection"], found["part"])
-        for one in self.stacked:
-            if found := name_pattern(one + "{stacked}").fullmatch(name):
-                return Role("stacked", layer, part=found["stacked"] or WEIGHT)
-        if any(name_pattern(one).fullmatch(name) for one in (self.router, *self.router_rows)):
-            return Role("router", layer)
-        if part := router_part(self.router, name):
-            return Role("router", layer, part=part)
-        if rest.startswith(self.beside):
+        layer, rest = self._place(name)
+        inside = [form for form in self._forms(layer) if rest.startswith(form.blocks)]
+        for form in inside:
+            if (role := form.role(layer, rest)) is not None:
+                return role
+        if not inside or any(rest.startswith(form.beside) for form in inside):
             return None
         raise PruneError(
             f"tensor {name} belongs to an MoE block but is not known for {self.model_type}",
-            hint="the checkpoint is of another format than the hub's; nothing was written",
+            hint=f"expected {' or '.join(dict.fromkeys(form.expected() for form in inside))}; "
+            "`vmprune inspect MODEL --explain` shows what is recognised of the model",
         )
+
+    def _place(self, name: str) -> tuple[int, str]:
+        """Return the decoder layer of a tensor with the rest of its name; -1 if it is in none."""
+        found = None if self.is_mtp(name) else name_pattern(self.layer).match(name)
+        return (int(found["layer"]), name[found.end() :]) if found else (-1, "")
+
+    def _forms(self, layer: int) -> tuple[Form, ...]:
+        return (self.found[layer],) if layer in self.found else self.forms
 
     def is_mtp(self, name: str) -> bool:
         """Whether a tensor is of an MTP (draft) layer, which transformers does not load."""
@@ -123,80 +144,126 @@ class MoeLayout:
             return False
         if self.mtp_prefix is not None:
             return name.startswith(self.mtp_prefix)
-        found = name_pattern(LAYER).match(name)
+        found = name_pattern(self.layer).match(name)
         return bool(found and self.num_layers and int(found["layer"]) >= self.num_layers)
 
     def mtp_layout(self) -> MoeLayout:
         """Return the layout of the MTP layers: the same blocks under other names."""
         assert self.mtp_layer is not None, f"{self.model_type} has no MTP layers"
-        return self.renamed(self.mtp_layer, mtp_layer=None, mtp_prefix=None)
+        layer = self.layer if self.mtp_prefix is None else self.mtp_layer
+        return replace(self, layer=layer, mtp_layer=None, mtp_prefix=None, found={})
 
-    def renamed(self, layer: str, **changes: Any) -> MoeLayout:
-        """Return the layout of the same blocks under other names.
+    def settled(self, names: Iterable[str]) -> MoeLayout:
+        """Return the layout with the names and the form that the files have, layer by layer.
 
-        :param layer: what names have in place of "model.layers.{layer}."
-        :param changes: of other fields
+        :raises PruneError: if a layer has experts in two forms
         """
+        listed = list(names)
+        layout = self._named_as(listed)
+        found: dict[int, tuple[Form, str]] = {}
+        for name in listed:
+            layer, rest = layout._place(name)
+            for form in layout.forms if rest else ():
+                role = form.role(layer, rest) if rest.startswith(form.blocks) else None
+                if role is None or role.kind == "router":
+                    continue
+                first, before = found.setdefault(layer, (form, name))
+                if first.role(layer, rest) is None:
+                    raise PruneError(
+                        f"layer {layer} has experts in two forms: {before} and {name}",
+                        hint="leave the tensors of one of them out of the checkpoint",
+                    )
+                break
+        return replace(layout, found={layer: form for layer, (form, _) in sorted(found.items())})
 
-        def moved(template: str) -> str:
-            return template.replace(LAYER, layer)
+    def _named_as(self, names: list[str]) -> MoeLayout:
+        """Return the layout with what the names of decoder layers begin with."""
+        routers = [one for one in names if one.endswith(tuple(form.router for form in self.forms))]
 
-        return replace(
-            self,
-            block=moved(self.block),
-            router=moved(self.router),
-            expert=moved(self.expert) if self.expert else None,
-            stacked=tuple(map(moved, self.stacked)),
-            router_rows=tuple(map(moved, self.router_rows)),
-            **changes,
-        )
+        def fits(layer: str) -> bool:
+            pattern = name_pattern(layer)
+            places = (pattern.match(name) for name in routers)
+            return any(
+                name[place.end() :] == form.router
+                for name, place in zip(routers, places, strict=True)
+                if place
+                for form in self.forms
+            )
+
+        if fits(self.layer):
+            return self
+        for stem, prefix in _STEMS.items():
+            if fits(layer := stem + "layers.{layer}."):
+                return replace(self, layer=layer, prefix=prefix)
+        return self
 
     def expert_name(self, layer: int, expert: int, projection: str, part: str = WEIGHT) -> str:
         """Return the tensor name of one projection of one expert, or of a part of it."""
-        assert self.expert is not None, f"{self.model_type} stacks its experts"
-        return self.expert.format(layer=layer, expert=expert, projection=projection, part=part)
+        template = self.form(layer).expert
+        assert template is not None, f"{self.model_type} stacks its experts"
+        return self._of(layer, template.format(expert=expert, projection=projection, part=part))
 
     def stacked_names(self, layer: int) -> tuple[str, ...]:
         """Return the names of the tensors that hold all experts of a layer."""
-        return tuple(one.format(layer=layer) for one in self.stacked)
+        names = (one.format(part=WEIGHT) for one in self.form(layer).stacked)
+        return tuple(self._of(layer, name) for name in names)
 
     def router_name(self, layer: int) -> str:
         """Return the tensor name of the gate of a layer, [E, D]."""
-        return self.router.format(layer=layer)
+        return self._of(layer, self.form(layer).router)
+
+    def _of(self, layer: int, name: str) -> str:
+        return self.layer.format(layer=layer) + name
+
+    @property
+    def expert(self) -> str | None:
+        """The template of an expert's tensors, if experts are stored one by one."""
+        return self.form().expert
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """An expert's matrices, if experts are stored one by one."""
+        return self.form().projections
+
+    @property
+    def router_rows(self) -> tuple[str, ...]:
+        """Templates of what has an entry per expert beside the gate."""
+        return tuple(self.layer + name for name in self.form().rows)
 
     def text_config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what config.json says of the language model; nothing if it has no such section."""
-        section = config.get(self.section) if self.section else config
+        section = value_at(config, self.section) if self.section else config
         return section if isinstance(section, Mapping) else {}
 
     def num_experts(self, config: Mapping[str, Any]) -> int:
         """Return E as config.json has it."""
-        return _count(self.text_config(config), self.num_experts_key)
+        return count_at(self.text_config(config), self.num_experts_key)
 
     def top_k(self, config: Mapping[str, Any]) -> int:
         """Return the number of active experts per token as config.json has it."""
-        return _count(self.text_config(config), self.top_k_key)
+        return count_at(self.text_config(config), self.top_k_key)
 
     def with_counts(
         self, config: Mapping[str, Any], num_experts: int, top_k: int
     ) -> dict[str, Any]:
         """Return the config with other counts, under every name that it has for them."""
-        known = {self.num_experts_key: num_experts, self.top_k_key: top_k}
-        text = self.text_config(config)
-        if self.num_experts_alias and self.num_experts_alias in text:
-            known[self.num_experts_alias] = num_experts
-        counted = {**text, **known}
-        return counted if self.section is None else {**config, self.section: counted}
+        text = dict(self.text_config(config))
+        for keys, count in (
+            ((self.num_experts_key, *self.num_experts_aliases), num_experts),
+            ((self.top_k_key, *self.top_k_aliases), top_k),
+        ):
+            for key in keys:
+                if key == keys[0] or value_at(text, key) is not None:
+                    text = with_value(text, key, count)
+        return text if self.section is None else with_value(dict(config), self.section, text)
+
+    def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the config with a count of no MTP (draft) layers."""
+        top = self.section is None or self.mtp_key in config
+        return with_value(config, self.mtp_key if top else f"{self.section}.{self.mtp_key}", 0)
 
     def num_groups(self, config: Mapping[str, Any]) -> int:
         """Return the number of router groups (1 where the family has none)."""
         if self.num_groups_key is None:
             return 1
         return int(self.text_config(config).get(self.num_groups_key) or 1)
-
-
-def _count(config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or value < 1:
-        raise PruneError(f"config.json has no usable {key} (found {value!r})")
-    return value

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.form import TABLE
 from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.roles import STACKED_PARTS, WEIGHT, Role
@@ -103,7 +104,7 @@ def expert_counts(tensors: Mapping[str, TensorInfo], layout: MoeLayout) -> dict[
             ids = experts.setdefault(role.layer, set())
             if role.expert is not None:
                 ids.add(role.expert)
-            elif role.kind == "stacked":
+            elif _counts_experts(name, info, role, layout):
                 ids.update(range(info.shape[0]))
     for layer, ids in experts.items():
         if ids != set(range(len(ids))) or not ids:
@@ -111,6 +112,14 @@ def expert_counts(tensors: Mapping[str, TensorInfo], layout: MoeLayout) -> dict[
     if not experts:
         raise PruneError(f"no expert tensors of a {layout.model_type} model were found")
     return {layer: len(experts[layer]) for layer in sorted(experts)}
+
+
+def _counts_experts(name: str, info: TensorInfo, role: Role, layout: MoeLayout) -> bool:
+    """Whether a tensor that is of no single expert has as many rows as there are experts."""
+    if layout.form(role.layer).flat:
+        return name == layout.router_name(role.layer)
+    of_all = role.part != WEIGHT and math.prod(info.shape) == 1
+    return role.kind == "stacked" and not of_all
 
 
 def rewrite(
@@ -134,15 +143,15 @@ def rewrite(
         elif role.kind == "router":
             yield _router(info, role, layer, layout)
         elif role.kind == "stacked":
-            yield _stacked(info, role, routing_map, layer)
+            yield _stacked(info, role, routing_map, layer, layout.form(role.layer).flat)
         elif role.expert not in used[role.layer]:
             yield Drop(info)
         elif (kept := layer.experts.kept) is not None:
-            yield _moved_expert(info, role, kept, layout)
+            yield _moved_expert(info, role, kept)
     parts = _parts(tensors, layout)
     for layer in layers.values():
         _check_present(tensors, layer, layout, parts)
-        if layer.experts.matrix is not None and layout.expert is not None:
+        if layer.experts.matrix is not None and layout.form(layer.layer).expert is not None:
             yield from _merged_experts(tensors, routing_map, layer, layout, parts)
 
 
@@ -177,33 +186,78 @@ def _router(info: TensorInfo, role: Role, layer: LayerMap, layout: MoeLayout) ->
     if layer.router == "mapped":
         rows = tuple(range(layer.num_experts))
     assert rows is not None
+    if role.part == TABLE:
+        return _table(info, rows, layer)
     if role.part != WEIGHT and math.prod(info.shape) == 1:  # of the whole matrix
         return Copy(info.name, info)
-    return _sliced(info, rows, layer)
+    return _sliced(info, rows, layer, more=layout.zero_experts)
 
 
-def _sliced(info: TensorInfo, rows: tuple[int, ...], layer: LayerMap) -> Operation:
+def _table(info: TensorInfo, rows: tuple[int, ...], layer: LayerMap) -> Copy:
+    """Copy a table of experts' ids where all of them stay what they are."""
+    if rows != tuple(range(layer.num_experts)):
+        raise PruneError(
+            f"layer {layer.layer}: {info.name} says by token which experts compute it, so that "
+            "none of them can go",
+            hint=f"keep all {layer.num_experts} experts of this layer",
+        )
+    return Copy(info.name, info)
+
+
+def _sliced(
+    info: TensorInfo, rows: tuple[int, ...], layer: LayerMap, *, more: int = 0
+) -> Operation:
+    """Keep rows of a tensor with one for each expert.
+
+    :param more: rows after those of the experts, which stay
+    """
     is_row = len(info.shape) == 2 and info.shape[0] == 1 < layer.num_experts
     count = info.shape[1] if is_row else info.shape[0]
-    if count != layer.num_experts:
+    if count != layer.num_experts + more:
+        also = f" and {more} without weights" if more else ""
         raise PruneError(
             f"tensor {info.name} has {count} rows but the routing map says "
-            f"layer {layer.layer} has {layer.num_experts} experts"
+            f"layer {layer.layer} has {layer.num_experts} experts{also}"
         )
+    rows = (*rows, *range(layer.num_experts, count))
     if rows == tuple(range(count)):
         return Copy(info.name, info)
     shape = (1, len(rows)) if is_row else (len(rows), *info.shape[1:])
     return Slice(info.name, TensorInfo(info.name, info.dtype, shape), rows, count)
 
 
-def _stacked(info: TensorInfo, role: Role, routing_map: RoutingMap, layer: LayerMap) -> Operation:
+def _stacked(
+    info: TensorInfo, role: Role, routing_map: RoutingMap, layer: LayerMap, flat: bool
+) -> Operation:
     """Keep or combine the experts that are a tensor's first dimension."""
+    if role.part != WEIGHT and math.prod(info.shape) == 1:  # of all experts
+        return Copy(info.name, info)
+    # Experts that lie one below the other are so many rows each.
+    each = _rows_of_each(info, layer) if flat else 1
     if (kept := layer.experts.kept) is not None:
-        return _sliced(info, kept, layer)
+        one = _sliced(replace(info, shape=(info.shape[0] // each, *info.shape[1:])), kept, layer)
+        return _with_rows(one, each) if flat else one
     _check_combinable(info, role.part)
-    target = TensorInfo(info.name, info.dtype, (layer.num_kept, *info.shape[1:]))
+    target = TensorInfo(info.name, info.dtype, (layer.num_kept * each, *info.shape[1:]))
     matrix = routing_map.expert_matrix(layer)
     return Mix(info.name, target, tuple(tuple(float(x) for x in row) for row in matrix))
+
+
+def _rows_of_each(info: TensorInfo, layer: LayerMap) -> int:
+    each, rest = divmod(info.shape[0], layer.num_experts)
+    if rest:
+        raise PruneError(
+            f"tensor {info.name} has {info.shape[0]} rows, which {layer.num_experts} experts "
+            "cannot share equally"
+        )
+    return each
+
+
+def _with_rows(operation: Operation, each: int) -> Operation:
+    """Return the operation for a tensor with so many rows for each expert."""
+    assert isinstance(operation, Copy | Slice)
+    first, *others = operation.target.shape
+    return replace(operation, target=replace(operation.target, shape=(first * each, *others)))
 
 
 def _check_combinable(info: TensorInfo, part: str) -> None:
@@ -214,10 +268,9 @@ def _check_combinable(info: TensorInfo, part: str) -> None:
         )
 
 
-def _moved_expert(info: TensorInfo, role: Role, kept: tuple[int, ...], layout: MoeLayout) -> Copy:
+def _moved_expert(info: TensorInfo, role: Role, kept: tuple[int, ...]) -> Copy:
     assert role.expert is not None
-    new = kept.index(role.expert)
-    name = layout.expert_name(role.layer, new, role.projection, role.part)
+    name = role.renumbered(info.name, kept.index(role.expert))
     return Copy(info.name, TensorInfo(name, info.dtype, info.shape))
 
 
@@ -231,7 +284,7 @@ def _merged_experts(
     matrix = routing_map.expert_matrix(layer)
     for new in range(layer.num_kept):
         old = [int(i) for i in np.flatnonzero(matrix[new])] or [0]
-        for projection in layout.projections:
+        for projection in layout.form(layer.layer).projections:
             for part in parts[layer.layer, projection]:
                 name = layout.expert_name(layer.layer, old[0], projection, part)
                 _check_combinable(tensors[name], part)
@@ -250,8 +303,9 @@ def _check_present(
     for name in layout.stacked_names(layer.layer):
         blocks = [name + part for part in STACKED_PARTS]
         wanted += blocks if any(block in tensors for block in blocks) else [name]
-    for expert in range(layer.num_experts if layout.expert else 0):
-        for projection in layout.projections:
+    form = layout.form(layer.layer)
+    for expert in range(layer.num_experts if form.expert else 0):
+        for projection in form.projections:
             for part in parts.get((layer.layer, projection), (WEIGHT,)):
                 wanted.append(layout.expert_name(layer.layer, expert, projection, part))
     for name in wanted:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from vllm_moe_prune.errors import PruneError
@@ -19,7 +19,7 @@ PARTS = (
     *(WEIGHT, "weight_packed", "weight_shape", "weight_g_idx", "weight_zero_point"),
     *("weight_scale", "weight_scale_inv", "weight_scale_2", "weight_global_scale"),
     *("input_scale", "input_zero_point", "input_global_scale"),
-    *("qweight", "qzeros", "scales", "g_idx", "bias"),
+    *("qweight", "qzeros", "scales", "g_idx", "bias", "scale"),
 )
 # Of a quantised gate those that are one number, or have a row for each of the gate's rows. The
 # others are packed along the experts, or describe the shape of what is packed.
@@ -28,6 +28,12 @@ _ROUTER_PARTS = (
     *("input_scale", "input_zero_point", "input_global_scale"),
 )
 STACKED_PARTS = ("_blocks", "_scales")  # of a stacked tensor in MXFP4, in place of it
+# What stands beside a stacked tensor of another format (transformers' FP8, ModelOpt's NVFP4).
+_BESIDE_STACKED = (
+    *("_scale_inv", "_scale", "_weight_scale_inv", "_weight_scale", "_weight_scale_2"),
+    *("_input_scale", "_activation_scale"),
+)
+PART = "{part}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,8 @@ class Role:
     ``expert``: of one expert, number ``expert``; ``stacked``: of all experts, which are its first
     dimension; ``router``: has one row or entry per expert. ``part`` says which of the tensors it is
     that together are one matrix: ``weight``, or one that a quantiser added.
+
+    ``places`` are where an expert's number stands in the name, counted from its end.
     """
 
     kind: Literal["expert", "stacked", "router"]
@@ -44,16 +52,27 @@ class Role:
     expert: int | None = None
     projection: str = ""
     part: str = WEIGHT
+    places: tuple[int, int] | None = field(default=None, compare=False, repr=False)
+
+    def renumbered(self, name: str, expert: int) -> str:
+        """Return the name of the same tensor of another expert."""
+        assert self.places is not None, f"{name} is of no single expert"
+        begin, end = self.places
+        return f"{name[:begin]}{expert}{name[end:]}"
 
 
 @functools.cache
 def name_pattern(template: str, projections: tuple[str, ...] = ()) -> re.Pattern[str]:
-    """Return what reads names of a template: groups layer, expert, projection, part, stacked."""
+    """Return what reads names of a template: groups layer, expert, projection, part.
+
+    In place of {stacked} a name may have a part of a stacked tensor, or nothing.
+    """
     pattern = re.escape(template)
     pattern = pattern.replace(r"\{layer\}", r"(?P<layer>\d+)")
     pattern = pattern.replace(r"\{expert\}", r"(?P<expert>\d+)")
     pattern = pattern.replace(r"\{part\}", f"(?P<part>{'|'.join(PARTS)})")
-    pattern = pattern.replace(r"\{stacked\}", f"(?P<stacked>{'|'.join(STACKED_PARTS)})?")
+    stacked = "|".join((*STACKED_PARTS, *_BESIDE_STACKED))
+    pattern = pattern.replace(r"\{stacked\}", f"(?P<part>{stacked})?")
     return re.compile(
         pattern.replace(r"\{projection\}", f"(?P<projection>{'|'.join(projections)})")
     )

@@ -24,6 +24,8 @@ def scores(logits: torch.Tensor, score: Score) -> torch.Tensor:
     import torch
 
     logits = logits.float()
+    if score == "sqrtsoftplus":
+        return torch.nn.functional.softplus(logits).sqrt()
     return torch.softmax(logits, dim=-1) if score == "softmax" else torch.sigmoid(logits)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from offline.build.card import card_fields, model_card
-from offline.build.mtp import NUM_LAYERS_KEY, MtpChoice, decoder_tensors, plan_mtp
+from offline.build.mtp import MtpChoice, decoder_tensors, plan_mtp
 from offline.build.quantised import follow
 from offline.runs.output import check_output, staged
 from offline.runs.owned import MANIFEST
@@ -166,7 +166,9 @@ def write_checkpoint(
             source, operations, weights, max_shard_bytes=max_shard_bytes, progress=progress
         )
         copy_companions(base.folder, partial)
-        (partial / "config.json").write_text(_config(config, base, routing_map, operations))
+        written = json.dumps(pruned_config(config, base, routing_map, operations), indent=2)
+        (partial / "config.json").write_text(written + "
+")
         inherited, exact = card_fields(base.folder), base.layout.slices
         card = model_card(base.name, routing_map, routing_map.form, inherited, slices=exact)
         (partial / "README.md").write_text(card)
@@ -176,18 +178,18 @@ def write_checkpoint(
         _verify(partial, operations)
 
 
-def _config(
+def pruned_config(
     config: Mapping[str, Any],
     base: Checkpoint,
     routing_map: RoutingMap,
     operations: Sequence[Operation],
-) -> str:
+) -> dict[str, Any]:
     """Return config.json with the largest counts; per-layer counts live in the map alone."""
     config = base.layout.with_counts(config, routing_map.max_kept, routing_map.max_top_k)
     names = {op.target.name for op in operations if not isinstance(op, Drop)}
     if any(map(base.layout.is_mtp, base.tensors)) and not any(map(base.layout.is_mtp, names)):
-        config = {**config, NUM_LAYERS_KEY: 0}
-    return json.dumps(config, indent=2) + "\n"
+        config = base.layout.without_mtp(config)
+    return config
 
 
 def copy_companions(source: Path, target: Path) -> None:

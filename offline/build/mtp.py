@@ -15,6 +15,7 @@ from pydantic import JsonValue
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap, Selection
+from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.rewrite import Copy, Drop, Operation, TensorInfo, expert_counts, rewrite
 from vllm_moe_prune.routing_map import RoutingMap
 
@@ -23,7 +24,6 @@ MTP_HELP = (
     "what becomes of MTP (draft) layers, if the base has any: drop leaves them out, prune keeps as "
     "many experts as the other layers do, keep copies them"
 )
-NUM_LAYERS_KEY = "num_nextn_predict_layers"
 # The criterion that needs nothing but the gate: RWN of docs/criteria.md, the lowest dropped first.
 _CRITERION = "min-rwn"
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -81,7 +81,7 @@ def plan_mtp(base: Checkpoint, routing_map: RoutingMap, choice: MtpChoice | None
     if choice == "keep" or not counts:
         kept = tuple(Copy(name, info) for name, info in tensors.items())
         return MtpPlan(kept, {"mtp": choice})
-    layout = base.layout.mtp_layout()
+    layout = _layout(base, tensors)
     layers = tuple(_layer_map(base, layer, count, routing_map) for layer, count in counts.items())
     own = RoutingMap.build(
         model_type=routing_map.model_type,
@@ -106,6 +106,11 @@ def _tensors(base: Checkpoint) -> dict[str, TensorInfo]:
     return _where(base, base.layout.is_mtp)
 
 
+def _layout(base: Checkpoint, tensors: Mapping[str, TensorInfo]) -> MoeLayout:
+    """Return the layout of the draft layers, which may have another form than the others."""
+    return base.layout.mtp_layout().settled(tensors)
+
+
 def _where(base: Checkpoint, wanted: Callable[[str], bool]) -> dict[str, TensorInfo]:
     return {name: info for name, info in base.tensors.items() if wanted(name)}
 
@@ -114,7 +119,7 @@ def _expert_counts(base: Checkpoint, tensors: Mapping[str, TensorInfo]) -> dict[
     """Return number of an MTP layer -> experts; empty where they have none (Ernie)."""
     if not tensors:
         return {}
-    layout = base.layout.mtp_layout()
+    layout = _layout(base, tensors)
     if all(layout.classify(name) is None for name in tensors):
         return {}
     return expert_counts(tensors, layout)
@@ -128,14 +133,14 @@ def _check_prunable(base: Checkpoint, layer: int, count: int, keep: int) -> None
             f"{keep} cannot be kept",
             hint="--mtp drop",
         )
-    name = base.layout.mtp_layout().router_name(layer)
+    name = _layout(base, _tensors(base)).router_name(layer)
     if base.tensors[name].dtype not in _FLOATS:  # rows may have scales
         raise PruneError(f"--mtp prune: the gate {name} is quantised", hint="--mtp drop")
 
 
 def _layer_map(base: Checkpoint, layer: int, count: int, routing_map: RoutingMap) -> LayerMap:
     keep, groups = routing_map.max_kept, routing_map.num_groups
-    name = base.layout.mtp_layout().router_name(layer)
+    name = _layout(base, _tensors(base)).router_name(layer)
     norms = base.tensor(name).double().norm(dim=1).reshape(groups, -1)  # of [E, D]
     best = norms.argsort(dim=1, descending=True, stable=True)[:, : keep // groups].tolist()
     kept = sorted(

@@ -1,0 +1,41 @@
+"""Entries of config.json by keys whose dots lead into sections, and the counts that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm_moe_prune.errors import PruneError
+
+
+def value_at(config: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a key, or None if it or its section is not there."""
+    section, _, rest = key.partition(".")
+    value = config.get(section)
+    if not rest:
+        return value
+    return value_at(value, rest) if isinstance(value, Mapping) else None
+
+
+def with_value(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """Return the config with another value of a key, in a list of numbers for each of them."""
+    section, _, rest = key.partition(".")
+    before = config.get(section)
+    if rest:
+        value = with_value(before if isinstance(before, Mapping) else {}, rest, value)
+    elif isinstance(before, list) and isinstance(value, int):
+        value = [value] * len(before)
+    return {**config, section: value}
+
+
+def count_at(config: Mapping[str, Any], key: str) -> int:
+    """Return a count, which may be a list of the same number for every layer.
+
+    :raises PruneError: if there is none, or layers differ
+    """
+    value = value_at(config, key)
+    numbers = set(value) if isinstance(value, list) and value else {value}
+    (count, *others) = numbers
+    if others or not isinstance(count, int) or count < 1:
+        raise PruneError(f"config.json has no usable {key} (found {value!r})")
+    return count

@@ -1,0 +1,71 @@
+"""`Form`: the tensor names of an MoE block in one of the ways in which a family is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from vllm_moe_prune.roles import PART, WEIGHT, Role, name_pattern, router_part
+
+# Of all experts in one tensor, as transformers 5 has them in memory, and saves them when told to.
+STACKED = ("gate_up_proj", "down_proj")
+TABLE = "table"  # the part of a router that holds ids of experts
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Names of the tensors of an MoE block, as they go on after the layer's own name.
+
+    They are templates with the placeholders {expert}, {projection} and {part} (roles.py).
+    ``router`` is the gate, [E, D], and ``rows`` are what else has an entry per expert. Either
+    ``expert`` with ``projections`` (of one expert: gate, up, down, or up, down) or ``stacked``,
+    tensors of all experts, name the experts; ``flat`` says that these are [E * I, D] instead of
+    [E, ...]. ``tables`` hold ids of experts, so that none of a layer with one can go.
+
+    Every name that begins with one of ``blocks`` is of the MoE block, and ``beside`` begins those
+    that pruning leaves as they are: shared experts, and layers without experts.
+    """
+
+    router: str
+    blocks: tuple[str, ...]
+    expert: str | None = None
+    projections: tuple[str, ...] = ()
+    stacked: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    flat: bool = False
+
+    def role(self, layer: int, name: str) -> Role | None:
+        """Return the role of the tensor with this name after its layer's, or None."""
+        if self.expert and (found := name_pattern(self.expert, self.projections).fullmatch(name)):
+            number, (begin, end) = int(found["expert"]), found.span("expert")
+            places = (begin - len(name), end - len(name))
+            return Role("expert", layer, number, found["projection"], found["part"], places)
+        for one in self.stacked:
+            # A part follows an underscore, unless the template has a place for it.
+            template = one if PART in one else one + "{stacked}"
+            if found := name_pattern(template).fullmatch(name):
+                return Role("stacked", layer, part=found["part"] or WEIGHT)
+        if any(name_pattern(one).fullmatch(name) for one in (self.router, *self.rows)):
+            return Role("router", layer)
+        if name in self.tables:
+            return Role("router", layer, part=TABLE)
+        part = router_part(self.router, name)
+        return Role("router", layer, part=part) if part else None
+
+    def in_transformers(self, block: str | None = None, **changes: object) -> Form:
+        """Return the form with experts stacked as transformers 5 has them in memory.
+
+        :param block: in which they are; this form's own if not given
+        :param changes: of other fields
+        """
+        block = self.blocks[0] if block is None else block
+        stacked = tuple(f"{block}experts.{name}" for name in STACKED)
+        return replace(self, expert=None, projections=(), stacked=stacked, **changes)  # type: ignore[arg-type]
+
+    def expected(self) -> str:
+        """Return in words which names a block of this form has."""
+        experts = self.expert or self.stacked[0]
+        for place in ("{expert}", "{projection}", "{part}"):
+            experts = experts.replace(place, place[1].upper())
+        return f"experts as {experts} with the gate {self.router}"
