@@ -167,8 +167,7 @@ def write_checkpoint(
         )
         copy_companions(base.folder, partial)
         written = json.dumps(pruned_config(config, base, routing_map, operations), indent=2)
-        (partial / "config.json").write_text(written + "
-")
+        (partial / "config.json").write_text(written + "\n")
         inherited, exact = card_fields(base.folder), base.layout.slices
         card = model_card(base.name, routing_map, routing_map.form, inherited, slices=exact)
         (partial / "README.md").write_text(card)
