@@ -19,6 +19,8 @@ from vllm_moe_prune.routing_map import RoutingMap
 
 def mxfp4(bench: Bench) -> None:
     """Step B4: gpt-oss in MXFP4 with one count, and with counts that differ: served or refused."""
+    if not _has_kernels(bench):
+        return
     original = write_model(bench.folder / "original", "gpt_oss")
     base = write_mxfp4(original, bench.folder / "base", bench.folder / "readable")
     reference = Reference(bench.folder / "readable")
@@ -37,8 +39,7 @@ def mxfp4(bench: Bench) -> None:
 
 def fp8_blocks(bench: Bench) -> None:
     """Step B4: FP8 in blocks, E' no multiple of 4 and E' = k: as vLLM chooses, or with Triton."""
-    if not bench.on_gpu and not torch.cpu._is_amx_tile_supported():
-        bench.leave_out("everything: vLLM's CPU kernel for FP8 needs AMX")
+    if not _has_kernels(bench):
         return
     original = write_model(bench.folder / "original", "qwen3_moe", num_hidden_layers=2)
     base = write_fp8_blocks(original, bench.folder / "base", bench.folder / "readable")
@@ -54,6 +55,13 @@ def fp8_blocks(bench: Bench) -> None:
                 raise
             found = ask(bench.folder / name, {**arguments, "moe_backend": "triton"})
         check_answers(bench, name, found, reference, routing_map, kept_map(base, kept, seed=8))
+
+
+def _has_kernels(bench: Bench) -> bool:
+    if bench.on_gpu or torch.cpu._is_amx_tile_supported():
+        return True
+    bench.leave_out("everything: vLLM's CPU kernels for it need AMX")
+    return False
 
 
 def _built(bench: Bench, base: Path, routing_map: RoutingMap, name: str) -> dict[str, Any]:
