@@ -50,10 +50,18 @@ def read_recipe(
     recipe, notes = _merged(given, file)
     for name, what in recipe.idle.items():
         if name in given:
-            flag = f"--{name.replace('_', '-')} {given[name]}"
+            flag = _typed(name, given[name])
             raise PruneError(f"{flag} changes nothing here", hint=f"it goes with {what}")
         notes += (f"recipe {file}: {name} changes nothing, it goes with {what}",)
     return recipe, notes
+
+
+def _typed(name: str, value: object) -> str:
+    """Return a flag as a user types it."""
+    word = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{word}" if value else f"--no-{word}"
+    return f"--{word} {value}"
 
 
 def _given(flags: Mapping[str, Any]) -> Flat:
