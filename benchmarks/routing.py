@@ -2,10 +2,10 @@
 
     python -m benchmarks.routing [--device cuda]
 
-One layer, E = 128, E' = 64 and k = 8 unless told otherwise, by kind of map and number of tokens. On a GPU the calls
-of a round are recorded as one graph and replayed, as vLLM does; on a CPU they are just called, and
-both sides are PyTorch's operations. Sides take turns. Prints a Markdown table; the last line of
-stdout is one JSON object.
+One layer, with 64 of 128 experts and top-8 unless told otherwise, by kind of map and number of
+tokens. On a GPU the calls of a round are recorded as one graph and replayed, as vLLM does; on a CPU
+they are just called, and both sides are PyTorch's operations. Sides take turns. Prints a Markdown
+table; the last line of stdout is one JSON object.
 """
 
 from __future__ import annotations

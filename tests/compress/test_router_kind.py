@@ -23,6 +23,7 @@ from tests.families.models import make_family
 from tests.sample_runs import Listener, of_its_method
 from tests.tiny import word_tokenizer
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.live import LiveRouting
 from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.routing_map import RoutingMap
 
@@ -146,6 +147,23 @@ def block_output(engine: TransformersEngine, task: Task, layer: int) -> torch.Te
         engine.logits([engine.tokenizer.encode(passage)[:-1]])
     hook.remove()
     return torch.cat(seen)
+
+
+@pytest.mark.parametrize("fixed_columns", [True, False])
+def test_a_live_layer_routes_as_the_sliced_gate_that_is_built(
+    fixed_columns: bool, olmoe: Path
+) -> None:
+    base = Checkpoint.open(olmoe)
+    space = Space.of(MoeShape.of(base), 4, router="sliced")
+    kept = (0, 3, 4, 6)
+    made = space.routing_map(dict.fromkeys(space.layers, kept), Provenance.now("test"))
+    live = LiveRouting(8, 2, base.layout, fixed_columns=fixed_columns)
+    live.set(made.layers[0])
+    logits = torch.randn(9, 8, generator=torch.Generator().manual_seed(0))
+    weights, ids = live(logits, logits, 2, base.layout.renormalise)
+    expected, rows = torch.softmax(logits[:, kept], dim=-1).topk(2)  # as stock vLLM, and any other
+    torch.testing.assert_close(weights, expected)
+    assert ids.tolist() == torch.tensor(kept)[rows].tolist()
 
 
 @pytest.mark.parametrize(

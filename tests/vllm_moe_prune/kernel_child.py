@@ -22,7 +22,7 @@ from vllm_moe_prune.mapped_router import MappedRouter
 from vllm_moe_prune.routing import route
 
 _ALLOCATES = ("aten.empty", "aten.new_empty")
-_VIEWS = ("aten.t.", "aten.view", "aten.expand")
+_VIEWS = ("aten.permute", "aten.view", "aten.expand")
 SIZES = ((8, 4, 2, 5), (70, 33, 6, 37))  # E, E', k, T
 SCORES: tuple[Score, ...] = ("softmax", "sigmoid")
 
