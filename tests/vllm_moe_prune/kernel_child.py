@@ -23,7 +23,7 @@ from vllm_moe_prune.routing import route
 
 _ALLOCATES = ("aten.empty", "aten.new_empty")
 _VIEWS = ("aten.permute", "aten.view", "aten.expand")
-SIZES = ((8, 4, 2, 5), (70, 33, 6, 37))  # E, E', k, T
+SIZES = ((8, 4, 2, 5), (70, 33, 6, 17))  # E, E', k, T
 SCORES: tuple[Score, ...] = ("softmax", "sigmoid")
 
 
