@@ -24,7 +24,8 @@ _ROWS = 16  # tokens of a program: the fewest that `tl.dot` takes
 _CHUNK = 32  # experts whose scores are mapped at a time
 
 
-@triton.jit(do_not_specialize=["num_tokens", "stride"])  # type: ignore[untyped-decorator]
+# What differs by layer or step is no constant: each value would be compiled for.
+@triton.jit(do_not_specialize=["num_tokens", "stride", "num_experts", "num_kept"])  # type: ignore[untyped-decorator]
 def route_kernel(
     logits_ptr: tl.tensor,
     map_ptr: tl.tensor,
@@ -32,8 +33,8 @@ def route_kernel(
     ids_ptr: tl.tensor,
     num_tokens: tl.tensor,
     stride: tl.tensor,
-    NUM_EXPERTS: tl.constexpr,
-    NUM_KEPT: tl.constexpr,
+    num_experts: tl.tensor,
+    num_kept: tl.tensor,
     TOP_K: tl.constexpr,
     SIGMOID: tl.constexpr,
     MATRIX: tl.constexpr,
@@ -57,39 +58,39 @@ def route_kernel(
     total = highest
     if not SIGMOID:
         experts = tl.arange(0, EXPERTS)[None, :]
-        row = tl.load(logits + experts, mask=experts < NUM_EXPERTS, other=-float("inf"))
+        row = tl.load(logits + experts, mask=experts < num_experts, other=-float("inf"))
         row = row.to(tl.float32)
         highest = tl.max(row, axis=1)
         total = tl.sum(tl.exp(row - highest[:, None]), axis=1)
     new = tl.arange(0, KEPT)[None, :]
     if MATRIX:
         mapped = tl.zeros([ROWS, KEPT], dtype=tl.float32)
-        for begin in range(0, NUM_EXPERTS, CHUNK):
+        for begin in range(0, num_experts, CHUNK):
             part = begin + tl.arange(0, CHUNK)
-            inside = part < NUM_EXPERTS
+            inside = part < num_experts
             x = tl.load(logits + part[None, :], mask=inside[None, :], other=-float("inf"))
             x = x.to(tl.float32)
             sigmoid = 1 / (1 + tl.exp(-x))
             score = sigmoid if SIGMOID else tl.exp(x - highest[:, None]) / total[:, None]
             w_rm = tl.load(
-                map_ptr + part[:, None] * NUM_KEPT + new,
-                mask=inside[:, None] & (new < NUM_KEPT),
+                map_ptr + part[:, None] * num_kept + new,
+                mask=inside[:, None] & (new < num_kept),
                 other=0.0,
             )
             mapped = tl.dot(score, w_rm, mapped, input_precision="ieee")
     else:
-        old = tl.load(map_ptr + new, mask=new < NUM_KEPT, other=0)
+        old = tl.load(map_ptr + new, mask=new < num_kept, other=0)
         x = tl.load(logits + old).to(tl.float32)
         sigmoid = 1 / (1 + tl.exp(-x))
         mapped = sigmoid if SIGMOID else tl.exp(x - highest[:, None]) / total[:, None]
-    mapped = tl.where(new < NUM_KEPT, mapped, -float("inf"))
+    mapped = tl.where(new < num_kept, mapped, -float("inf"))
     columns = tl.arange(0, COLUMNS)[None, :]
     weights = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
     ids = tl.zeros([ROWS, COLUMNS], dtype=tl.int32)
     for column in range(TOP_K):
         best, chosen = tl.max(mapped, axis=1, return_indices=True)
         # Of scores that are not numbers the largest may lie behind E', where no expert is.
-        chosen = tl.minimum(chosen, NUM_KEPT - 1)
+        chosen = tl.minimum(chosen, num_kept - 1)
         weights = tl.where(columns == column, best[:, None], weights)
         ids = tl.where(columns == column, chosen[:, None], ids)
         mapped = tl.where(new == chosen[:, None], -float("inf"), mapped)
@@ -126,8 +127,6 @@ def constants(
     :param least_share: as `routing.renormalised` has it; 0 where no weight is negative
     """
     return {
-        "NUM_EXPERTS": num_experts,
-        "NUM_KEPT": num_kept,
         "TOP_K": top_k,
         "SIGMOID": score == "sigmoid",
         "MATRIX": matrix,
@@ -176,6 +175,8 @@ def route_fused(
             ids,
             tokens,
             logits.stride(0),
+            experts,
+            kept,
             **constants(
                 experts,
                 kept,

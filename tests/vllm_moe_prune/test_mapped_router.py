@@ -170,8 +170,7 @@ def test_the_kernel_compiles_for_gpus(
         "map_ptr": "*fp32" if matrix else "*i32",
         "weights_ptr": "*fp32",
         "ids_ptr": "*i32",
-        "num_tokens": "i32",
-        "stride": "i32",
+        **dict.fromkeys(("num_tokens", "stride", "num_experts", "num_kept"), "i32"),
     }
     source = ASTSource(
         route_kernel, signature=types | dict.fromkeys(given, "constexpr"), constexprs=given
