@@ -2,8 +2,8 @@
 
     python -m benchmarks.router_kind --out router-kind
 
-A small Qwen2-MoE and a small OLMoE, each with 16 experts and top-4, are trained for some minutes on
-the test-bed's text. Then plans of each criterion are made with `--router mapped`, which is exact,
+A Qwen2-MoE and an OLMoE are made of the test-bed's weights (8 experts, top-2) and trained for some
+minutes on its text. Then plans of each criterion are made with `--router mapped`, which is exact,
 and with `--router sliced`, whose softmax runs over the kept experts alone: perplexity of both on
 held-out text, at several E'. Prints a Markdown table for each model; the last line of stdout is one
 JSON object. The same command continues where it was killed.
@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from benchmarks.criteria import Bench, Texts, scores_of, sequences_of, texts_of
-from benchmarks.small_moe import EXPERTS, FAMILIES, make_small_moe
+from benchmarks.small_moe import FAMILIES, SHAPE, make_small_moe
 from offline.calibration.scores import Scores
 from offline.engines.local.transformers import TransformersEngine
 from offline.maps.router_kind import RouterKind
@@ -32,9 +32,9 @@ _KINDS: tuple[RouterKind, ...] = ("mapped", "sliced")
 
 @click.command(context_settings={"show_default": True})
 @click.option("--families", default=",".join(FAMILIES))
-@click.option("--steps", default=1000, help="of 1,024 tokens, that each model is trained for")
+@click.option("--steps", default=250, help="of 1,024 tokens, that each model is trained for")
 @click.option("--criteria", default="min-euf,min-ean,min-reap")
-@click.option("--keeps", default="12,8,6,4", help=f"experts to keep of {EXPERTS}")
+@click.option("--keeps", default="6,4,3,2", help=f"experts to keep of {SHAPE.experts}")
 @click.option("--sequences", default=16, help="of each domain, to score on")
 @click.option("--heldout", default=16, help="sequences of each domain to measure on")
 @click.option("--length", default=256, help="tokens of a sequence")
@@ -49,7 +49,7 @@ def main(families: str, steps: int, criteria: str, keeps: str, out: Path, **size
         found = _measured(model, train, held_out, criteria.split(","), keeps, sizes)
         click.echo(f"\n{_table(family, found)}")
         detail[family] = found
-    half = f"{EXPERTS // 2}"
+    half = f"{SHAPE.experts // 2}"
     costs = [
         row["sliced"] / row["mapped"]
         for found in detail.values()
@@ -58,7 +58,7 @@ def main(families: str, steps: int, criteria: str, keeps: str, out: Path, **size
     report = {
         "name": "perplexity_of_sliced_over_mapped_routers",
         "value": round(statistics.geometric_mean(costs), 3) if costs else None,
-        "unit": f"ratio, geometric mean over models and criteria, {half} of {EXPERTS} experts kept",
+        "unit": f"ratio, geometric mean over models and criteria, {half} experts of each layer kept",
         "detail": detail,
     }
     click.echo("\n" + json.dumps(report))
@@ -99,7 +99,7 @@ def _both(bench: Bench, scores: Scores, criterion: str, keep: int) -> dict[str, 
 def _table(family: str, found: dict[str, Any]) -> str:
     """Return a Markdown table of perplexities."""
     lines = [
-        f"**{family}, all {EXPERTS} experts: {found['base']}**",
+        f"**{family}, all {SHAPE.experts} experts: {found['base']}**",
         "",
         "| E' | criterion | mapped | sliced | sliced over mapped |",
         "|---|---|---|---|---|",
