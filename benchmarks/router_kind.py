@@ -58,7 +58,7 @@ def main(families: str, steps: int, criteria: str, keeps: str, out: Path, **size
     report = {
         "name": "perplexity_of_sliced_over_mapped_routers",
         "value": round(statistics.geometric_mean(costs), 3) if costs else None,
-        "unit": f"ratio, geometric mean over models and criteria, {half} experts of each layer kept",
+        "unit": f"ratio, geometric mean over models and criteria, {half} experts kept",
         "detail": detail,
     }
     click.echo("\n" + json.dumps(report))
