@@ -197,7 +197,7 @@ MISTAKES = [
     (
         "base: {model: base}\nmethod: {experts: 4}\n",
         "method.experts: there is no such setting",
-        "method has name, keep, ratio, friendly, seed, top_k, budget, floor, preset",
+        "method has name, keep, ratio, friendly, router, seed, top_k, budget, floor, preset",
     ),
     (
         "base: {model: base}\nmethod: {keep: 4, rounds: 3}\n",
