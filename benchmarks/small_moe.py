@@ -49,7 +49,7 @@ def make_small_moe(
     if out.exists():
         return out
     with staged(out) as folder:
-        _write(family, folder)
+        write_family(family, folder)
         blocks = _blocks(folder, train, steps * _ROWS)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         _train(model, blocks, lambda text: tell(f"{family}: {text}"))
@@ -57,7 +57,7 @@ def make_small_moe(
     return out
 
 
-def _write(family: str, folder: Path) -> None:
+def write_family(family: str, folder: Path) -> None:
     """Write the test-bed's weights as a checkpoint of a family."""
     own = configs(SHAPE)
     kept = {k: v for k, v in own["config.json"].items() if k != "num_local_experts"}
