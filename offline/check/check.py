@@ -18,6 +18,7 @@ from offline.build.quantised import check_unquantised
 from offline.check.probes import CHAT_PROMPTS, PROMPTS, repetition
 from offline.data.models import complete
 from offline.engines.needs import check_tokenizer, check_vllm, check_whole
+from offline.runs.device import check_device, pick_device
 from offline.runs.owned import read_json, refuse_foreign
 from serve.server import Server, ServerSpec
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
@@ -95,27 +96,37 @@ def check(
     base: Path | None,
     *,
     dtype: str = "auto",
+    device: str = "auto",
     log: Path,
     reporter: Reporter | None = None,
 ) -> CheckResult:
     """Serve a pruned model with vLLM and verify it; needs vLLM, transformers and torch.
 
+    The reference is loaded when the server has ended, so that one device has room for both.
+
     :param folder: a plain or compact checkpoint, or a routing map (then ``base`` is served)
+    :param device: of the reference; ``auto`` takes a GPU where there is one
     :raises PruneError: if it cannot be served, or a compact one comes without its base
     """
+    check_device(device)
     inputs = _inputs(folder, base, dtype)
     if reporter is not None:
         reporter.stage("serving with vLLM and comparing with transformers", 1)
     complete(Path(inputs.spec.model))
     complete(inputs.reference)
+    from transformers import AutoTokenizer
+
     from offline.engines.local.transformers import TransformersEngine
 
-    engine = TransformersEngine(inputs.reference, dtype=inputs.dtype)  # type: ignore[arg-type]
-    prompts = [engine.tokenizer.encode(prompt) for prompt in PROMPTS]
+    place = pick_device(device)
+    tokenizer = AutoTokenizer.from_pretrained(inputs.reference, local_files_only=True)
+    prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
     with Server(inputs.spec, log=log) as server:
         answers = [_complete(server, prompt, _PROBE_TOKENS) for prompt in prompts]
         chats = [_chat(server, prompt) for prompt in CHAT_PROMPTS]
         startup = server.startup_seconds
+    given: Any = inputs.dtype
+    engine = TransformersEngine(inputs.reference, device=place, dtype=given)
     looping = [repetition(answer.tokens) for answer in answers]
     before = _base_repetition(engine, prompts) if inputs.routing_map else None
     engine.apply(inputs.routing_map)

@@ -21,8 +21,14 @@ from vllm_moe_prune.hub import parse
 @click.option(
     "--dtype", default="auto", show_default=True, help="float32 gives the tightest parity"
 )
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="where the reference is computed: cpu, cuda, cuda:1, ...; auto takes a GPU",
+)
 @click.option("--json", "as_json", is_flag=True, help="print JSON on stdout")
-def check(out: Path, base: Path | None, dtype: str, as_json: bool) -> None:
+def check(out: Path, base: Path | None, dtype: str, device: str, as_json: bool) -> None:
     """Serve OUT with vLLM and verify it: parity with the reference, and no collapse.
 
     OUT is a pruned checkpoint or a routing map, here or on the hub (Org/Name[@revision]; then
@@ -41,7 +47,7 @@ def check(out: Path, base: Path | None, dtype: str, as_json: bool) -> None:
     log = (out if is_here else Path(out.name)).with_name(out.name + ".check.log")
     check_free(folder, log)
     with progress() as reporter:
-        result = run_check(folder, base, dtype=dtype, log=log, reporter=reporter)
+        result = run_check(folder, base, dtype=dtype, device=device, log=log, reporter=reporter)
         reporter.step()
     if is_here:
         save(result, folder)
