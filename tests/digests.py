@@ -3,9 +3,9 @@
 ``python -m tests.digests`` prints them, with ``--vllm`` those of a search in vLLM; ``--write``
 makes them the expectation for this processor and these versions (tests/digests.json). ``--tree
 FOLDER`` runs the program of another checkout. Expectations for another machine are taken of the
-state that the first ones were taken of, before offline/ got its rooms:
+state that those here were last taken of:
 
-    git worktree add ../before bad2dee
+    git worktree add ../before $(git log -1 --format=%h tests/digests.json)
     python -m tests.digests --tree ../before --write
     python -m tests.digests --tree ../before --write --vllm
 
