@@ -31,7 +31,7 @@ from offline.calibration.walk import Walk, batches_of, by_domain
 from offline.calibration.watch import watching
 from offline.calibration.weights import gradient_statistics, weight_statistics
 from offline.engines.local.experts import LayerControl
-from offline.engines.local.offload import resident
+from offline.engines.local.offload import resident, trim
 from offline.maps.moe_shape import MoeShape
 from offline.maps.router_groups import RouterGroups
 from vllm_moe_prune.checkpoint import read_config
@@ -179,6 +179,7 @@ class _Pass:
                 watch.accumulator = seen = self._accumulator(control, recorded)
                 self.walk.step(number, batches, inputs, self.inputs[-1], before=watch.expect)
                 self.found.setdefault(domain, {})[number] = self._finish(seen, number)
+                trim()
 
     def _accumulator(self, control: LayerControl, recorded: RecordedOutputs) -> RecordedLayer:
         vocab, hidden = self.walk.model.get_input_embeddings().weight.shape
@@ -208,6 +209,7 @@ class _Pass:
                         gradient = gradient_statistics(matrices_of(control, sums))
                         layers = self.found[domain]
                         layers[number] = replace(layers[number], gradient=gradient)
+                    trim()
             self._step()
 
     def _stage(self, title: str) -> None:

@@ -13,7 +13,7 @@ _SUMS = 8  # bytes of a float64
 _VLLM = 1700 * 1024**2  # of its CPU build, a process with a tiny model and a small cache
 _COMPUTED = 2  # bytes of a number that vLLM computes with, whatever weights are stored in
 _LAYER_NAME = ".layers."
-_HEAD_CHUNK = 512  # positions whose logits exist at once (gradients.py)
+_LATER = 70 * 1024**2  # of a model's own code, and what libraries allocate once they compute
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> int:
-        """Bytes of memory in all, without the libraries themselves."""
+        """Bytes of memory in all."""
         return sum(self.memory.values())
 
     @property
@@ -52,11 +52,14 @@ def estimate(
     item_bytes: int | None = None,
     gradients: bool = False,
     offload: bool = False,
+    program: int = 0,
 ) -> MemoryEstimate:
-    """Estimate what `calibrate` takes.
+    """Estimate what `calibrate` takes; the factors are measured (tests/calibration/test_peaks.py).
 
     :param length: tokens of a sequence, of parts that have none of their own
     :param item_bytes: of a weight as it is computed with (4 for float32); None: as it is stored
+    :param program: bytes that this process takes already, where the model will be in the same
+        memory
     """
     config = checkpoint.text_config
     hidden, vocab = int(config["hidden_size"]), int(config["vocab_size"])
@@ -71,18 +74,26 @@ def estimate(
     held = sum(layers) if not offload else max(layers)
     # Of a layer and domain: three means [E, D], a few [E, E], and a row of the vocabulary's size.
     one = max(n * (3 * hidden * _SUMS + vocab) + 4 * n * n * _SUMS for n in counts.values())
-    memory = {
-        "weights": shared + held,
-        "statistics of all layers, kept to the end": one * len(counts) * len(parts),
+    # Rows of chosen experts, gate and up and their products; and a few of each token's.
+    activations = batch * (top_k * (4 * widest + 5 * hidden) + 12 * hidden) * item
+    experts = max(layers)
+    working = {
         "statistics of the layer at work": 2 * one,
-        # rows of chosen experts: gate, up, their product, and the output in four forms
-        "activations of a batch": batch * top_k * (3 * widest + 4 * hidden) * item,
+        "activations of a batch": activations * (2 if gradients else 1),  # and their gradients
     }
     if gradients:
-        experts = max(layers)
-        memory["gradients of the layer at work"] = experts + experts * 4 // item
-        memory["activations of a batch"] *= 2  # and their gradients
-        memory["logits"] = 3 * _HEAD_CHUNK * vocab * 4
+        working["gradients of the layer at work"] = experts + experts * 4 // item
+    converted = item != _stored_bytes(checkpoint)
+    read = {"the checkpoint's files while they are read": checkpoint.num_bytes if converted else 0}
+    memory = {
+        **({"the program": program + _LATER} if program else {}),
+        "weights": shared + held,
+        "statistics of all layers, kept to the end": one * len(counts) * len(parts),
+        **max((working, read), key=lambda found: sum(found.values())),
+    }
+    if program and not converted and not offload and checkpoint.layout.expert is not None:
+        # What is not converted stays in the pages of its file; experts are also in one piece.
+        memory["experts, beside the pages of their files"] = checkpoint.expert_bytes()
     disk = {
         "hidden states": files_needed(num_layers, gradients=gradients) * tokens * hidden * item,
         "outputs of a layer's experts": max(sizes) * top_k * hidden * item,  # of one domain

@@ -240,6 +240,8 @@ def _score_live(
 def _score(
     base: Checkpoint, parts: Sequence[Any], settings: dict[str, Any]
 ) -> tuple[MemoryEstimate, tuple[Domain, ...], Scores]:
+    import psutil
+
     from offline.calibration.memory import estimate
     from offline.cli.progress import progress
     from offline.data.models import complete
@@ -256,6 +258,7 @@ def _score(
         item_bytes=_ITEM_BYTES[dtype],
         gradients=settings["gradients"],
         offload=settings["offload"] is not None,
+        program=psutil.Process().memory_info().rss if device == "cpu" else 0,
     )
     warn(expected)
 

@@ -62,5 +62,14 @@ def _release() -> None:
     layer of 20 MB where two threads compute.
     """
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Give freed memory of the host back to the system.
+
+    Measured: sums that are kept lie between activations that are freed, and the next ones find no
+    room there; of a model of 69 MB and 8 domains that was 200 MB in the end.
+    """
     with contextlib.suppress(AttributeError):  # other C libraries have no such function
         ctypes.CDLL(None).malloc_trim(0)
