@@ -5,8 +5,9 @@
 
 All criteria without gradients against the model's decoder alone (without the vocabulary head), and
 all with gradients against forward, loss and backward; rounds are interleaved and medians compared.
-Then how the memory of scoring grows when tokens or layers double, on models made for it, and what
-a plan from saved scores costs. The last line of stdout is one JSON object.
+Then how the memory of scoring grows when tokens or layers double, on models made for it, how many
+kernels a batch would be on a GPU, and what a plan from saved scores costs. The last line of stdout
+is one JSON object.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.dummy_model import Shape, write_tokenizer
+from benchmarks.launches import per_layer_and_batch
 from offline.calibration.calibrate import calibrate
 from offline.calibration.corpus import Domain, load_domains, parse_calibration
 from offline.calibration.scores import Scores
@@ -41,6 +43,7 @@ _SAY = Console(stderr=True, highlight=False, markup=False)
 # Large enough that hidden states of all layers would show, small enough to be made in seconds.
 _SMALL = Shape(hidden=512, intermediate=1536, layers=4, heads=8, kv_heads=4, vocab=4096)
 _SMALL_TOKENS = 32  # sequences of 512
+_MANY_TOKENS = 8192  # of a batch on a GPU, whose launches are counted
 
 
 @click.command(context_settings={"show_default": True})
@@ -53,6 +56,7 @@ _SMALL_TOKENS = 32  # sequences of 512
 @click.option("--device", default="auto")
 @click.option("--gradients/--no-gradients", default=True)
 @click.option("--memory/--no-memory", default=True)
+@click.option("--launches/--no-launches", default=True)
 def main(
     model: Path | None,
     engine: str,
@@ -63,6 +67,7 @@ def main(
     device: str,
     gradients: bool,
     memory: bool,
+    launches: bool,
 ) -> None:
     """Measure and print one line of JSON."""
     with tempfile.TemporaryDirectory(prefix="vmprune-") as folder:
@@ -97,6 +102,10 @@ def main(
         }
         if gradients:
             detail["forward_and_backward"] = _median(ratios["forward_and_backward"])
+        if launches:
+            detail["per_layer_and_batch"] = per_layer_and_batch(
+                write_many_experts(work / "many"), _MANY_TOKENS, width=2048
+            )
         if memory:
             detail["peak_mib"] = _peaks(work)
     report = {
@@ -224,6 +233,12 @@ def random_tokens(vocab: int, sequences: int, length: int) -> Domain:
     return Domain("random", token_ids, DataIdentity(name="random", count=sequences, sha256=""))
 
 
+def write_many_experts(folder: Path) -> Path:
+    """Write a layer of 128 experts, of which 8 are active, whose sizes play no part."""
+    shape = Shape(hidden=64, intermediate=8, heads=2, kv_heads=2, experts=128, top_k=8, vocab=128)
+    return write_small(folder, layers=1, shape=shape)
+
+
 def write_small(folder: Path, *, layers: int, shape: Shape = _SMALL) -> Path:
     """Write a random checkpoint with a tokenizer; in bfloat16 if it is not the default's shape."""
     from transformers import MixtralConfig, MixtralForCausalLM
@@ -236,7 +251,8 @@ def write_small(folder: Path, *, layers: int, shape: Shape = _SMALL) -> Path:
         num_key_value_heads=shape.kv_heads,
         vocab_size=shape.vocab,
         num_local_experts=shape.experts,
-        max_position_embeddings=2048,
+        num_experts_per_tok=shape.top_k,
+        max_position_embeddings=_MANY_TOKENS,
         sliding_window=None,
     )
     model = MixtralForCausalLM(config)

@@ -26,6 +26,7 @@ from vllm_moe_prune.checkpoint import Checkpoint
 
 # Nearly all arithmetic is that of the experts; two layers, so that it is made in seconds.
 SHAPE = Shape(hidden=1024, intermediate=3584, layers=2, vocab=4096)
+_LIMIT = 1.25  # of a prefill: what all criteria may take
 _MIB = 1024**2
 
 
@@ -59,6 +60,8 @@ def measure(
     pairs = list(zip(timed["scoring"], timed["prefill"], strict=True))
     seconds = {name: statistics.median(found) for name, found in timed.items()}
     seconds |= {"weight_criteria": weights, **_transformers(model, domains)}
+    tokens = sum(one.num_tokens for one in domains)
+    left = _LIMIT * seconds["prefill"] - seconds["scoring"]  # for weight criteria, of so many
     return {
         "per_round": [round(ours / plain, 3) for ours, plain in pairs],
         "with_weight_criteria": round((seconds["scoring"] + weights) / seconds["prefill"], 3),
@@ -69,7 +72,8 @@ def measure(
         "peak_mib": {name: round(found / _MIB) for name, found in peaks.items()},
         "estimated_mib": round(expected.peak / _MIB),
         "activations_of_a_step_mib": round(expected.memory["activations of a step"] / _MIB),
-        "tokens": sum(one.num_tokens for one in domains),
+        "tokens": tokens,
+        "tokens_from_which_all_is_1.25": round(tokens * weights / left) if left > 0 else None,
         "tokens_of_a_step": settings["max_num_batched_tokens"],
     }
 

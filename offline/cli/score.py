@@ -81,7 +81,12 @@ _OWN = ("pack", "chat_template")  # told where they are given
     type=click.FloatRange(0, 1, min_open=True),
     help="with --engine vllm: share of each GPU's memory that it may take; vLLM's own if not given",
 )
-@click.option("--device", default="auto", show_default=True, help="of --engine transformers")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="of --engine transformers: cpu, cuda (as many GPUs as the model needs), cuda:1, ...",
+)
 @click.option("--dtype", type=click.Choice(get_args(DType)), default="auto", show_default=True)
 @click.option(
     "--offload",
