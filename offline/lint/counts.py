@@ -1,8 +1,9 @@
-"""Numbers of experts that vLLM's GPU kernels are made for, and the nearest of them."""
+"""Numbers of experts that vLLM's GPU kernels are made for, and those that they refuse."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from bisect import bisect
+from collections.abc import Collection, Iterable, Sequence
 
 # The counts for which vLLM 0.32 instantiates its fused top-k kernel (softmax and sigmoid routers):
 # csrc/libtorch_stable/moe/topk_softmax_kernels.cu, `topkGatingKernelLauncher`. Any other count
@@ -14,21 +15,36 @@ FUSED_TOPK = frozenset({1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 320, 384, 448, 51
 TUNED = frozenset({1, 8, 16, 20, 32, 40, 60, 62, 64, 72, 128, 129, 160, 256, 384, 512})
 
 
-def nearest_friendly(
-    count: int, least: int, most: int, *, divisors: Iterable[int] = (), only_down: bool = False
-) -> int:
-    """Return the kernel-friendly count that is nearest to ``count``, of two the higher one.
+# Blackwell's default kernels (FlashInfer's TRT-LLM) take neither more than this nor what is not a
+# multiple of four: vLLM 0.32's trtllm_fp8_moe.py asserts both, and FlashInfer's launchers the
+# latter and k < E.
+_BLACKWELL_MOST, _BLACKWELL_MULTIPLE = 512, 4
 
-    :param least: and ``most``: bounds of what may be kept
-    :param divisors: what must divide it: router groups, the size of expert parallelism
-    :param only_down: not above ``count`` as long as there is one below (a budget is a ceiling)
-    :returns: ``count`` itself where no friendly one fits
+
+def starts_on_blackwell(count: int, top_k: int) -> bool:
+    """Whether vLLM's default kernels on Blackwell GPUs take so many experts."""
+    return top_k < count <= _BLACKWELL_MOST and count % _BLACKWELL_MULTIPLE == 0
+
+
+def friendly_counts(least: int, most: int, divisors: Iterable[int] = ()) -> list[int]:
+    """Return the kernel-friendly counts (`FUSED_TOPK`) within bounds, lowest first.
+
+    :param divisors: what must divide them: router groups, the size of expert parallelism
     """
     sizes = tuple(divisors)
-    fit = [n for n in FUSED_TOPK if least <= n <= most and all(n % size == 0 for size in sizes)]
-    if only_down:
-        fit = [n for n in fit if n <= count] or fit
-    return min(fit, key=lambda n: (abs(n - count), -n), default=count)
+    fit = (n for n in FUSED_TOPK if least <= n <= most and all(n % size == 0 for size in sizes))
+    return sorted(fit)
+
+
+def neighbours(count: int, among: Sequence[int]) -> tuple[int, ...]:
+    """Return the next number below or at ``count`` and the next above, as far as there are.
+
+    :param among: in rising order
+    """
+    if count in among:
+        return (count,)
+    place = bisect(among, count)
+    return tuple(among[max(place - 1, 0) : place + 1])
 
 
 def spans(layers: Collection[int]) -> str:

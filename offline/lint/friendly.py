@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from offline.lint.counts import nearest_friendly, spans
+from offline.lint.counts import friendly_counts, neighbours, spans, starts_on_blackwell
+from offline.lint.fewest import fewest
 from offline.maps.map_space import Space
 from vllm_moe_prune.errors import PruneError
 
@@ -17,10 +18,12 @@ def friendly(
     protected: Mapping[int, Collection[int]] | None = None,
     expert_parallel: int | None = None,
 ) -> tuple[Space, tuple[str, ...]]:
-    """Round what each layer keeps to the nearest kernel-friendly number (`FUSED_TOPK`).
+    """Round what each layer keeps to kernel-friendly numbers (`FUSED_TOPK`).
 
-    Never below what the router needs, and a multiple of its groups. With a budget it goes down
-    where it can.
+    Each to the next one below or above, such that all layers have as few different numbers as
+    possible, which is also how often a server compiles and tunes its kernels; of equally few, to
+    the nearest. Never below what the router needs, a multiple of its groups, and together not more
+    than a budget. Where all layers can, they avoid what Blackwell's default kernels refuse.
 
     :param counts: decoder layer -> E' before rounding
     :param protected: decoder layer -> experts that must stay
@@ -28,25 +31,35 @@ def friendly(
     :returns: the space with these counts, and a line for people about each change
     :raises PruneError: if the budget is too small for friendly counts
     """
-    router, is_budget = space.router_groups, space.budget is not None
+    router = space.router_groups
     divisors = (router.count, expert_parallel or 1)
-    keep = {}
-    for layer, experts in space.num_experts.items():
-        stay = (protected or {}).get(layer, ())
-        room = max(len(set(part).intersection(stay)) for part in router.parts(experts))
-        least = max(router.least(space.top_k[layer]), room * router.count)
-        least = max(least, space.floor if is_budget else 1)
-        keep[layer] = nearest_friendly(
-            counts[layer], least, experts, divisors=divisors, only_down=is_budget
-        )
-    total = sum(keep.values())
-    if space.budget is not None and total > space.budget:
-        raise PruneError(
-            f"--friendly: with the nearest friendly counts the layers keep {total} experts, more "
-            f"than --budget {space.budget}",
-            hint=f"--budget {total}, or leave out --friendly",
-        )
-    return replace(space, keep=keep, budget=None), _changes(counts, keep)
+    fit = {
+        layer: friendly_counts(_least(space, layer, protected or {}), experts, divisors)
+        for layer, experts in space.num_experts.items()
+    }
+    preferred = {
+        layer: [n for n in several if starts_on_blackwell(n, space.top_k[layer])] or several
+        for layer, several in fit.items()
+    }
+    for several in (preferred, fit):
+        choices = {n: neighbours(count, several[n]) or (count,) for n, count in counts.items()}
+        if keep := fewest(counts, choices, space.budget):
+            return replace(space, keep=keep, budget=None), _changes(counts, keep)
+    total = sum(min(several) for several in choices.values())
+    raise PruneError(
+        f"--friendly: with the nearest friendly counts the layers keep {total} experts, more "
+        f"than --budget {space.budget}",
+        hint=f"--budget {total}, or leave out --friendly",
+    )
+
+
+def _least(space: Space, layer: int, protected: Mapping[int, Collection[int]]) -> int:
+    """Return the fewest experts that a layer may keep."""
+    router, stay = space.router_groups, protected.get(layer, ())
+    parts = router.parts(space.num_experts[layer])
+    room = max(len(set(part).intersection(stay)) for part in parts) * router.count
+    floor = 1 if space.budget is None else space.floor
+    return max(router.least(space.top_k[layer]), room, floor)
 
 
 def _changes(before: Mapping[int, int], after: Mapping[int, int]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from offline.lint.counts import FUSED_TOPK, TUNED, spans
+from offline.lint.counts import FUSED_TOPK, TUNED, spans, starts_on_blackwell
 from offline.maps.router_groups import RouterGroups
 from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layout import MoeLayout
@@ -191,6 +191,27 @@ def _expert_parallel(routing_map: RoutingMap, _: ModelFacts, target: Target) -> 
         )
 
 
+def _blackwell(routing_map: RoutingMap, _: ModelFacts, __: Target) -> Iterator[Finding]:
+    """vLLM's first choice on Blackwell, FlashInfer's TRT-LLM kernels, refuses some counts.
+
+    It is chosen without a look at them, so nothing falls back. For FP8 blocks vLLM asserts a
+    multiple of four and at most 512 (experts/trtllm_fp8_moe.py) and FlashInfer's launcher wants
+    k < E'; for bfloat16 and FP4 it depends on FlashInfer's version. Mapped routers go elsewhere.
+    """
+    sliced = (entry for entry in routing_map.layers if entry.router == "sliced")
+    changed = (e for e in sliced if e.num_kept < e.num_experts or e.num_kept == e.top_k)
+    for layers, kept, k in _counts(changed):
+        if not starts_on_blackwell(kept, k):
+            why = "no multiple of 4" if kept % 4 else "all active" if kept == k else "over 512"
+            yield Finding(
+                "blackwell",
+                "warning",
+                f"{spans(layers)}: {kept} experts ({why}) are refused by the kernels that vLLM "
+                "takes by default on Blackwell GPUs (B200)",
+                "serve with --moe-backend triton there, or plan with --friendly",
+            )
+
+
 def _kernels(routing_map: RoutingMap, _: ModelFacts, __: Target) -> Iterator[Finding]:
     """GPU kernels are made for some counts (`FUSED_TOPK`), tuned for some (`TUNED`).
 
@@ -202,12 +223,11 @@ def _kernels(routing_map: RoutingMap, _: ModelFacts, __: Target) -> Iterator[Fin
     pruned = [entry for entry in routing_map.layers if entry.num_kept < entry.num_experts]
     fused = [e for e in pruned if e.router == "sliced" and routing_map.num_groups == 1]
     for layers, kept in _kept(e for e in fused if e.num_kept not in FUSED_TOPK):
-        four = "" if kept % 4 == 0 else ", and FP8 block-scale kernels want a multiple of 4"
         yield Finding(
             "general-top-k",
             "note",
             f"{spans(layers)}: on a GPU {kept} experts take vLLM's general top-k, in two kernels "
-            f"instead of a fused one{four}",
+            "instead of a fused one",
             "--friendly rounds to a count that has one",
         )
     lost = [e for e in pruned if e.num_experts in TUNED and e.num_kept not in TUNED]
@@ -254,6 +274,7 @@ RULES: tuple[Rule, ...] = (
     _form,
     _mapped,
     _inexact,
+    _blackwell,
     _kernels,
     _shapes,
 )

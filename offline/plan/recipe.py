@@ -83,8 +83,8 @@ class PlanRecipe(BaseModel):
 
     friendly: bool = Field(
         default=False,
-        description="round what each layer keeps to the nearest number that vLLM's GPU kernels "
-        "are made for (docs/serving.md), down where there is a budget",
+        description="round what each layer keeps to numbers that vLLM's GPU kernels are made for, "
+        "to as few different ones as possible, within --budget (docs/serving.md)",
     )
     serve_ep: int | None = Field(
         default=None, ge=1, description="expert-parallel ranks to lint and round for"

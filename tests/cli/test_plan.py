@@ -159,7 +159,8 @@ def test_what_serving_will_meet_is_said_and_friendly_avoids_it(
     flags = ["--keep", "3", "--serve-ep", "4", "--json"]
     result = invoke("plan", "--scores", scores, *flags, "--out", tmp_path / "map")
     told = json.loads(result.stdout)
-    assert [one["code"] for one in told["lint"]] == ["expert-parallel", "general-top-k", "untuned"]
+    found = [one["code"] for one in told["lint"]]
+    assert found == ["expert-parallel", "blackwell", "general-top-k", "untuned"]
     assert result.stderr.startswith("warning: 3 experts per layer cannot be shared equally by 4")
     inspected = json.loads(invoke("inspect", tmp_path / "map", "--json").stdout)
     assert [one["code"] for one in inspected["lint"]][-2:] == ["general-top-k", "untuned"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offline.lint.counts import FUSED_TOPK, TUNED, nearest_friendly, spans
+from offline.lint.counts import (
+    FUSED_TOPK,
+    TUNED,
+    friendly_counts,
+    neighbours,
+    spans,
+    starts_on_blackwell,
+)
 from offline.lint.friendly import friendly
 from offline.lint.lint import Finding, ModelFacts, Target, lint
+from offline.maps.map_space import Space
 from tests.maps.landscape import space_of
 from tests.sample_shapes import reshaped
 from tests.vllm_moe_prune.bare import BASE
@@ -63,7 +72,9 @@ SAID: list[tuple[RoutingMap, Target, str, str]] = [
     (map_of(30), Target(None, 4), "expert-parallel", "30 experts per layer cannot be shared"),
     (map_of(30), Target(), "expert-parallel", "do not divide among 4, 8 expert-parallel ranks"),
     (map_of(48, 48, 32, 48), Target(), "general-top-k", "layers 1-2, 4: on a GPU 48 experts"),
-    (map_of(30), Target(), "general-top-k", "want a multiple of 4"),
+    (map_of(30, 32, 30), Target(), "blackwell", "layers 1, 3: 30 experts (no multiple of 4)"),
+    (map_of(4, top_k=4), Target(), "blackwell", "layer 1: 4 experts (all active) are refused"),
+    (map_of(576, experts=600), Target(), "blackwell", "576 experts (over 512)"),
     (map_of(48), Target(), "untuned", "no tuned GPU settings for 48 experts"),
     (map_of(2), Target(), "all-active", "layer 1: all 2 kept experts are active"),
 ]
@@ -147,49 +158,120 @@ def test_facts_are_read_from_a_config(
     assert ModelFacts.of(LAYOUTS[family], config) == facts
 
 
-def test_the_tuned_counts_are_those_that_the_installed_vllm_ships() -> None:
+def vllm_folder() -> Path:
+    """Where vLLM's sources are; importing it takes seconds."""
     spec = importlib.util.find_spec("vllm")
     if spec is None or spec.origin is None:
         pytest.skip("no vLLM here")
-    folder = Path(spec.origin).parent / "model_executor/layers/fused_moe/configs"
+    return Path(spec.origin).parent
+
+
+def test_the_tuned_counts_are_those_that_the_installed_vllm_ships() -> None:
+    folder = vllm_folder() / "model_executor/layers/fused_moe/configs"
     found = [re.match(r"E=(\d+),", file.name) for file in folder.glob("E=*.json")]
     assert {int(match[1]) for match in found if match} == TUNED
 
 
+def test_the_flag_that_a_warning_names_is_one_of_vllms() -> None:
+    found = [finding for finding in lint(map_of(30)) if finding.code == "blackwell"]
+    assert "--moe-backend triton" in found[0].hint
+    folder = vllm_folder()
+    assert '"--moe-backend"' in (folder / "engine/arg_utils.py").read_text()
+    backends = re.search(
+        r"MoEBackend = Literal\[(.*?)\]", (folder / "config/kernel.py").read_text(), re.S
+    )
+    assert backends and '"triton"' in backends[1]
+
+
+def test_mapped_routers_go_to_other_kernels() -> None:
+    assert "blackwell" not in codes(lint(map_of(30, 2, mapped=True)))
+
+
+def test_a_layer_that_keeps_all_is_the_bases_own_affair() -> None:
+    assert "blackwell" not in codes(lint(map_of(62, 62, experts=62)))
+
+
 FRIENDLY = [
-    ((48, 2, 64), {}, 64), ((47, 2, 64), {}, 32), ((3, 2, 8), {}, 4), ((6, 2, 8), {}, 8),
-    ((48, 2, 60), {}, 32), ((48, 40, 60), {}, 48), ((100, 2, 128), {"only_down": True}, 64),
-    ((3, 4, 8), {"only_down": True}, 4), ((160, 8, 256), {"divisors": (3,)}, 192),
-    ((200, 8, 256), {}, 192), ((5, 2, 6), {"divisors": (3,)}, 5),
+    ((48, 64), (32, 64)), ((3, 8), (2, 4)), ((60, 60), (32,)), ((64, 64), (64,)), ((1, 8), (1,)),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("given", "more", "wanted"), FRIENDLY)
-def test_the_nearest_friendly_count(
-    given: tuple[int, int, int], more: dict[str, Any], wanted: int
-) -> None:
-    assert nearest_friendly(*given, **more) == wanted
+@pytest.mark.parametrize(("given", "wanted"), FRIENDLY)
+def test_friendly_neighbours(given: tuple[int, int], wanted: tuple[int, ...]) -> None:
+    count, most = given
+    assert neighbours(count, friendly_counts(1, most)) == wanted
 
 
-@given(st.integers(1, 600), st.integers(1, 600), st.integers(1, 600), st.integers(1, 8))
-def test_a_friendly_count_keeps_to_its_bounds(count: int, a: int, b: int, size: int) -> None:
-    least, most = min(a, b), max(a, b)
-    found = nearest_friendly(count, least, most, divisors=(size,))
-    allowed = {n for n in FUSED_TOPK if n in range(least, most + 1) and n % size == 0}
-    if allowed:
-        nearer = range(count - abs(found - count) + 1, count + abs(found - count))
-        assert found in allowed and allowed.isdisjoint(nearer)
-    else:
-        assert found == count
+def test_friendly_counts_keep_to_their_bounds() -> None:
+    assert friendly_counts(3, 64) == [4, 8, 16, 32, 64]
+    assert friendly_counts(8, 256, (3,)) == [192]
+    assert friendly_counts(5, 6, (3,)) == []
+    assert set(friendly_counts(1, 600)) == FUSED_TOPK
+
+
+@pytest.mark.parametrize(
+    ("keep", "top_k", "wanted"), [(2, 2, 4), (3, 2, 4), (6, 2, 8), (7, 7, 8), (1, 1, 4), (8, 8, 8)]
+)
+def test_friendly_avoids_what_blackwell_refuses(keep: int, top_k: int, wanted: int) -> None:
+    space = space_of(2, 8, keep, top_k=top_k)
+    rounded, _ = friendly(space, space.even_counts())
+    assert rounded.even_counts() == {0: wanted, 1: wanted}
+    warned = "blackwell" in codes(lint(map_of(wanted, experts=8, top_k=top_k)))
+    assert warned == (wanted == top_k)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> tuple[Space, dict[int, int]]:
+    """Draw a model of some layers and what each of them keeps, with a budget or without."""
+    experts, top_k = draw(st.sampled_from([8, 12, 60, 128])), draw(st.integers(1, 4))
+    layers = draw(st.integers(1, 5))
+    counts = {n: draw(st.integers(top_k, experts)) for n in range(layers)}
+    budget = draw(st.none() | st.integers(sum(counts.values()), experts * layers))
+    space = space_of(layers, experts, None, top_k=top_k, budget=budget)
+    return (space if budget else replace(space, keep=counts)), counts
+
+
+@given(plans())
+def test_friendly_keeps_its_promises(given: tuple[Space, dict[int, int]]) -> None:
+    """The bounds, the budget, neighbours only, and as few different numbers as there can be."""
+    space, counts = given
+    fit = {n: friendly_counts(space.top_k[n], space.num_experts[n]) for n in counts}
+    fine = {n: [c for c in fit[n] if starts_on_blackwell(c, space.top_k[n])] for n in counts}
+    ways = []
+    for allowed in (fine, fit):
+        choices = [neighbours(counts[n], allowed[n] or fit[n]) for n in counts]
+        ways = [w for w in product(*choices) if sum(w) <= (space.budget or sum(w))]
+        if ways:
+            break
+    if not ways:
+        with pytest.raises(PruneError, match="--friendly: with the nearest friendly counts"):
+            friendly(space, counts)
+        return
+    rounded, changes = friendly(space, counts)
+    found = rounded.even_counts()
+    assert tuple(found.values()) in ways
+    assert len(set(found.values())) == min(len(set(way)) for way in ways)
+    assert bool(changes) == (found != counts)
+    if space.budget is None:  # nothing stands in the way of the nearest
+        best = [w for w in ways if len(set(w)) == len(set(found.values()))]
+        away = [sum(abs(a - b) for a, b in zip(w, counts.values(), strict=True)) for w in best]
+        assert sum(abs(found[n] - counts[n]) for n in counts) == min(away)
+
+
+def test_friendly_is_quick_where_nothing_fits_many_layers() -> None:
+    counts = {n: 66 + n // 3 * 3 for n in range(60)}
+    space = reshaped(replace(space_of(60, 126, None), keep=counts), num_groups=3)
+    rounded, changes = friendly(space, counts)
+    assert rounded.even_counts() == counts and changes == ()
 
 
 def test_friendly_rounds_each_layer_and_says_so() -> None:
     space = replace(space_of(4, 64, None, top_k=2), keep={0: 40, 1: 40, 2: 20, 3: 32})
     rounded, changes = friendly(space, space.even_counts())
-    assert rounded.even_counts() == {0: 32, 1: 32, 2: 16, 3: 32}
+    assert rounded.even_counts() == {0: 32, 1: 32, 2: 32, 3: 32}
     assert changes == (
         "--friendly: 32 experts instead of 40 in layers 0-1",
-        "--friendly: 16 experts instead of 20 in layer 2",
+        "--friendly: 32 experts instead of 20 in layer 2",
     )
     assert friendly(rounded, rounded.even_counts()) == (rounded, ())
 

@@ -37,7 +37,8 @@ class MethodSection(Section):
     )
     friendly: bool = Field(
         default=False,
-        description="round --keep to the nearest number that vLLM's GPU kernels are made for",
+        description="round --keep to the nearest number that vLLM's GPU kernels are made for "
+        "(docs/serving.md)",
     )
     router: RouterKind | None = Field(default=None, description=ROUTER_HELP)
     seed: int = Field(default=0, ge=0, description="seed of all random choices")
