@@ -30,16 +30,21 @@ def map_of(base: Path, layers: Sequence[LayerMap], **matrices: Any) -> RoutingMa
 
 def uniform_map(base: Path, kept: Sequence[Sequence[int]], top_k: int = 2) -> RoutingMap:
     """Keep the same number of experts in every layer, sliced routers: the plain form."""
+    return kept_map(base, kept, [top_k] * len(kept))
+
+
+def kept_map(base: Path, kept: Sequence[Sequence[int]], top_k: Sequence[int]) -> RoutingMap:
+    """Keep these experts of each layer, and activate so many of them; sliced routers."""
     counts = Checkpoint.open(base).expert_counts()
     layers = [
         LayerMap(
             layer=number,
             num_experts=count,
             num_kept=len(ids),
-            top_k=top_k,
+            top_k=active,
             experts=Selection(kept=tuple(ids)),
         )
-        for (number, count), ids in zip(counts.items(), kept, strict=True)
+        for (number, count), ids, active in zip(counts.items(), kept, top_k, strict=True)
     ]
     return map_of(base, layers)
 

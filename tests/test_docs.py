@@ -32,6 +32,7 @@ FILE = re.compile(rf"(?<![\w./-])((?:{ROOMS})/[\w./-]*[\w/])")
 OTHERS = frozenset(
     (
         *("attention-backend", "compilation-config", "download-dir", "enable-eplb"),
+        *("enable-return-routed-experts", "moe-backend"),
         *("enable-expert-parallel", "enable-lora", "enforce-eager", "exclude", "expect-workers"),
         *("headless", "host", "include", "limit-mm-per-prompt", "load-format", "local-dir"),
         *(

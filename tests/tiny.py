@@ -130,6 +130,28 @@ def _scale(name: str, weight: Any) -> float:
     return 1.0 / fan_in**0.5
 
 
+def make_tiny_llama(folder: Path) -> Path:
+    """Write a random dense Llama with the vocabulary of `make_tiny_mixtral` and return it."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        num_hidden_layers=1,
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=128,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
 def word_tokenizer(vocab: int) -> Any:
     """Return a tokenizer of whole words."""
     from tokenizers import Tokenizer, models, pre_tokenizers

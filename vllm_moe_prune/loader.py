@@ -8,29 +8,40 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Mapping
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from vllm.config import ModelConfig, VllmConfig
 from vllm.config.load import LoadConfig
 from vllm.logger import init_logger
+from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.weight_utils import maybe_download_from_modelscope
 
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.hub import HubReference, parse
+from vllm_moe_prune.hub import HubReference
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.mapped_router import MappedRouter
 from vllm_moe_prune.repository import fetch_facts, fetch_weights, is_compact, load_map
 from vllm_moe_prune.rewrite import Copy, Drop, Operation, rewrite
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
-from vllm_moe_prune.vllm_compat.lora import adapts_experts, experts_without_lora
+from vllm_moe_prune.vllm_compat.built_by import built_by, check_built_by
+from vllm_moe_prune.vllm_compat.drafts import is_other_draft
+from vllm_moe_prune.vllm_compat.limits import (
+    check_draft,
+    check_lora,
+    check_parallel,
+    check_routed_experts,
+)
+from vllm_moe_prune.vllm_compat.lora import experts_without_lora
 from vllm_moe_prune.vllm_compat.moe_layers import built_by_layer
 from vllm_moe_prune.vllm_compat.version import check_version
+from vllm_moe_prune.vllm_compat.weights_by_count import load_by_count, views_by_count
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -63,12 +74,30 @@ class PrunedMoELoader(DefaultModelLoader):
         parents.load_format = "safetensors"
         super().__init__(parents)
         self._mapped: MappedCheckpoint | None = None
+        self._is_plain = False
+
+    def load_model(
+        self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
+    ) -> torch.nn.Module:
+        """Load the model that is served, its draft layers, or another model that drafts for it.
+
+        The map is the served model's. Of another one only a compact checkpoint is ours to load.
+        """
+        if is_other_draft(vllm_config, model_config):
+            if not is_compact(model_config.model, model_config.revision):
+                others = copy(self.load_config)
+                others.load_format = "auto"
+                loader = get_model_loader(others)
+                return loader.load_model(vllm_config, model_config, prefix)
+            self._options = {}
+        return super().load_model(vllm_config, model_config, prefix)
 
     def create_model(
         self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
     ) -> torch.nn.Module:
         """Build the model, on a pruned base layer by layer as the map says."""
         self._mapped = self._mapped_checkpoint(model_config)
+        self._is_plain = self._mapped is None
         with experts_without_lora(vllm_config):
             if self._mapped is None:
                 return super().create_model(vllm_config, model_config, prefix)
@@ -84,6 +113,7 @@ class PrunedMoELoader(DefaultModelLoader):
         routing_map = mapped.routing_map
         check_parallel(vllm_config, routing_map)
         check_lora(vllm_config)
+        check_routed_experts(vllm_config, routing_map)
         if "routing_map" in self._options:
             check_draft(vllm_config)
         layout, layers = mapped.checkpoint.layout, routing_map.by_layer()
@@ -91,8 +121,12 @@ class PrunedMoELoader(DefaultModelLoader):
         # Whatever asks the config later, after the layers exist, gets the largest count.
         setattr(config, layout.num_experts_key, routing_map.max_kept)
         setattr(config, layout.top_k_key, routing_map.max_top_k)
+        built_by(model_config, routing_map)
         with built_by_layer(layout, layers, _routers(routing_map, layout)):
             model = super().create_model(vllm_config, model_config, prefix)
+        if views_by_count(mapped.checkpoint):
+            kept = {number: layer.num_kept for number, layer in layers.items()}
+            load_by_count(model, config, layout.num_experts_key, kept)
         logger.info("pruned_moe: %s", routing_map.summary())
         return model
 
@@ -101,14 +135,19 @@ class PrunedMoELoader(DefaultModelLoader):
     ) -> Generator[tuple[str, torch.Tensor], None, None]:
         """Yield the pruned model's weights under the names of the original checkpoint.
 
-        vLLM's `reload_weights` asks a new loader, which has made no model.
+        To load weights again into a model, vLLM makes a new loader and begins here.
+
+        :raises PruneError: if these weights belong to another map than the model was built by
         """
-        mapped = self._mapped or self._mapped_checkpoint(model_config)
-        if mapped is None:
+        if self._mapped is None and not self._is_plain:
+            self._mapped = self._mapped_checkpoint(model_config)
+            check_built_by(model_config, self._mapped and self._mapped.routing_map)
+        if self._mapped is None:
             yield from super().get_all_weights(model_config, model)
             return
-        for operation in mapped.operations:
-            tensor = mapped.checkpoint.perform(operation)
+        self.counter_before_loading_weights = time.perf_counter()  # what vLLM logs counts from it
+        for operation in self._mapped.operations:
+            tensor = self._mapped.checkpoint.perform(operation)
             if tensor is not None:
                 assert not isinstance(operation, Drop)
                 yield operation.target.name, tensor
@@ -169,10 +208,7 @@ def refuse_compact(model: str, revision: str | None) -> None:
     :param model: a folder or the hub's ``Org/Name``
     :raises PruneError: saying which flag to add
     """
-    reference = parse(model)
-    if (Path(model) / COMPACT_FOLDER).is_dir() or (
-        reference is not None and is_compact(replace(reference, revision=revision))
-    ):
+    if is_compact(model, revision):
         raise PruneError(
             f"{model} is a compact pruned checkpoint and cannot be served as it is",
             hint=f"vllm serve {model} --load-format pruned_moe",
@@ -206,57 +242,6 @@ def _as_it_is(checkpoint: Checkpoint, routing_map: RoutingMap) -> MappedCheckpoi
             )
     operations = tuple(Copy(info.name, info) for info in checkpoint.tensors.values())
     return MappedCheckpoint(checkpoint, operations, routing_map)
-
-
-def check_parallel(vllm_config: VllmConfig, routing_map: RoutingMap) -> None:
-    """Refuse kinds of parallelism that a compact or map-only model does not support.
-
-    :raises PruneError: naming the rule and what to use instead
-    """
-    parallel = vllm_config.parallel_config
-    counts = {layer.num_kept for layer in routing_map.layers}
-    size = parallel.tensor_parallel_size * parallel.data_parallel_size
-    if parallel.enable_expert_parallel and (len(counts) > 1 or max(counts) % size):
-        raise PruneError(
-            "expert parallelism needs the same number of experts in every layer, a multiple of the "
-            f"{size} ranks; this model has {min(counts)} to {max(counts)}",
-            hint="use --tensor-parallel-size without --enable-expert-parallel",
-        )
-    if parallel.enable_eplb:
-        raise PruneError(
-            "expert load balancing (EPLB) is not supported with a compact or map-only model",
-            hint="leave --enable-eplb out",
-        )
-
-
-def check_lora(vllm_config: VllmConfig) -> None:
-    """Refuse LoRA adapters beyond attention on a compact or map-only model.
-
-    vLLM expects an adapter to have as many experts in every layer.
-
-    :raises PruneError: naming the option to add
-    """
-    if adapts_experts(vllm_config):
-        raise PruneError(
-            "LoRA on a compact or map-only model is for attention only, not for experts and gates",
-            hint="add --lora-target-modules q_proj k_proj v_proj o_proj",
-        )
-
-
-def check_draft(vllm_config: VllmConfig) -> None:
-    """Refuse to draft with the base's own layers while a map is applied to it.
-
-    Those layers keep their experts, and vLLM reads one count for them and the pruned layers.
-
-    :raises PruneError: saying what to build instead
-    """
-    draft = vllm_config.speculative_config
-    if draft is not None and draft.model == vllm_config.model_config.model:
-        raise PruneError(
-            "a map that is applied while loading does not reach the layers that draft",
-            hint="build a checkpoint with --mtp prune and serve that, or leave "
-            "--speculative-config out",
-        )
 
 
 def _routers(routing_map: RoutingMap, layout: MoeLayout) -> Mapping[int, MappedRouter]:

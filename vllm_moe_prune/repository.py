@@ -7,6 +7,7 @@ kilobytes.
 from __future__ import annotations
 
 import glob
+from dataclasses import replace
 from pathlib import Path
 
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, INDEX_FILE, Checkpoint
@@ -58,10 +59,17 @@ def fetch_weights(checkpoint: Checkpoint) -> None:
         fetch(reference, wanted, cache=folder.absolute().parents[2])
 
 
-def is_compact(reference: HubReference) -> bool:
-    """Whether a repository holds a compact checkpoint; no where the hub does not say."""
+def is_compact(model: str, revision: str | None = None) -> bool:
+    """Whether a folder, or the hub's ``Org/Name``, is a compact checkpoint.
+
+    No where the hub does not say.
+    """
+    reference = parse(model)
+    if reference is None:
+        return (Path(model) / COMPACT_FOLDER).is_dir()
     try:
-        folder = fetch(reference, [_COMPACT_INDEX], bars=False)
+        wanted = replace(reference, revision=revision)
+        folder = fetch(wanted, [_COMPACT_INDEX], bars=False)
     except PruneError:  # whatever is wrong, who loads the model will meet it
         return False
     return (folder / _COMPACT_INDEX).exists()

@@ -24,7 +24,8 @@ vllm = pytest.importorskip("vllm", reason="the plugin side needs vLLM")
 from vllm.config.load import LoadConfig  # noqa: E402
 from vllm.model_executor.model_loader import get_model_loader  # noqa: E402
 
-from vllm_moe_prune.loader import PrunedMoELoader, apply_map, check_draft, check_parallel  # noqa: E402
+from vllm_moe_prune.loader import PrunedMoELoader, apply_map  # noqa: E402
+from vllm_moe_prune.vllm_compat.limits import check_draft, check_parallel  # noqa: E402
 from vllm_moe_prune.vllm_compat.version import check_version  # noqa: E402
 
 UNIFORM = [(0, 2, 5, 7)] * 4
@@ -213,6 +214,10 @@ def test_expert_parallelism_needs_uniform_counts_that_can_be_shared(base: Path) 
     check_parallel(parallel_config(4), uniform)
     with pytest.raises(PruneError, match=r"a multiple of the 8 ranks; this model has 4 to 4"):
         check_parallel(parallel_config(8), uniform)
+    context = parallel_config(4)
+    context.parallel_config.prefill_context_parallel_size = 2
+    with pytest.raises(PruneError, match=r"a multiple of the 8 ranks"):
+        check_parallel(context, uniform)
 
 
 def test_expert_load_balancing_is_refused(base: Path) -> None:

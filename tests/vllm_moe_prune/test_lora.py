@@ -87,7 +87,7 @@ def _pruned(base: Path, out: Path, form: str) -> tuple[RoutingMap, Path, dict[st
 @pytest.mark.parametrize("targets", [None, ["q_proj", "gate"], ["model.layers.0.mlp.experts"]])
 def test_adapters_beyond_attention_are_refused(targets: list[str] | None) -> None:
     pytest.importorskip("vllm")
-    from vllm_moe_prune.loader import check_lora
+    from vllm_moe_prune.vllm_compat.limits import check_lora
 
     config: Any = SimpleNamespace(lora_config=SimpleNamespace(target_modules=targets))
     with pytest.raises(PruneError, match=r"attention only.*--lora-target-modules q_proj"):
@@ -97,7 +97,7 @@ def test_adapters_beyond_attention_are_refused(targets: list[str] | None) -> Non
 @pytest.mark.parametrize("lora", [None, SimpleNamespace(target_modules=ATTENTION)])
 def test_attention_adapters_are_not_refused(lora: Any) -> None:
     pytest.importorskip("vllm")
-    from vllm_moe_prune.loader import check_lora
+    from vllm_moe_prune.vllm_compat.limits import check_lora
     from vllm_moe_prune.vllm_compat.lora import experts_without_lora
 
     config: Any = SimpleNamespace(lora_config=lora)

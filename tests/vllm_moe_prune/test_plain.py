@@ -18,19 +18,12 @@ from tests.sample_maps import map_of
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.layer_map import LayerMap, Selection
-from vllm_moe_prune.plugin import register
 
 pytest.importorskip("vllm", reason="the plugin side needs vLLM")
 
 from vllm.config import set_current_vllm_config
-from vllm.distributed import (
-    cleanup_dist_env_and_memory,
-    init_distributed_environment,
-    initialize_model_parallel,
-)
-from vllm.engine.arg_utils import EngineArgs
-from vllm.model_executor.model_loader import get_model_loader
-from vllm.model_executor.models import registry
+
+from tests.engineless import alone, config_of, load
 
 KEPT = (0, 2, 5, 7)
 
@@ -40,14 +33,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_mixtral(tmp_path_factory.mktemp("base"), layers=2)
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # vLLM looks at a new model class in a process of its own, which takes longer than all else.
-    monkeypatch.setattr(registry, "_run_in_subprocess", lambda look: look())
-    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)  # as vLLM's CPU worker
-    register()
-    yield
-    cleanup_dist_env_and_memory()
+@pytest.fixture(autouse=True, scope="module")
+def _alone() -> Iterator[None]:
+    with alone():
+        yield
 
 
 def built(base: Path, out: Path, router: Literal["sliced", "mapped"]) -> Path:
@@ -64,26 +53,6 @@ def built(base: Path, out: Path, router: Literal["sliced", "mapped"]) -> Path:
     ]
     build(Checkpoint.open(base), map_of(base, layers), out)
     return out
-
-
-def config_of(folder: Path, load_format: str) -> Any:
-    arguments: Any = {"load_format": load_format, "dtype": "float32", "max_model_len": 64}
-    return EngineArgs(str(folder), enforce_eager=True, **arguments).create_engine_config()
-
-
-def load(folder: Path, scratch: Path, *load_formats: str) -> list[torch.nn.Module]:
-    """Return the model that vLLM makes of ``folder`` by each of the formats, without an engine."""
-    models = []
-    for load_format in load_formats:
-        config = config_of(folder, load_format)
-        with set_current_vllm_config(config):
-            if not models:
-                place = f"file://{scratch / 'rendezvous'}"
-                init_distributed_environment(1, 0, place, 0, "gloo")
-                initialize_model_parallel()
-            loader = get_model_loader(config.load_config)
-            models.append(loader.load_model(config, config.model_config))
-    return models
 
 
 def modules(model: torch.nn.Module) -> dict[str, type]:
@@ -135,7 +104,7 @@ def test_a_map_outlives_sleep_and_reloaded_weights(base: Path, tmp_path: Path) -
         tensor.data.fill_(1)
     for name, buffer in model.named_buffers():
         buffer.data.copy_(kept[name].data)
-    config = config_of(folder, "pruned_moe")
+    config = config_of(folder, load_format="pruned_moe")
     with set_current_vllm_config(config):
         inplace.reload_weights(config, model, None, None, True)
     after = dict(model.named_parameters()) | dict(model.named_buffers())

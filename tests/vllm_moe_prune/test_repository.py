@@ -139,6 +139,6 @@ def test_all_files_are_of_one_commit(hub: Hub, base: Path, compact: Path) -> Non
 def test_a_compact_checkpoint_is_told_from_others(hub: Hub, base: Path, compact: Path) -> None:
     hub.publish("me/out", base, tag="base")
     hub.publish("me/out", compact)
-    assert is_compact(OUT)
-    assert not is_compact(HubReference("me/out", "base"))
-    assert not is_compact(HubReference("me/absent"))
+    assert is_compact(OUT.repo_id)
+    assert not is_compact("me/out", "base")
+    assert not is_compact("me/absent")

@@ -1,0 +1,85 @@
+"""What of vLLM's own features a compact or map-only model cannot be served with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.routing_map import RoutingMap
+from vllm_moe_prune.vllm_compat.drafts import is_same_model
+from vllm_moe_prune.vllm_compat.lora import adapts_experts
+
+
+def check_parallel(vllm_config: Any, routing_map: RoutingMap) -> None:
+    """Refuse kinds of parallelism that a compact or map-only model does not support.
+
+    :raises PruneError: naming the rule and what to use instead
+    """
+    parallel = vllm_config.parallel_config
+    counts = {layer.num_kept for layer in routing_map.layers}
+    size = parallel.tensor_parallel_size * parallel.data_parallel_size
+    size *= getattr(parallel, "prefill_context_parallel_size", 1)
+    if parallel.enable_expert_parallel and (len(counts) > 1 or max(counts) % size):
+        raise PruneError(
+            "expert parallelism needs the same number of experts in every layer, a multiple of the "
+            f"{size} ranks; this model has {min(counts)} to {max(counts)}",
+            hint="use --tensor-parallel-size without --enable-expert-parallel",
+        )
+    if parallel.enable_eplb:
+        raise PruneError(
+            "expert load balancing (EPLB) is not supported with a compact or map-only model",
+            hint="leave --enable-eplb out",
+        )
+
+
+def check_lora(vllm_config: Any) -> None:
+    """Refuse LoRA adapters beyond attention on a compact or map-only model.
+
+    vLLM expects an adapter to have as many experts in every layer.
+
+    :raises PruneError: naming the option to add
+    """
+    if adapts_experts(vllm_config):
+        raise PruneError(
+            "LoRA on a compact or map-only model is for attention only, not for experts and gates",
+            hint="add --lora-target-modules q_proj k_proj v_proj o_proj",
+        )
+
+
+def check_draft(vllm_config: Any) -> None:
+    """Refuse to draft with the base's own layers while a map is applied to it.
+
+    Those layers keep their experts, and vLLM reads one count for them and the pruned layers.
+
+    :raises PruneError: saying what to build instead
+    """
+    draft = vllm_config.speculative_config
+    if draft is not None and is_same_model(draft.model, vllm_config.model_config.model):
+        raise PruneError(
+            "a map that is applied while loading does not reach the layers that draft",
+            hint="build a checkpoint with --mtp prune and serve that, or leave "
+            "--speculative-config out",
+        )
+
+
+def check_routed_experts(vllm_config: Any, routing_map: RoutingMap) -> None:
+    """Refuse to return the chosen experts where layers differ in how many are active.
+
+    vLLM collects them in one tensor [tokens, layers, k] with the largest k. A layer with k = 1
+    would be written into all of its columns without an error, any other one ends the server.
+
+    :raises PruneError: naming the option to leave out
+    """
+    active = sorted({layer.top_k for layer in routing_map.layers})
+    if len(active) > 1 and _returns_routed_experts(vllm_config):
+        raise PruneError(
+            f"vLLM returns as many experts of every layer; this model has top-{active[0]} to "
+            f"top-{active[-1]}",
+            hint="leave --enable-return-routed-experts out",
+        )
+
+
+def _returns_routed_experts(vllm_config: Any) -> bool:
+    # vLLM 0.32 has the switch in a config of its own, versions before it in the model's.
+    places = (getattr(vllm_config, "aux_output_config", None), vllm_config.model_config)
+    return any(getattr(place, "enable_return_routed_experts", False) for place in places)
