@@ -115,7 +115,14 @@ def score(model: Path, out: Path, force: bool, as_json: bool, **settings: Any) -
     model = model_folder(model)
     longest = max(part.length or DEFAULT_LENGTH for part in parts)
     live = settings["engine"] == "vllm"
-    base = open_base(model, length=longest, in_vllm=live)
+    base = open_base(
+        model,
+        length=longest,
+        in_vllm=live,
+        dtype=settings["dtype"],
+        gradients=settings["gradients"],
+        in_parts=settings["offload"] is not None,
+    )
     with staged(out, force=force) as folder:
         expected, domains, scores = (_score_live if live else _score)(base, parts, settings)
         scores.save(folder)
@@ -234,6 +241,7 @@ def _score(
     from offline.calibration.memory import estimate
     from offline.cli.progress import progress
     from offline.data.models import complete
+    from offline.engines.quantised.need import dequantised
     from offline.runs.device import batch_tokens, pick_device, pick_dtype
 
     domains = _texts(base, parts, settings)
@@ -248,6 +256,8 @@ def _score(
         gradients=settings["gradients"],
         offload=settings["offload"] is not None,
     )
+    if (found := dequantised(base.folder)) is not None and settings["offload"] is None:
+        expected.memory["weights"] = found.size(dtype)
     warn(expected)
 
     from offline.calibration.calibrate import calibrate

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from offline.build.mtp import check_choice
-from offline.build.quantised import check_unquantised
 from offline.compress.methods import METHODS
 from offline.compress.recipe.reading import upgraded
 from offline.compress.recipe.recipe import CompressRecipe
@@ -17,6 +16,7 @@ from offline.compress.run import Run
 from offline.compress.scores import check_scored, check_text
 from offline.engines.base import Engine
 from offline.engines.needs import (
+    check_engine,
     check_ray,
     check_routable,
     check_tokenizer,
@@ -65,8 +65,6 @@ class Prepared:
         _check_engine(recipe)
         base, method = Checkpoint.open(recipe.base.model), recipe.method
         check_whole(recipe.base.model)
-        if recipe.engine.name == "transformers":
-            check_unquantised(recipe.base.model)
         check_chat(recipe.prompting, recipe.base.model)
         check_choice(base, recipe.output.mtp, method.keep)
         check_routable(base.layout, base.layout.num_groups(base.config), recipe.engine.name)
@@ -74,6 +72,13 @@ class Prepared:
             MoeShape.of(base), method.keep, method.active, budget=method.total, floor=method.least
         )
         METHODS[method.name].check(recipe, space, base)
+        if recipe.engine.name == "transformers":
+            check_engine(
+                recipe.base.model,
+                "transformers",
+                dtype=recipe.engine.dtype,
+                otherwise="vmprune score --engine vllm, then plan and build",
+            )
         data = recipe.data
         objective = Objective.parse(
             data.task,

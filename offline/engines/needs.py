@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import socket
 from importlib.util import find_spec
 from pathlib import Path
 
-from offline.build.quantised import check_unquantised
+from offline.engines.quantised.need import check_dequantisable
 from vllm_moe_prune.checkpoint import (
     COMPACT_FOLDER,
     INDEX_FILE,
@@ -43,7 +44,7 @@ def check_routable(layout: MoeLayout, num_groups: int, engine: str = "transforme
         raise PruneError(
             f"no engine can try routing maps of this {layout.model_type} model: its router does "
             "more than to choose the best scores",
-            hint="use vmprune score, plan and build, or --method lottery",
+            hint="use vmprune score, plan and build; unquantised also --method lottery",
         )
     if engine == "vllm":
         raise PruneError(
@@ -76,26 +77,56 @@ def check_tokenizer(folder: Path) -> None:
         )
 
 
-def check_evaluable(folder: Path, routing_map: RoutingMap | None, *, allow_other: bool) -> None:
-    """Refuse a checkpoint that transformers cannot open, or that cannot behave as a map says.
+def check_engine(folder: Path, engine: str, *, dtype: str, otherwise: str) -> None:
+    """Refuse a model that an engine cannot hold.
+
+    :param engine: ``transformers``, which dequantises, or ``vllm``
+    :param otherwise: what there is to do where neither can
+    :raises PruneError: naming what can be done instead
+    """
+    config = read_config(folder)
+    layout = layout_of(config)
+    num_groups = layout.num_groups(config)
+    if engine == "vllm":
+        check_vllm()
+        check_routable(layout, num_groups, "vllm")
+        return
+    with contextlib.suppress(PruneError):
+        check_routable(layout, num_groups, "vllm")
+        otherwise = "--engine vllm"
+    check_dequantisable(folder, dtype=dtype, otherwise=otherwise)
+
+
+def check_evaluable(
+    folder: Path,
+    routing_map: RoutingMap | None,
+    *,
+    allow_other: bool,
+    engine: str = "transformers",
+    dtype: str = "auto",
+) -> None:
+    """Refuse a checkpoint that an engine cannot open, or that cannot behave as a map says.
 
     :param allow_other: take a map of another base
     :raises PruneError: naming what can be done instead
     """
     layout = layout_of(read_config(folder))
     check_whole(folder)
-    check_unquantised(folder)
     if any((folder / name).exists() for name in (INDEX_FILE, SINGLE_FILE)):  # not only pickles
         Checkpoint.open(folder)
     if routing_map is not None:
         base = Checkpoint.open(folder)
         routing_map.check_base(base.fingerprint(), base.expert_counts(), allow_other=allow_other)
-        check_routable(layout, routing_map.num_groups)
+        check_routable(layout, routing_map.num_groups, engine)
+        if any(entry.experts.kept is None for entry in routing_map.layers):
+            check_mergeable(base)
         for entry in routing_map.layers if layout.is_corrected else ():
             check_only_drops(entry)
     elif allow_other:
         raise PruneError("--allow-other-base needs --map")
     check_tokenizer(folder)
+    served = "serve it with vllm serve, and give --endpoint with its address"
+    check_engine(folder, engine, dtype=dtype, otherwise=served)
 
 
 def check_only_drops(entry: LayerMap) -> None:
