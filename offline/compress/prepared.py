@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from offline.build.mtp import check_choice
+from offline.build.quantised import check_unquantised
 from offline.compress.methods import METHODS
+from offline.compress.recipe.eep import EepRecipe
 from offline.compress.recipe.reading import upgraded
 from offline.compress.recipe.recipe import CompressRecipe
 from offline.compress.run import Run
@@ -23,6 +25,7 @@ from offline.engines.needs import (
     check_vllm,
     check_whole,
 )
+from offline.engines.quantised.need import dequantised
 from offline.fitness.assessor import Assessor
 from offline.fitness.log import EvaluationLog
 from offline.fitness.objective import Objective
@@ -63,22 +66,7 @@ class Prepared:
         :raises PruneError: for anything in the recipe or the base that cannot work
         """
         _check_engine(recipe)
-        base, method = Checkpoint.open(recipe.base.model), recipe.method
-        check_whole(recipe.base.model)
-        check_chat(recipe.prompting, recipe.base.model)
-        check_choice(base, recipe.output.mtp, method.keep)
-        check_routable(base.layout, base.layout.num_groups(base.config), recipe.engine.name)
-        space = Space.of(
-            MoeShape.of(base), method.keep, method.active, budget=method.total, floor=method.least
-        )
-        METHODS[method.name].check(recipe, space, base)
-        if recipe.engine.name == "transformers":
-            check_engine(
-                recipe.base.model,
-                "transformers",
-                dtype=recipe.engine.dtype,
-                otherwise="vmprune score --engine vllm, then plan and build",
-            )
+        base, space = check_model(recipe)
         data = recipe.data
         objective = Objective.parse(
             data.task,
@@ -145,6 +133,43 @@ class Prepared:
             self.provenance,
             folder,
         )
+
+
+def check_model(recipe: CompressRecipe) -> tuple[Checkpoint, Space]:
+    """Refuse a base that the engine cannot hold or the method cannot prune; imports no torch.
+
+    :raises PruneError: naming what can be done instead
+    """
+    base, method = Checkpoint.open(recipe.base.model), recipe.method
+    check_whole(recipe.base.model)
+    check_chat(recipe.prompting, recipe.base.model)
+    check_choice(base, recipe.output.mtp, method.keep)
+    _check_held(recipe, base)
+    space = Space.of(
+        MoeShape.of(base), method.keep, method.active, budget=method.total, floor=method.least
+    )
+    METHODS[method.name].check(recipe, space, base)
+    return base, space
+
+
+def _check_held(recipe: CompressRecipe, base: Checkpoint) -> None:
+    """Refuse a base that the engine cannot hold, or whose routing it cannot change."""
+    engine, method = recipe.engine, METHODS[recipe.method.name]
+    if method.choose is None:
+        check_unquantised(base.folder)
+    try:
+        check_routable(base.layout, base.layout.num_groups(base.config))
+    except PruneError:
+        dequantised(base.folder)  # a format that cannot be scored either is said first
+        raise
+    merges = isinstance(recipe, EepRecipe) and recipe.search.phases != "prune"
+    check_engine(
+        base.folder,
+        engine.name,
+        dtype=engine.dtype,
+        more=" --phases prune" if merges else "",
+        otherwise="vmprune score --engine vllm, then plan and build",
+    )
 
 
 def _check_engine(recipe: CompressRecipe) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from offline.build.quantised import check_unquantised
 from offline.calibration.needs import check_length
 from offline.compress.recipe.lottery import LotteryRecipe
 from offline.compress.recipe.recipe import CompressRecipe
@@ -20,7 +19,6 @@ def check_lottery(recipe: CompressRecipe, space: Space, base: Checkpoint) -> Non
     :raises PruneError: naming what does not fit together
     """
     assert isinstance(recipe, LotteryRecipe)
-    check_unquantised(base.folder)
     settings = recipe.settings_of_rounds()
     plans = plans_of(recipe, space, base)
     check_length(base, settings.length)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import socket
 from importlib.util import find_spec
@@ -77,24 +76,38 @@ def check_tokenizer(folder: Path) -> None:
         )
 
 
-def check_engine(folder: Path, engine: str, *, dtype: str, otherwise: str) -> None:
+def check_engine(folder: Path, engine: str, *, dtype: str, otherwise: str, more: str = "") -> None:
     """Refuse a model that an engine cannot hold.
 
     :param engine: ``transformers``, which dequantises, or ``vllm``
+    :param more: flags that the other engine wants as well
     :param otherwise: what there is to do where neither can
     :raises PruneError: naming what can be done instead
     """
-    config = read_config(folder)
-    layout = layout_of(config)
-    num_groups = layout.num_groups(config)
     if engine == "vllm":
         check_vllm()
-        check_routable(layout, num_groups, "vllm")
+    others = {"vllm": "transformers", "transformers": "vllm"}
+    try:
+        _check_holds(folder, engine, dtype)
+    except PruneError as error:
+        try:
+            _check_holds(folder, others[engine], dtype)
+            otherwise = f"--engine {others[engine]}{more}"
+        except PruneError as other:
+            otherwise = other.hint or otherwise
+        raise PruneError(error.message, hint=error.hint or otherwise) from None
+
+
+def _check_holds(folder: Path, engine: str, dtype: str) -> None:
+    if engine == "transformers":
+        check_dequantisable(folder, dtype=dtype)
         return
-    with contextlib.suppress(PruneError):
-        check_routable(layout, num_groups, "vllm")
-        otherwise = "--engine vllm"
-    check_dequantisable(folder, dtype=dtype, otherwise=otherwise)
+    config = read_config(folder)
+    layout = layout_of(config)
+    try:
+        check_routable(layout, layout.num_groups(config), engine)
+    except PruneError as error:  # there may be better advice than to search elsewhere
+        raise PruneError(error.message) from None
 
 
 def check_evaluable(

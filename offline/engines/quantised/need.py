@@ -87,7 +87,7 @@ def _alone(name: str, sizes: Sequence[int], forms: dict[str, None]) -> int:
 
 
 def check_dequantisable(
-    folder: Path, *, otherwise: str, dtype: str = "auto", in_parts: bool = False
+    folder: Path, *, dtype: str = "auto", otherwise: str | None = None, in_parts: bool = False
 ) -> None:
     """Refuse a quantised checkpoint that cannot be computed with outside of vLLM.
 
