@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -247,17 +248,21 @@ def _score(
     domains = _texts(base, parts, settings)
     device = pick_device(settings["device"])
     dtype = pick_dtype(settings["dtype"], device)
-    expected = estimate(
+    estimated = partial(
+        estimate,
         base,
         parts,
         length=settings["length"] or DEFAULT_LENGTH,
         tokens_per_batch=batch_tokens(device),
         item_bytes=_ITEM_BYTES[dtype],
         gradients=settings["gradients"],
-        offload=settings["offload"] is not None,
     )
-    if (found := dequantised(base.folder)) is not None and settings["offload"] is None:
-        expected.memory["weights"] = found.size(dtype)
+    expected = estimated(offload=settings["offload"] is not None)
+    if (found := dequantised(base.folder)) is not None:
+        growth = found.size(dtype) / estimated(offload=False).memory["weights"]
+        for sizes, name in ((expected.memory, "weights"), (expected.disk, "offloaded layers")):
+            if name in sizes:
+                sizes[name] = round(sizes[name] * growth)
     warn(expected)
 
     from offline.calibration.calibrate import calibrate

@@ -43,7 +43,7 @@ def check_routable(layout: MoeLayout, num_groups: int, engine: str = "transforme
         raise PruneError(
             f"no engine can try routing maps of this {layout.model_type} model: its router does "
             "more than to choose the best scores",
-            hint="use vmprune score, plan and build; unquantised also --method lottery",
+            hint="use vmprune score, plan and build",
         )
     if engine == "vllm":
         raise PruneError(

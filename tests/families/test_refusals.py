@@ -38,7 +38,7 @@ WAYS: dict[str, Callable[[Asking], Asking]] = {
     ),
     r"--offload": lambda one: replace(one, more="offload"),
     r"(?<!vllm )(?<!transformers )--phases prune": lambda one: replace(one, more="prune"),
-    r"(?<!unquantised also )--method lottery": lambda one: Asking("lottery", one.engine),
+    r"--method lottery": lambda one: Asking("lottery", one.engine),
     r"--endpoint": lambda one: Asking("endpoint", one.engine),
 }
 

@@ -30,7 +30,7 @@ def from_pretrained(folder: Path, dtype: Dtype, **placed: Any) -> Any:
     """
     quantised = dequantised(folder)
     if quantised is not None:
-        _LOG.warning("%s", quantised.line(dtype))
+        _LOG.warning("%s", quantised.line(dtype, on_disk="offload_folder" in placed))
     bars = transformers.utils.logging
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()  # type: ignore[no-untyped-call]  # the caller owns the progress

@@ -33,11 +33,15 @@ class Dequantised:
         """Return the bytes of all numbers in a dtype; ``auto`` is the checkpoint's."""
         return self.numbers * {"float32": 4, "bfloat16": 2}.get(dtype, self.own_item)
 
-    def line(self, dtype: str) -> str:
-        """Say what it is and what it takes, in one line."""
+    def line(self, dtype: str, *, on_disk: bool = False) -> str:
+        """Say what it is and what it takes, in one line.
+
+        :param on_disk: the decoder layers stay there
+        """
         return (
             f"{self.name} is quantised ({', '.join(self.forms)}): {gib(self.stored)} on disk are "
-            f"dequantised to {gib(self.size(dtype))} and take that much memory"
+            f"dequantised to {gib(self.size(dtype))} and take that much "
+            f"{'disk' if on_disk else 'memory'}"
         )
 
 
