@@ -29,7 +29,7 @@ pytestmark = [
 ]
 SIZES = {"hidden": 128, "intermediate": 128, "heads": 4, "kv_heads": 4}
 TEXT = "the cat sees a dog and the king sings to the moon .\n"
-NEAR = 0.02  # of an item's margin: how bfloat16 rounds differs between batches
+NEAR = 0.1  # nats of an item's margin: how bfloat16 rounds differs between batches
 
 
 def facts(*words: str | Path) -> dict[str, Any]:
@@ -58,9 +58,10 @@ def test_from_scores_to_a_checked_server(
     )
     invoke("build", "--model", base, "--map", routing_map, "--out", out)
     kept, whole = Checkpoint.open(out), Checkpoint.open(base)
-    assert {len(one.read()) for n, one in kept.stored.items() if "experts.0.w1" in n} == {
-        len(one.read()) for n, one in whole.stored.items() if "experts.0.w1" in n
-    }
+    released = {whole.raw(tensor) for tensor in whole.stored if "experts" in tensor}
+    experts = [tensor for tensor in kept.stored if "experts" in tensor]
+    assert len(experts) == len([one for one in whole.stored if "experts" in one]) // 2
+    assert all(kept.raw(tensor) in released for tensor in experts)
 
     asked = ("--task", task, "--split", "test")
     live = facts("eval", "--model", base, "--map", routing_map, "--engine", "vllm", *asked)
@@ -68,13 +69,20 @@ def test_from_scores_to_a_checked_server(
     spec = ServerSpec(out, dtype="bfloat16", max_model_len=128, enforce_eager=True)
     with Server(spec, tmp_path / "server.log") as server:
         served = facts("eval", "--model", out, "--endpoint", server.url, *asked)
-    print(
-        name, {k: v["accuracy"] for k, v in (("live", live), ("served", served), ("local", local))}
-    )
-    for one, other in zip(live["items"], served["items"], strict=True):
-        print(one, other)
+    margins = [
+        (one["margin"], other["margin"], one["prediction"] == other["prediction"])
+        for one, other in zip(live["items"], served["items"], strict=True)
+    ]
+    apart = max(abs(ours - theirs) for ours, theirs, _ in margins)
+    alike = sum(same for *_, same in margins)
+    print(f"{name}: {alike} of {len(margins)} predictions alike, margins within {apart:.3f}")
+    assert apart < NEAR
+    assert all(same or abs(ours) < NEAR for ours, _, same in margins)
+    assert abs(local["accuracy"] - live["accuracy"]) <= 2 / len(margins)
 
     for engine in ("transformers", "vllm"):
         found = facts("check", out, "--base", base, "--engine", engine)
-        for item in found["checks"]:
-            print(name, engine, item)
+        parity, share, *_ = found["checks"]
+        print(f"{name}, {engine}: {parity['value']:.4f}, {share['value']:.3f}")
+        assert parity["ok"] and share["ok"], found
+        assert parity["limit"] == (0.15 if engine == "transformers" else 0.05)
