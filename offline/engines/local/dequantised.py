@@ -24,6 +24,8 @@ from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.roles import STACKED_PARTS, WEIGHT
 
+_OF_THE_CACHE = (".q_scale", ".k_scale", ".v_scale")  # where a quantised cache is meant
+
 
 @dataclass(frozen=True, slots=True)
 class Unread:
@@ -63,9 +65,12 @@ def open_dequantised(folder: Path, dtype: str, **placed: Any) -> Any:
 def unread(checkpoint: Checkpoint) -> dict[str, Unread]:
     """Return the tensors of the unquantised checkpoint that a quantised one stands for, by name."""
     settings, found = settings_of(checkpoint.config), dict[str, Unread]()
-    for module, parts in modules_of(checkpoint.tensors).items():
+    tensors = checkpoint.tensors
+    loaded = {n: info for n, info in tensors.items() if not checkpoint.layout.is_mtp(n)}
+    for module, parts in modules_of(loaded).items():
         if "" in parts:
-            found |= _alone(checkpoint, module)
+            if not module.endswith(_OF_THE_CACHE):
+                found |= _alone(checkpoint, module)
             continue
         if parts.keys() - ASIDE:
             found[module + WEIGHT] = Unread(_matrix(checkpoint, module, tuple(parts), settings))

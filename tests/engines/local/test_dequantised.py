@@ -16,6 +16,7 @@ from offline.engines.local.transformers import TransformersEngine
 from offline.engines.quantised import need
 from offline.engines.quantised.need import check_dequantisable, dequantised
 from tests.families.models import make_family
+from tests.families.mtp import add_mtp
 from tests.families.quantised import FORMATS, config_of, quantise, tensors_of, write
 from tests.sample_maps import uniform_map
 from tests.tiny import make_tiny_mixtral
@@ -91,6 +92,47 @@ def test_layer_by_layer_and_under_a_map(original: Path, tmp_path: Path) -> None:
     assert not torch.equal(pruned, whole)
     engine.apply(None)
     assert torch.equal(engine.logits(TEXT), whole)
+
+
+def test_a_deepseek_as_it_is_released(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Attention in FP8 blocks that divide nothing, a draft layer, scales of the cache; masked."""
+    original, plain = tmp_path / "original", tmp_path / "plain"
+    make_family("deepseek_v3", original)
+    add_mtp("deepseek_v3", original)
+    write_tokenizer(original, 60)
+    settings = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    base = quantise(original, tmp_path / "q", FORMATS["fp8-blocks"], settings, more="self_attn")
+    tensors = tensors_of(base)
+    write(
+        base,
+        tensors | {"model.layers.0.self_attn.k_scale": torch.ones(())},
+        json.loads((base / "config.json").read_text()),
+    )
+    restored = {
+        name: (tensor.float() * _wide(tensors[name + "_scale_inv"], tensor.shape))
+        if name + "_scale_inv" in tensors
+        else tensor
+        for name, tensor in tensors.items()
+        if not name.endswith("scale_inv")
+    }
+    plain.mkdir()
+    write(plain, restored, json.loads((original / "config.json").read_text()))
+    write_tokenizer(plain, 60)
+    found = TransformersEngine(base, dtype="float32")
+    assert "UNEXPECTED" not in caplog.text and "MISSING" not in caplog.text
+    expected = TransformersEngine(plain, dtype="float32")
+    assert torch.equal(found.logits(TEXT), expected.logits(TEXT))
+    counts = found.expert_counts
+    kept = [(0, 1, 4, 5)] * len(counts)
+    assert set(counts.values()) == {8}, counts
+    for engine in (found, expected):
+        engine.apply(uniform_map(engine.folder, kept))
+    assert torch.equal(found.logits(TEXT), expected.logits(TEXT))
+
+
+def _wide(scales: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    wide = scales.repeat_interleave(128, 0).repeat_interleave(128, 1)
+    return wide[: shape[0], : shape[1]]
 
 
 def test_stacked_mxfp4(tmp_path: Path) -> None:
