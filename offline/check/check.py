@@ -195,7 +195,9 @@ def _inputs(
         dtype = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype"))
     if dtype not in _MEAN_LIMIT:
         raise PruneError(f"no parity limit is known for {dtype}", hint="add --dtype float32")
-    check_engine(base or folder, engine, dtype=dtype, otherwise="check it where memory is larger")
+    otherwise = "check it where memory is larger"
+    routed = base is not None and routing_map is not None
+    check_engine(base or folder, engine, routed=routed, dtype=dtype, otherwise=otherwise)
     spec = ServerSpec(
         model=base if is_map_only and base else folder,
         load_format="pruned_moe" if is_map_only or is_compact else "auto",

@@ -25,7 +25,6 @@ from offline.engines.needs import (
     check_vllm,
     check_whole,
 )
-from offline.engines.quantised.need import dequantised
 from offline.fitness.assessor import Assessor
 from offline.fitness.log import EvaluationLog
 from offline.fitness.objective import Objective
@@ -43,6 +42,7 @@ from vllm_moe_prune.hub import origin
 from vllm_moe_prune.provenance import DataIdentity, Provenance
 
 _LOG = logging.getLogger(__name__)
+_WITHOUT = "vmprune score --engine vllm, then plan and build"  # where nothing can be searched
 _FEW = 100  # items: a share is known to 10 points, 95 of 100 times
 
 
@@ -154,21 +154,22 @@ def check_model(recipe: CompressRecipe) -> tuple[Checkpoint, Space]:
 
 def _check_held(recipe: CompressRecipe, base: Checkpoint) -> None:
     """Refuse a base that the engine cannot hold, or whose routing it cannot change."""
-    engine, method = recipe.engine, METHODS[recipe.method.name]
-    if method.choose is None:
+    engine, layout = recipe.engine, base.layout
+    if METHODS[recipe.method.name].choose is None:  # a lottery, which no other engine plays
         check_unquantised(base.folder)
-    try:
-        check_routable(base.layout, base.layout.num_groups(base.config))
-    except PruneError:
-        dequantised(base.folder)  # a format that cannot be scored either is said first
-        raise
+        try:
+            check_routable(layout, layout.num_groups(base.config))
+        except PruneError as error:
+            raise PruneError(error.message, hint=_WITHOUT) from None
+        return
     merges = isinstance(recipe, EepRecipe) and recipe.search.phases != "prune"
     check_engine(
         base.folder,
         engine.name,
+        routed=True,
         dtype=engine.dtype,
         more=" --phases prune" if merges else "",
-        otherwise="vmprune score --engine vllm, then plan and build",
+        otherwise=_WITHOUT,
     )
 
 

@@ -76,37 +76,41 @@ def check_tokenizer(folder: Path) -> None:
         )
 
 
-def check_engine(folder: Path, engine: str, *, dtype: str, otherwise: str, more: str = "") -> None:
-    """Refuse a model that an engine cannot hold.
+def check_engine(
+    folder: Path, engine: str, *, routed: bool, dtype: str, otherwise: str, more: str = ""
+) -> None:
+    """Refuse a model that an engine cannot hold, or whose routing it cannot change.
 
     :param engine: ``transformers``, which dequantises, or ``vllm``
+    :param routed: whether routing maps are to be tried
     :param more: flags that the other engine wants as well
     :param otherwise: what there is to do where neither can
     :raises PruneError: naming what can be done instead
     """
     if engine == "vllm":
         check_vllm()
-    others = {"vllm": "transformers", "transformers": "vllm"}
+    other = {"vllm": "transformers", "transformers": "vllm"}[engine]
     try:
-        _check_holds(folder, engine, dtype)
+        _check_holds(folder, engine, dtype, routed=routed)
     except PruneError as error:
         try:
-            _check_holds(folder, others[engine], dtype)
-            otherwise = f"--engine {others[engine]}{more}"
-        except PruneError as other:
-            otherwise = other.hint or otherwise
-        raise PruneError(error.message, hint=error.hint or otherwise) from None
+            _check_holds(folder, other, dtype, routed=routed)
+            hint = f"--engine {other}{more}"
+        except PruneError as another:
+            hint = error.hint or another.hint or otherwise
+        raise PruneError(error.message, hint=hint) from None
 
 
-def _check_holds(folder: Path, engine: str, dtype: str) -> None:
-    if engine == "transformers":
-        check_dequantisable(folder, dtype=dtype)
-        return
+def _check_holds(folder: Path, engine: str, dtype: str, *, routed: bool) -> None:
     config = read_config(folder)
     layout = layout_of(config)
+    if engine == "transformers":
+        check_dequantisable(folder, dtype=dtype)
+    if not routed and engine == "transformers":  # vLLM's routers are replaced in any case
+        return
     try:
         check_routable(layout, layout.num_groups(config), engine)
-    except PruneError as error:  # there may be better advice than to search elsewhere
+    except PruneError as error:  # whether its advice can be followed is the caller's to say
         raise PruneError(error.message) from None
 
 
@@ -130,7 +134,6 @@ def check_evaluable(
     if routing_map is not None:
         base = Checkpoint.open(folder)
         routing_map.check_base(base.fingerprint(), base.expert_counts(), allow_other=allow_other)
-        check_routable(layout, routing_map.num_groups, engine)
         if any(entry.experts.kept is None for entry in routing_map.layers):
             check_mergeable(base)
         for entry in routing_map.layers if layout.is_corrected else ():
@@ -139,7 +142,8 @@ def check_evaluable(
         raise PruneError("--allow-other-base needs --map")
     check_tokenizer(folder)
     served = "serve it with vllm serve, and give --endpoint with its address"
-    check_engine(folder, engine, dtype=dtype, otherwise=served)
+    routed = routing_map is not None
+    check_engine(folder, engine, routed=routed, dtype=dtype, otherwise=served)
 
 
 def check_only_drops(entry: LayerMap) -> None:
