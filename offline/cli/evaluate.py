@@ -158,13 +158,15 @@ def evaluate(
         complete(model)
         with progress() as reporter:
             reporter.stage("loading the model", 1)
-            if engine == "vllm":
-                room = put.max_gen_tokens or 0
-                loaded = _served(model, routing_map, dtype, tensor_parallel, room)
-            else:
-                loaded = _loaded(model, routing_map, device, dtype)
-            with contextlib.closing(loaded) if engine == "vllm" else contextlib.nullcontext():
-                results = _measured(loaded.evaluate, asked, limit, reporter)
+            with contextlib.ExitStack() as held:
+                ask: Callable[..., TaskResult]
+                if engine == "vllm":
+                    room = put.max_gen_tokens or 0
+                    live = _served(model, routing_map, dtype, tensor_parallel, room)
+                    ask = held.enter_context(live).evaluate
+                else:
+                    ask = _loaded(model, routing_map, device, dtype).evaluate
+                results = _measured(ask, asked, limit, reporter)
     else:
         _refuse(
             {

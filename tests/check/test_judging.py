@@ -18,6 +18,7 @@ from offline.check.probes import CHAT_PROMPTS, PROMPTS
 from offline.check.reference import LocalReference
 from offline.cli.check import check as command
 from offline.engines.local.transformers import TransformersEngine
+from serve.server import ServerSpec
 from tests.sample_maps import uniform_map
 
 VOCABULARY = 5
@@ -38,7 +39,7 @@ class Reference:
 
 
 def judged(prompts: list[list[int]], answers: list[Answer], dtype: str) -> dict[str, CheckItem]:
-    inputs = module.CheckInputs(Path(), module.ServerSpec(Path()), Path(), None, dtype)
+    inputs = module.CheckInputs(Path(), ServerSpec(Path()), Path(), None, dtype)
     reference = LocalReference(Reference())  # type: ignore[arg-type]
     found = module._parity(reference, prompts, answers, dtype, inputs.limits)
     return {finding.name: finding for finding in found}

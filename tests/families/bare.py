@@ -55,7 +55,7 @@ def write_bare(
     }
     if layout.num_groups_key:
         text |= {layout.num_groups_key: groups, "topk_group": 1}
-    config = {layout.section: text} if layout.section else text
+    config: dict[str, Any] = {layout.section: text} if layout.section else text
     more = {"quantization_config": settings} if settings else {}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(

@@ -18,7 +18,7 @@ from offline.compress.prepared import check_model
 from offline.compress.recipe.reading import recipe_of
 from offline.engines.needs import check_evaluable
 from offline.engines.quantised import need
-from tests.families.bare import write_bare
+from tests.families.bare import Parts, write_bare
 from tests.families.quantised import FORMATS
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
@@ -83,7 +83,7 @@ def refused(model: Path, one: Asking) -> PruneError | None:
     return None
 
 
-QUANTISED = {
+QUANTISED: dict[str, Callable[[torch.Tensor], Parts] | None] = {
     "unquantised": None,
     "fp8": FORMATS["fp8"],
     "unknown": lambda weight: {"weight": weight.to(torch.float8_e4m3fn)},
