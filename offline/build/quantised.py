@@ -38,7 +38,7 @@ def quantiser_of(folder: Path) -> str | None:
     config = read_config(folder)
     found = next((config[key] for key in _KEYS if config.get(key)), None)
     if found is None:
-        return "by ModelOpt" if (folder / _FILES[0]).exists() else None
+        return next((f"see {name}" for name in _FILES if (folder / name).exists()), None)
     method = found.get("quant_method") if isinstance(found, dict) else None
     return str(method or "by ModelOpt")
 

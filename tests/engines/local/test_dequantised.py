@@ -159,6 +159,15 @@ def test_stacked_mxfp4(tmp_path: Path) -> None:
     assert found.numbers == sum(tensor.numel() for tensor in plain.values())
 
 
+def test_a_quantiser_may_have_written_a_file_of_its_own(original: Path, tmp_path: Path) -> None:
+    base = quantise(original, tmp_path / "q", FORMATS["gptq"], {"quant_method": "gptq"})
+    expected = logits(base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "quantize_config.json").write_text(json.dumps(config.pop("quantization_config")))
+    (base / "config.json").write_text(json.dumps(config))
+    assert torch.equal(logits(base), expected)
+
+
 def test_a_bias_that_an_expert_cannot_have_is_refused(original: Path, tmp_path: Path) -> None:
     def biased(weight: torch.Tensor) -> dict[str, torch.Tensor]:
         return FORMATS["gptq"](weight) | {"bias": torch.ones(len(weight)).half()}
