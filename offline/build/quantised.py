@@ -22,22 +22,37 @@ _NUMBERED = re.compile(r"experts\\?\.\d")
 Moves = Mapping[str, str | None]  # module -> its new name, None if it is gone
 
 
+def settings_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what config.json says of its quantisation; nothing if it is silent."""
+    found = next((config[key] for key in _KEYS if config.get(key)), None)
+    return found if isinstance(found, Mapping) else {}
+
+
+def unsettled(config: Mapping[str, Any]) -> list[str]:
+    """Return the entries of config.json that an unquantised checkpoint would not have."""
+    return [key for key in _KEYS if key in config]
+
+
+def quantiser_of(folder: Path) -> str | None:
+    """Return how a checkpoint was quantised, as its own files call it, or None if it was not."""
+    config = read_config(folder)
+    found = next((config[key] for key in _KEYS if config.get(key)), None)
+    if found is None:
+        return next((f"see {name}" for name in _FILES if (folder / name).exists()), None)
+    method = found.get("quant_method") if isinstance(found, dict) else None
+    return str(method or "by ModelOpt")
+
+
 def check_unquantised(folder: Path) -> None:
-    """Refuse a quantised checkpoint where its weights are to be computed with outside of vLLM.
+    """Refuse a quantised checkpoint where weights are to be trained.
 
     :raises PruneError: naming the quantisation
     """
-    config = read_config(folder)
-    found = next((config[key] for key in _KEYS if config.get(key)), None)
-    if found is None and not (folder / _FILES[0]).exists():
-        return
-    method = found.get("quant_method") if isinstance(found, dict) else None
-    raise PruneError(
-        f"{folder} is quantised ({method or 'by ModelOpt'}): scores, searches, finetunes and "
-        "references in transformers need the original weights",
-        hint="make the map with the original checkpoint, then apply it to this one: "
-        "vmprune build --model THIS --map MAP --allow-other-base",
-    )
+    if (method := quantiser_of(folder)) is not None:
+        raise PruneError(
+            f"{folder} is quantised ({method}): what is trained needs the original weights",
+            hint="train the original checkpoint and quantise the result",
+        )
 
 
 def follow(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -27,8 +28,30 @@ from vllm_moe_prune.hub import parse
     show_default=True,
     help="where the reference is computed: cpu, cuda, cuda:1, ...; auto takes a GPU",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["transformers", "vllm"]),
+    default="transformers",
+    show_default=True,
+    help="of the reference; vllm: for a base that only vLLM can hold, quantised or on several GPUs",
+)
+@click.option(
+    "--tensor-parallel",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="ranks that share the model in vLLM",
+)
 @click.option("--json", "as_json", is_flag=True, help="print JSON on stdout")
-def check(out: Path, base: Path | None, dtype: str, device: str, as_json: bool) -> None:
+def check(
+    out: Path,
+    base: Path | None,
+    dtype: str,
+    device: str,
+    engine: Literal["transformers", "vllm"],
+    tensor_parallel: int,
+    as_json: bool,
+) -> None:
     """Serve OUT with vLLM and verify it: parity with the reference, and no collapse.
 
     OUT is a pruned checkpoint or a routing map, here or on the hub (Org/Name[@revision]; then
@@ -47,7 +70,16 @@ def check(out: Path, base: Path | None, dtype: str, device: str, as_json: bool) 
     log = (out if is_here else Path(out.name)).with_name(out.name + ".check.log")
     check_free(folder, log)
     with progress() as reporter:
-        result = run_check(folder, base, dtype=dtype, device=device, log=log, reporter=reporter)
+        result = run_check(
+            folder,
+            base,
+            dtype=dtype,
+            device=device,
+            engine=engine,
+            tensor_parallel=tensor_parallel,
+            log=log,
+            reporter=reporter,
+        )
         reporter.step()
     if is_here:
         save(result, folder)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 import cloup
 
+from offline.cli.evaluated import say_json, say_text
 from offline.cli.models import NAMES, model_folder
-from offline.cli.prompting import prompting_of, prompting_options, unfinished_note
+from offline.cli.prompting import prompting_of, prompting_options
 from offline.cli.quiet import QUIET_SETTINGS
 from offline.runs.device import DType
 from vllm_moe_prune.errors import PruneError
 
+EngineName = Literal["transformers", "vllm"]
+
 if TYPE_CHECKING:
+    from offline.engines.live.engine import VllmEngine
     from offline.engines.local.transformers import TransformersEngine
     from offline.runs.progress import Reporter
     from offline.tasks.catalog import Library, Split, Task
@@ -70,7 +73,21 @@ if TYPE_CHECKING:
 @click.option("--endpoint", help="score the model that the server at this address serves")
 @click.option("--served-name", help="the model's name there; the first that it serves")
 @prompting_options
-@click.option("--device", default="auto", show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(["transformers", "vllm"]),
+    default="transformers",
+    show_default=True,
+    help="vllm: the model as it is served, also quantised or on several GPUs",
+)
+@click.option(
+    "--tensor-parallel",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="with --engine vllm: ranks that share the model",
+)
+@click.option("--device", default="auto", show_default=True, help="of --engine transformers")
 @click.option("--dtype", type=click.Choice(get_args(DType)), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="print JSON on stdout, with every item")
 @cloup.option("-q", "--quiet", **QUIET_SETTINGS)
@@ -87,6 +104,8 @@ def evaluate(
     allow_other_base: bool,
     endpoint: str | None,
     served_name: str | None,
+    engine: EngineName,
+    tensor_parallel: int,
     device: str,
     dtype: DType,
     as_json: bool,
@@ -129,15 +148,25 @@ def evaluate(
         if served_name is not None:
             raise PruneError("--served-name needs --endpoint")
         routing_map = load_map(map_path) if map_path else None
+        _check_engine(engine, tensor_parallel, device)
         check_device(device)
-        check_evaluable(model, routing_map, allow_other=allow_other_base)
+        check_evaluable(
+            model, routing_map, allow_other=allow_other_base, engine=engine, dtype=dtype
+        )
         for task, known in asked:
             check_items(task, known)
         complete(model)
         with progress() as reporter:
             reporter.stage("loading the model", 1)
-            engine = _loaded(model, routing_map, device, dtype)
-            results = _measured(engine.evaluate, asked, limit, reporter)
+            with contextlib.ExitStack() as held:
+                ask: Callable[..., TaskResult]
+                if engine == "vllm":
+                    room = put.max_gen_tokens or 0
+                    live = _served(model, routing_map, dtype, tensor_parallel, room)
+                    ask = held.enter_context(live).evaluate
+                else:
+                    ask = _loaded(model, routing_map, device, dtype).evaluate
+                results = _measured(ask, asked, limit, reporter)
     else:
         _refuse(
             {
@@ -145,6 +174,8 @@ def evaluate(
                 "--allow-other-base": allow_other_base,
                 "--device": device != "auto",
                 "--dtype": dtype != "auto",
+                "--engine": engine != "transformers",
+                "--tensor-parallel": tensor_parallel > 1,
             }
         )
         read_config(model)
@@ -162,7 +193,7 @@ def evaluate(
             "served_name": lm.endpoint.model,
             "base": base_of(model).model_dump(),
         }
-    say = _say_json if as_json else _say
+    say = say_json if as_json else say_text
     for (task, _), result in zip(asked, results, strict=True):
         say(task, result, more)
     if len(results) > 1 and not as_json:
@@ -205,35 +236,12 @@ def _measured(
     return results
 
 
-def _say(task: Task, result: TaskResult, more: dict[str, Any]) -> None:
-    """Print what a task's items scored, and all metrics where there are several."""
-    split = result.split if not result.source else f"{result.split}: {result.source}"
-    count = f"{len(result.items)} items"
-    if math.isfinite(result.accuracy):
-        low, high = result.confidence_interval()
-        interval = f"95 % {low:.3f} - {high:.3f}, " if math.isfinite(low) else ""
-        click.echo(f"{task.title}, {split}: {result.accuracy:.3f} ({interval}{count})")
-    else:
-        click.echo(f"{task.name}, {split} ({count})")
-    for name, value in result.metrics.items():
-        click.echo(f"  {name}: {value:.4f}")
-    if result.unfinished:
-        click.echo(unfinished_note(result.unfinished, task.prompting.think_end))
-
-
-def _say_json(task: Task, result: TaskResult, more: dict[str, Any]) -> None:
-    low, high = result.confidence_interval()
-    facts = {"accuracy": result.accuracy, "low": low, "high": high, **more, **result.to_json()}
-    click.echo(json.dumps(_without_nan(facts)))
-
-
-def _without_nan(value: Any) -> Any:
-    """Return what JSON can hold: nothing in place of what is no number."""
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _check_engine(engine: EngineName, tensor_parallel: int, device: str) -> None:
+    """Refuse flags that are of the other engine."""
+    if engine == "transformers" and tensor_parallel > 1:
+        raise PruneError("--tensor-parallel is of --engine vllm", hint="add --engine vllm")
+    if engine == "vllm" and device != "auto":
+        raise PruneError("--device is of --engine transformers", hint="leave out --device")
 
 
 def _loaded(
@@ -246,6 +254,31 @@ def _loaded(
     device = pick_device(device)
     engine = TransformersEngine(model, device=device, dtype=pick_dtype(dtype, device))
     engine.apply(routing_map)
+    return engine
+
+
+def _served(
+    model: Path, routing_map: RoutingMap | None, dtype: DType, tensor_parallel: int, room: int
+) -> VllmEngine:
+    """Load a checkpoint into vLLM and apply a routing map to it.
+
+    :param room: tokens of longer answers than usual
+    """
+    from offline.engines.live.engine import VllmEngine
+    from offline.runs.device import pick_dtype
+    from serve.server import cpu_build
+
+    engine = VllmEngine(
+        model,
+        dtype=pick_dtype(dtype, "cpu" if cpu_build() else "cuda"),
+        tensor_parallel_size=tensor_parallel,
+        answer_tokens=room,
+    )
+    try:
+        engine.apply(routing_map)
+    except BaseException:
+        engine.close()
+        raise
     return engine
 
 

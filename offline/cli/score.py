@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -125,7 +126,14 @@ def score(model: Path, out: Path, force: bool, as_json: bool, **settings: Any) -
     model = model_folder(model)
     longest = max(part.length or DEFAULT_LENGTH for part in parts)
     live = settings["engine"] == "vllm"
-    base = open_base(model, length=longest, in_vllm=live)
+    base = open_base(
+        model,
+        length=longest,
+        in_vllm=live,
+        dtype=settings["dtype"],
+        gradients=settings["gradients"],
+        in_parts=settings["offload"] is not None,
+    )
     with staged(out, force=force) as folder:
         expected, domains, scores = (_score_live if live else _score)(base, parts, settings)
         scores.save(folder)
@@ -250,21 +258,28 @@ def _score(
     from offline.calibration.memory import estimate
     from offline.cli.progress import progress
     from offline.data.models import complete
+    from offline.engines.quantised.need import dequantised
     from offline.runs.device import batch_tokens, pick_device, pick_dtype
 
     domains = _texts(base, parts, settings)
     device = pick_device(settings["device"])
     dtype = pick_dtype(settings["dtype"], device)
-    expected = estimate(
+    estimated = partial(
+        estimate,
         base,
         parts,
         length=settings["length"] or DEFAULT_LENGTH,
         tokens_per_batch=batch_tokens(device),
         item_bytes=_ITEM_BYTES[dtype],
         gradients=settings["gradients"],
-        offload=settings["offload"] is not None,
         program=psutil.Process().memory_info().rss if device == "cpu" else 0,
     )
+    expected = estimated(offload=settings["offload"] is not None)
+    if (found := dequantised(base.folder)) is not None:
+        growth = found.size(dtype) / estimated(offload=False).memory["weights"]
+        for sizes, name in ((expected.memory, "weights"), (expected.disk, "offloaded layers")):
+            if name in sizes:
+                sizes[name] = round(sizes[name] * growth)
     warn(expected)
 
     from offline.calibration.calibrate import calibrate

@@ -11,12 +11,14 @@ from typing import Any
 from offline.build.mtp import check_choice
 from offline.build.quantised import check_unquantised
 from offline.compress.methods import METHODS
+from offline.compress.recipe.eep import EepRecipe
 from offline.compress.recipe.reading import upgraded
 from offline.compress.recipe.recipe import CompressRecipe
 from offline.compress.run import Run
 from offline.compress.scores import check_scored, check_text
 from offline.engines.base import Engine
 from offline.engines.needs import (
+    check_engine,
     check_ray,
     check_routable,
     check_tokenizer,
@@ -40,6 +42,7 @@ from vllm_moe_prune.hub import origin
 from vllm_moe_prune.provenance import DataIdentity, Provenance
 
 _LOG = logging.getLogger(__name__)
+_WITHOUT = "vmprune score --engine vllm, then plan and build"  # where nothing can be searched
 _FEW = 100  # items: a share is known to 10 points, 95 of 100 times
 
 
@@ -63,23 +66,7 @@ class Prepared:
         :raises PruneError: for anything in the recipe or the base that cannot work
         """
         _check_engine(recipe)
-        base, method = Checkpoint.open(recipe.base.model), recipe.method
-        check_whole(recipe.base.model)
-        if recipe.engine.name == "transformers":
-            check_unquantised(recipe.base.model)
-        check_chat(recipe.prompting, recipe.base.model)
-        check_choice(base, recipe.output.mtp, method.keep)
-        check_routable(base.layout, base.layout.num_groups(base.config), recipe.engine.name)
-        space = Space.of(
-            MoeShape.of(base),
-            method.keep,
-            method.active,
-            budget=method.total,
-            floor=method.least,
-            router=method.router,
-        )
-        _check_recorded(recipe, space)
-        METHODS[method.name].check(recipe, space, base)
+        base, space = check_model(recipe)
         data = recipe.data
         objective = Objective.parse(
             data.task,
@@ -146,6 +133,50 @@ class Prepared:
             self.provenance,
             folder,
         )
+
+
+def check_model(recipe: CompressRecipe) -> tuple[Checkpoint, Space]:
+    """Refuse a base that the engine cannot hold or the method cannot prune; imports no torch.
+
+    :raises PruneError: naming what can be done instead
+    """
+    base, method = Checkpoint.open(recipe.base.model), recipe.method
+    check_whole(recipe.base.model)
+    check_chat(recipe.prompting, recipe.base.model)
+    check_choice(base, recipe.output.mtp, method.keep)
+    _check_held(recipe, base)
+    space = Space.of(
+        MoeShape.of(base),
+        method.keep,
+        method.active,
+        budget=method.total,
+        floor=method.least,
+        router=method.router,
+    )
+    _check_recorded(recipe, space)
+    METHODS[method.name].check(recipe, space, base)
+    return base, space
+
+
+def _check_held(recipe: CompressRecipe, base: Checkpoint) -> None:
+    """Refuse a base that the engine cannot hold, or whose routing it cannot change."""
+    engine, layout = recipe.engine, base.layout
+    if METHODS[recipe.method.name].choose is None:  # a lottery, which no other engine plays
+        check_unquantised(base.folder)
+        try:
+            check_routable(layout, layout.num_groups(base.config))
+        except PruneError as error:
+            raise PruneError(error.message, hint=_WITHOUT) from None
+        return
+    merges = isinstance(recipe, EepRecipe) and recipe.search.phases != "prune"
+    check_engine(
+        base.folder,
+        engine.name,
+        routed=True,
+        dtype=engine.dtype,
+        more=" --phases prune" if merges else "",
+        otherwise=_WITHOUT,
+    )
 
 
 def _check_engine(recipe: CompressRecipe) -> None:

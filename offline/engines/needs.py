@@ -7,7 +7,7 @@ import socket
 from importlib.util import find_spec
 from pathlib import Path
 
-from offline.build.quantised import check_unquantised
+from offline.engines.quantised.need import check_dequantisable
 from vllm_moe_prune.checkpoint import (
     COMPACT_FOLDER,
     INDEX_FILE,
@@ -71,26 +71,74 @@ def check_tokenizer(folder: Path) -> None:
         )
 
 
-def check_evaluable(folder: Path, routing_map: RoutingMap | None, *, allow_other: bool) -> None:
-    """Refuse a checkpoint that transformers cannot open, or that cannot behave as a map says.
+def check_engine(
+    folder: Path, engine: str, *, routed: bool, dtype: str, otherwise: str, more: str = ""
+) -> None:
+    """Refuse a model that an engine cannot hold, or whose routing it cannot change.
+
+    :param engine: ``transformers``, which dequantises, or ``vllm``
+    :param routed: whether routing maps are to be tried
+    :param more: flags that the other engine wants as well
+    :param otherwise: what there is to do where neither can
+    :raises PruneError: naming what can be done instead
+    """
+    if engine == "vllm":
+        check_vllm()
+    other = {"vllm": "transformers", "transformers": "vllm"}[engine]
+    try:
+        _check_holds(folder, engine, dtype, routed=routed)
+    except PruneError as error:
+        try:
+            _check_holds(folder, other, dtype, routed=routed)
+            hint = f"--engine {other}{more}"
+        except PruneError as another:
+            hint = error.hint or another.hint or otherwise
+        raise PruneError(error.message, hint=hint) from None
+
+
+def _check_holds(folder: Path, engine: str, dtype: str, *, routed: bool) -> None:
+    config = read_config(folder)
+    layout = layout_of(config)
+    if engine == "transformers":
+        check_dequantisable(folder, dtype=dtype)
+    if not routed and engine == "transformers":  # vLLM's routers are replaced in any case
+        return
+    try:
+        check_routable(layout, layout.num_groups(config), engine)
+    except PruneError as error:  # whether its advice can be followed is the caller's to say
+        raise PruneError(error.message) from None
+
+
+def check_evaluable(
+    folder: Path,
+    routing_map: RoutingMap | None,
+    *,
+    allow_other: bool,
+    engine: str = "transformers",
+    dtype: str = "auto",
+) -> None:
+    """Refuse a checkpoint that an engine cannot open, or that cannot behave as a map says.
 
     :param allow_other: take a map of another base
     :raises PruneError: naming what can be done instead
     """
     layout = layout_of(read_config(folder))
     check_whole(folder)
-    check_unquantised(folder)
     if any((folder / name).exists() for name in (INDEX_FILE, SINGLE_FILE)):  # not only pickles
         Checkpoint.open(folder)
     if routing_map is not None:
         base = Checkpoint.open(folder)
         routing_map.check_base(base.fingerprint(), base.expert_counts(), allow_other=allow_other)
-        check_routable(layout, routing_map.num_groups)
+        if any(entry.experts.kept is None for entry in routing_map.layers):
+            check_mergeable(base)
         for entry in routing_map.layers if layout.is_corrected else ():
             check_only_drops(entry)
     elif allow_other:
         raise PruneError("--allow-other-base needs --map")
     check_tokenizer(folder)
+    served = "serve it with vllm serve, and give --endpoint with its address"
+    routed = routing_map is not None
+    check_engine(folder, engine, routed=routed, dtype=dtype, otherwise=served)
 
 
 def check_only_drops(entry: LayerMap) -> None:

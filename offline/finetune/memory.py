@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
 from offline.finetune.parts import FLOAT32, parts_of
 from offline.finetune.settings import FinetuneSettings
+from offline.runs.memory import free_bytes
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 
 _GIB = 1024**3
-_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, and what it uses now
-_USED = Path("/sys/fs/cgroup/memory.current")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +90,6 @@ def check_memory(need: MemoryNeed, device: str, *, processes: int = 1) -> None:
         "a smaller --micro-batch or --checkpointing needs less for activations; "
         "FSDP by --accelerate-config shares weights out over GPUs",
     )
-
-
-def free_bytes(device: str) -> int:
-    """Return how much memory of a device is free: of this machine, this container or a GPU."""
-    if device != "cpu":
-        import torch
-
-        free, _ = torch.cuda.mem_get_info(torch.device(device))
-        return int(free)
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    try:
-        return min(free, int(_LIMIT.read_text()) - int(_USED.read_text()))
-    except (OSError, ValueError):  # no container, or one without a limit
-        return free
 
 
 def _num_layers(checkpoint: Checkpoint) -> int:

@@ -11,6 +11,7 @@ from benchmarks.dummy_model import write_tokenizer
 from offline.calibration.gradients import fused_weights, gate_weight, matrices_of
 from offline.calibration.stored import check_readable, experts_of, stored_weights
 from offline.calibration.weights import weight_statistics
+from offline.engines.local.dequantised import unread
 from offline.engines.local.transformers import TransformersEngine
 from tests.calibration import naive
 from tests.families.models import make_family
@@ -43,11 +44,24 @@ def test_quantised_experts_are_decoded(name: str, original: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS.keys() - set(READ)))
-def test_other_formats_are_refused_by_their_parts(
-    name: str, original: Path, tmp_path: Path
-) -> None:
-    base = quantise(original, tmp_path / "base", FORMATS[name], {"quant_method": "any"})
-    with pytest.raises(PruneError, match=r"w1 is stored as .*: the weight criteria of that format"):
+def test_all_formats_have_weight_criteria(name: str, original: Path, tmp_path: Path) -> None:
+    """As those of a checkpoint with the same numbers, stored as they are."""
+    base = Checkpoint.open(quantise(original, tmp_path / "q", FORMATS[name], {"quant_method": "x"}))
+    tensors = {name: one.read().float() for name, one in unread(base).items()}
+    config = {k: v for k, v in base.config.items() if k != "quantization_config"}
+    (tmp_path / "plain").mkdir()
+    write(tmp_path / "plain", {k: v.contiguous() for k, v in tensors.items()}, config)
+    check_readable(base)
+    plain = stored_weights(Checkpoint.open(tmp_path / "plain"), 0)
+    naive.assert_same(stored_weights(base, 0), plain, rtol=1e-6)
+
+
+def test_an_unknown_format_is_refused_by_its_parts(original: Path, tmp_path: Path) -> None:
+    def bare(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"weight": weight.to(torch.float8_e4m3fn)}
+
+    base = quantise(original, tmp_path / "base", bare, {"quant_method": "any"})
+    with pytest.raises(PruneError, match="w1 is stored as weight: that format cannot be decoded"):
         check_readable(Checkpoint.open(base))
 
 

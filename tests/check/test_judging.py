@@ -12,10 +12,13 @@ import torch
 from click.testing import CliRunner, Result
 
 from offline.check import check as module
-from offline.check.check import Answer, CheckItem, CheckResult, check
+from offline.check.answers import Answer
+from offline.check.check import CheckItem, CheckResult, check
 from offline.check.probes import CHAT_PROMPTS, PROMPTS
+from offline.check.reference import LocalReference
 from offline.cli.check import check as command
 from offline.engines.local.transformers import TransformersEngine
+from serve.server import ServerSpec
 from tests.sample_maps import uniform_map
 
 VOCABULARY = 5
@@ -36,7 +39,9 @@ class Reference:
 
 
 def judged(prompts: list[list[int]], answers: list[Answer], dtype: str) -> dict[str, CheckItem]:
-    found = module._parity(Reference(), prompts, answers, dtype)  # type: ignore[arg-type]
+    inputs = module.CheckInputs(Path(), ServerSpec(Path()), Path(), None, dtype)
+    reference = LocalReference(Reference())  # type: ignore[arg-type]
+    found = module._parity(reference, prompts, answers, dtype, inputs.limits)
     return {finding.name: finding for finding in found}
 
 
@@ -189,7 +194,7 @@ def test_a_server_that_does_not_follow_the_map_fails(
     asked.save(tmp_path)
     fake = FakeServer(engine, served)
     monkeypatch.setattr(module, "Server", lambda spec, log: fake)
-    monkeypatch.setattr(module, "_post", fake.post)
+    monkeypatch.setattr("offline.check.answers._post", fake.post)
     result = check(tmp_path, model, dtype="float32", log=tmp_path / "log")
     found = {finding.name: finding for finding in result.checks}
     assert list(found) == [

@@ -94,9 +94,12 @@ def config_of(name: str) -> dict[str, Any]:
 
 
 def _codes(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """Random bytes as a tensor of any dtype."""
-    size = torch.empty((), dtype=dtype).element_size()
-    return torch.randint(0, 64, (rows, columns * size), dtype=torch.uint8).view(dtype)
+    """Random bytes as a tensor of any dtype; of floating ones, finite numbers above zero."""
+    size, most = (
+        torch.empty((), dtype=dtype).element_size(),
+        127 if dtype.is_floating_point else 256,
+    )
+    return torch.randint(1, most, (rows, columns * size), dtype=torch.uint8).view(dtype)
 
 
 def _fp8_blocks(weight: Tensor) -> Parts:
@@ -188,17 +191,20 @@ def quantise(
     config: Mapping[str, Any],
     *,
     shards: int = 1,
+    more: str = "",
 ) -> Path:
     """Write a copy of a checkpoint whose experts' matrices are ``parts_of`` them.
 
     :param config: its `quantization_config`
+    :param more: what other matrices are to be quantised have in their names
     """
     checkpoint = Checkpoint.open(base)
     out.mkdir()
     tensors: Parts = {}
     for name in checkpoint.tensors:
         role, tensor = checkpoint.layout.classify(name), checkpoint.tensor(name)
-        if role is None or role.kind != "expert":
+        chosen = bool(more) and more in name and name.endswith("_proj.weight")
+        if not chosen and (role is None or role.kind != "expert"):
             tensors[name] = tensor
             continue
         for part, value in parts_of(tensor).items():

@@ -13,16 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline.build.build import build, plan_build
+from offline.compress.compress import compress
 from offline.compress.prepared import Prepared
 from offline.compress.recipe.reading import recipe_of
-from offline.engines.local.pretrained import from_pretrained
 from offline.finetune.finetune import check_fits
 from offline.finetune.settings import FinetuneSettings
 from offline.finetune.where import Where
 from tests.families.models import make_family
 from tests.families.quantised import FORMATS, quantise, tensors_of, write
 from tests.families.test_build import KEPT, sliced_map
+from tests.sample_files import write_task
 from tests.sample_maps import map_of, uniform_map
+from tests.sample_runs import Listener
 from tests.tiny import make_tiny_mixtral
 from tests.vllm_moe_prune.bare import MIXTRAL, infos, layer_fields, routing_maps
 from tests.vllm_moe_prune.bare import map_of as bare_map
@@ -225,17 +227,40 @@ def test_mxfp4_blocks_of_stacked_experts_are_sliced_and_not_mixed(tmp_path: Path
         list(rewrite(without, sliced_map(base), base.layout))
 
 
-def test_whoever_computes_with_weights_refuses_quantised_ones(plain: Path, tmp_path: Path) -> None:
+def test_whoever_trains_or_merges_refuses_quantised_ones(plain: Path, tmp_path: Path) -> None:
     """Also before a model's size is estimated, for which a packed shape means nothing."""
     folder = quantise(plain, tmp_path / "q", FORMATS["gptq"], {**CONFIG, "quant_method": "gptq"})
-    complaint = r"is quantised \(gptq\): .* need the original weights"
+    complaint = r"is quantised \(gptq\): what is trained needs the original weights"
     with pytest.raises(PruneError, match=complaint):
-        from_pretrained(folder, "auto")
-    with pytest.raises(PruneError, match=complaint):
-        Prepared.of(recipe_of({"model": folder, "keep": 4}))
+        Prepared.of(recipe_of({"model": folder, "keep": 4, "method": "lottery"}))
     with pytest.raises(PruneError, match=complaint):
         settings = FinetuneSettings(trainable="router")
         check_fits(Checkpoint.open(folder), settings, length=8, where=Where(device="cpu"))
+    merged = r"quantised and cannot be merged \(.*\.(qweight|qzeros|scales|g_idx|bias) is"
+    with pytest.raises(PruneError, match=merged):
+        Prepared.of(recipe_of({"model": folder, "keep": 4}))
+
+
+def test_what_is_searched_dequantised_is_built_from_the_quantised_tensors(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VMPRUNE_CACHE", str(tmp_path / "cache"))
+    base = quantise(plain, tmp_path / "q", FORMATS["int4-asymmetric"], CONFIG)
+    settings = {"model": base, "keep": 4, "method": "frequency", "task": str(write_task(tmp_path))}
+    items = {"search_items": 4, "test_items": 4, "compare": "none"}
+    recipe = recipe_of(settings | items | {"device": "cpu", "dtype": "float32"})
+    result = compress(recipe, tmp_path / "out", reporter=Listener())
+    assert result.form == "plain"
+    out, whole = Checkpoint.open(tmp_path / "out"), Checkpoint.open(base)
+    kept = RoutingMap.load(tmp_path / "out").by_layer()[1].experts.kept
+    assert kept is not None
+    for new, old in enumerate(kept):
+        name = whole.layout.expert_name(1, old, "w1", "")
+        parts = [part for part in whole.stored if part.startswith(name)]
+        assert len(parts) == 5
+        for part in parts:
+            target = part.replace(name, whole.layout.expert_name(1, new, "w1", ""))
+            assert out.raw(target) == whole.raw(part)
 
 
 def test_a_map_of_the_original_applies_to_its_quantised_copy(plain: Path, tmp_path: Path) -> None:

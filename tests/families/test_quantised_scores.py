@@ -1,5 +1,7 @@
 """Quantised experts scored inside vLLM, against transformers with the dequantised weights.
 
+With ``--matrix`` the outcomes are written into docs/families.md.
+
 vLLM's CPU kernels round activations or compute in bfloat16, and a router that was rounded chooses
 another expert for a few tokens. The unquantised model in bfloat16 shows how much that is by itself.
 """
@@ -8,18 +10,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.dummy_model import write_tokenizer
 from offline.calibration.calibrate import calibrate
 from offline.calibration.scores import Scores
 from offline.engines.local.transformers import TransformersEngine
 from tests.calibration import naive
 from tests.calibration.test_walk import domain
-from tests.families.quantised import FORMATS, SERVED, config_of, dequantise, quantise
+from tests.families.matrix import Matrix
+from tests.families.quantised import FORMATS, SERVED, config_of, quantise
+from tests.families.test_scores import PARALLEL
 from tests.tiny import make_tiny_mixtral
 from tests.vllm_probe import probe_scores
 
@@ -30,7 +34,8 @@ pytestmark = [
         not torch.cpu._is_amx_tile_supported(), reason="vLLM's CPU kernels need AMX"
     ),
 ]
-SIZES = {"hidden": 128, "intermediate": 128, "heads": 4, "kv_heads": 4}
+# Two ranks have whole blocks of 128 each.
+SIZES = {"hidden": 128, "intermediate": 256, "heads": 4, "kv_heads": 4}
 TEXT = domain("a", 16, vocab=128, length=64)
 
 
@@ -63,21 +68,23 @@ def noise(found: Scores, expected: Scores) -> Noise:
     )
 
 
-def scored(model: Path, out: Path) -> Scores:
-    return probe_scores(model, {"a": TEXT.token_ids.tolist()}, out, dtype="bfloat16")
+def scored(model: Path, out: Path, **arguments: Any) -> Scores:
+    return probe_scores(model, {"a": TEXT.token_ids.tolist()}, out, dtype="bfloat16", **arguments)
 
 
+@pytest.mark.parametrize("parallel", PARALLEL)
 @pytest.mark.parametrize("name", ["bfloat16", *SERVED])
-def test_scores_are_those_of_the_dequantised_weights(name: str, tmp_path: Path) -> None:
-    model = readable = make_tiny_mixtral(tmp_path / "original", dtype="bfloat16", **SIZES)
+def test_scores_are_those_of_the_dequantised_weights(
+    name: str, parallel: str, tmp_path: Path, matrix: Matrix
+) -> None:
+    model = make_tiny_mixtral(tmp_path / "original", dtype="bfloat16", **SIZES)
     if name != "bfloat16":
-        model = quantise(readable, tmp_path / "base", FORMATS[name], config_of(name))
-        readable = dequantise(model, tmp_path / "readable", name)
-        write_tokenizer(readable, 128)
-    found = scored(model, tmp_path / "scores")
-    expected = calibrate(TransformersEngine(readable, dtype="float32"), [TEXT])
+        model = quantise(model, tmp_path / "base", FORMATS[name], config_of(name))
+    found = scored(model, tmp_path / "scores", **PARALLEL[parallel])
+    expected = calibrate(TransformersEngine(model, dtype="float32"), [TEXT])
     seen = noise(found, expected)
-    print(f"{name}: {seen}")
+    print(f"{name} {parallel}: {seen}")
+    matrix.add(f"mixtral, {name}", "scores", parallel, seen.norms)
     assert seen.choices < 0.02 and seen.norms < 0.01 and seen.deviations < 0.02
     for layer, weights in expected.weights.items():
         naive.assert_same(found.weights[layer], weights, rtol=1e-3, atol=1e-4)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from offline.finetune import finetune, memory
-from offline.finetune.memory import MemoryNeed, check_memory, free_bytes, memory_need
+from offline.finetune.memory import MemoryNeed, check_memory, memory_need
 from offline.finetune.settings import FinetuneSettings
+from offline.runs.memory import free_bytes
 from tests.finetune.samples import tiny, tune
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import transformers
 from safetensors.numpy import save
 
 from offline.engines.base import ExpertUse
+from offline.engines.encoding import TokenPair
 from offline.engines.live.start import OwnsVllm, start
 from offline.engines.needs import check_whole
 from offline.tasks.catalog import Split, Task
@@ -260,6 +261,15 @@ class VllmEngine(OwnsVllm):
         pairs = self._lm.encode_pairs(local_task(task, split, limit, lm=self._lm).texts)
         plan = watch_plan(pairs, self._lm.max_length)
         return list(plan.prompts), list(plan.begins)
+
+    def score_apart(self, pairs: Sequence[TokenPair]) -> list[tuple[float, bool]]:
+        """Return (log-probability, whether it is the likeliest) of (context, continuation) pairs,
+        each computed by itself with the map now applied."""
+        return self._lm.score_apart(pairs)
+
+    def greedy(self, prompts: Sequence[Sequence[int]], count: int) -> list[Sequence[int]]:
+        """Continue prompts of token ids with the likeliest tokens, up to the end of text."""
+        return self._lm.greedy(prompts, count)
 
 
 def _digest(routing_map: RoutingMap | None) -> str:

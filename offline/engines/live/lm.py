@@ -131,6 +131,13 @@ class LiveLM(Encoder):
             self.tokens += computed + len(output.outputs[0].token_ids)
         return [self.answer(p, o.outputs[0].text) for p, o in zip(prompts, outputs, strict=True)]
 
+    def greedy(self, prompts: Sequence[Sequence[int]], count: int) -> list[Sequence[int]]:
+        """Continue prompts of token ids with the likeliest tokens, up to the end of text."""
+        self.forget_prefixes()
+        sampling = SamplingParams(temperature=0.0, max_tokens=count, detokenize=False)
+        outputs = self._generate(prompts, [sampling] * len(prompts))
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
     def _sampling(self, prompt: Prompt) -> SamplingParams:
         decoding = prompt.decoding
         return SamplingParams(

@@ -10,26 +10,34 @@ from typing import Any, Literal
 
 import transformers
 
-from offline.build.quantised import check_unquantised
+from offline.engines.local.dequantised import open_dequantised
+from offline.engines.quantised.need import dequantised
 from vllm_moe_prune.checkpoint import read_config
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import layout_of
 
+_LOG = logging.getLogger(__name__)
 Dtype = Literal["auto", "bfloat16", "float32"]
 
 
 def from_pretrained(folder: Path, dtype: Dtype, **placed: Any) -> Any:
     """Open a checkpoint's language model with transformers, without its progress bars.
 
+    A quantised one is dequantised; how much that takes is said first.
+
     :param placed: further arguments of transformers' function of this name
-    :raises PruneError: if transformers cannot open it, or it is quantised
+    :raises PruneError: if transformers cannot open it, or it is quantised in an unknown format
     """
-    check_unquantised(folder)
+    quantised = dequantised(folder)
+    if quantised is not None:
+        _LOG.warning("%s", quantised.line(dtype, on_disk="offload_folder" in placed))
     bars = transformers.utils.logging
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()  # type: ignore[no-untyped-call]  # the caller owns the progress
     try:
         with _without_report(folder):
+            if quantised is not None:
+                return open_dequantised(folder, dtype, **placed)
             return transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, local_files_only=True, **placed
             )

@@ -1,0 +1,1 @@
+"""Quantised checkpoints where their weights are computed with: told from headers, decoded."""

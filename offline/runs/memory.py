@@ -1,0 +1,24 @@
+"""How much memory there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, and what it uses now
+_USED = Path("/sys/fs/cgroup/memory.current")
+
+
+def free_bytes(device: str) -> int:
+    """Return how much memory of a device is free: of this machine, this container or a GPU."""
+    if device != "cpu":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(torch.device(device))
+        return int(free)
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    try:
+        return min(free, int(_LIMIT.read_text()) - int(_USED.read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit
+        return free
