@@ -117,7 +117,7 @@ class MoeLayout:
 
         :raises PruneError: if the name looks like MoE and fits no template of this family
         """
-        layer, rest = self._place(name)
+        layer, rest = self.place(name)
         inside = [form for form in self._forms(layer) if rest.startswith(form.blocks)]
         for form in inside:
             if (role := form.role(layer, rest)) is not None:
@@ -130,7 +130,7 @@ class MoeLayout:
             "`vmprune inspect MODEL --explain` shows what is recognised of the model",
         )
 
-    def _place(self, name: str) -> tuple[int, str]:
+    def place(self, name: str) -> tuple[int, str]:
         """Return the decoder layer of a tensor with the rest of its name; -1 if it is in none."""
         found = None if self.is_mtp(name) else name_pattern(self.layer).match(name)
         return (int(found["layer"]), name[found.end() :]) if found else (-1, "")
@@ -162,7 +162,7 @@ class MoeLayout:
         layout = self._named_as(listed)
         found: dict[int, tuple[Form, str]] = {}
         for name in listed:
-            layer, rest = layout._place(name)
+            layer, rest = layout.place(name)
             for form in layout.forms if rest else ():
                 role = form.role(layer, rest) if rest.startswith(form.blocks) else None
                 if role is None or role.kind == "router":

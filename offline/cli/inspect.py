@@ -11,6 +11,7 @@ import click
 
 from offline.cli.findings import findings
 from offline.cli.models import model_folder
+from offline.lint.counts import spans
 from offline.lint.lint import Target
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
@@ -20,8 +21,11 @@ from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--serve-tp", type=click.IntRange(1), help="tensor-parallel ranks to lint for")
 @click.option("--serve-ep", type=click.IntRange(1), help="expert-parallel ranks to lint for")
+@click.option("--explain", is_flag=True, help="say of every tensor what it is taken for")
 @click.option("--json", "as_json", is_flag=True, help="print JSON on stdout")
-def inspect(path: Path, serve_tp: int | None, serve_ep: int | None, as_json: bool) -> None:
+def inspect(
+    path: Path, serve_tp: int | None, serve_ep: int | None, explain: bool, as_json: bool
+) -> None:
     """Describe a base checkpoint, a pruned checkpoint or a routing map.
 
     PATH is one of these here, or Org/Name[@revision] on the Hugging Face hub, of which headers are
@@ -29,10 +33,16 @@ def inspect(path: Path, serve_tp: int | None, serve_ep: int | None, as_json: boo
 
     Of a map and of what was built from one it says what those who serve it will meet
     (docs/serving.md).
+
+    With --explain it tells what the tensors of a checkpoint look like, also of a family that is not
+    supported (docs/families.md).
     """
     from offline.data.models import FACTS
 
     folder = model_folder(path, FACTS)
+    if explain:
+        _explain(path, folder, as_json=as_json)
+        return
     facts = describe(folder) | {"path": str(path)}
     if "map" not in facts and (serve_tp or serve_ep):
         raise PruneError(f"{path} is a base: --serve-tp and --serve-ep are about routing maps")
@@ -45,6 +55,45 @@ def inspect(path: Path, serve_tp: int | None, serve_ep: int | None, as_json: boo
         _show(facts)
         for finding in found:
             click.echo(str(finding))
+
+
+def _explain(path: Path, folder: Path, *, as_json: bool) -> None:
+    """Print what the tensors look like, and what the family's layout takes them for."""
+    from rich.table import Table
+
+    from offline.cli.console import stdout
+    from offline.lint.explain import experts_per_layer, groups_of, proposed
+    from vllm_moe_prune.checkpoint import read_config, stored_tensors
+    from vllm_moe_prune.layouts import LAYOUTS, layout_of
+
+    config, stored = read_config(folder), stored_tensors(folder)
+    known = str(config.get("model_type")) in LAYOUTS
+    layout = layout_of(config).settled(stored) if known else None
+    groups = groups_of({name: one.info for name, one in stored.items()}, layout)
+    counts, form = experts_per_layer(groups.values()), proposed(groups.values())
+    if as_json:
+        tensors = [asdict(one) | {"layers": sorted(one.layers)} for one in groups.values()]
+        tensors = [one | {"experts": len(one["experts"])} for one in tensors]
+        facts = {"path": str(path), "experts_per_layer": counts, "tensors": tensors, "form": form}
+        click.echo(json.dumps(facts | {"model_type": config.get("model_type")}, indent=2))
+        return
+    table = Table("tensors", "dtype", "shape", "layers", "looks like")
+    if known:
+        table.add_column("is taken for")
+    for one in groups.values():
+        taken = "unknown" if one.role is None else one.role or "left as it is"
+        layers = spans(one.layers).partition(" ")[2] if one.layers else ""
+        row = (one.pattern, one.dtype, str(list(one.shape)), layers, one.guess)
+        table.add_row(*row, *([taken] if known else []))
+    console = stdout()
+    told = "supported" if known else "not supported"
+    console.print(f"{path}: model type {config.get('model_type')!r}, {told}", soft_wrap=True)
+    console.print(table)
+    for count in sorted(set(counts.values())):
+        layers = [layer for layer, found in counts.items() if found == count]
+        console.print(f"{count} experts in {spans(layers)}", soft_wrap=True)
+    if not known and form is not None:
+        console.print(f"an entry for it would begin with (docs/families.md):\n{form}", markup=False)
 
 
 def describe(path: Path) -> dict[str, Any]:

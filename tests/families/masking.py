@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 
+from tests.families.models import CHOOSING
+
+_GATES = ("gate.weight", "router.weight", "gate.wg.weight", "router.proj.weight")
+
 
 @contextmanager
 def without(model: Any, num_experts: int, kept: Mapping[int, tuple[int, ...]]) -> Iterator[None]:
@@ -23,11 +27,11 @@ def without(model: Any, num_experts: int, kept: Mapping[int, tuple[int, ...]]) -
         names = [name for name in state if f".layers.{layer}." in name]
         (gate,) = [
             state[n] for n in names
-            if n.endswith(("gate.weight", "router.weight")) and "shared" not in n
+            if n.endswith(_GATES) and "shared" not in n and "attn" not in n
         ]  # fmt: skip
         gates[gate.data_ptr()] = dropped
         for name in names:
-            if "correction_bias" in name:
+            if any(one in name for one in CHOOSING):
                 biases.append((state[name].data, state[name].data.clone()))
                 state[name].data[..., dropped] = float("-inf")
     linear = torch.nn.functional.linear

@@ -1,4 +1,4 @@
-"""Tiny random models of every family in ``LAYOUTS``, saved as transformers saves them.
+"""Tiny random models of every family that transformers has, saved as transformers saves them.
 
 A new family is one entry of ``CONFIGS``: what its config needs beyond ``_SIZES``.
 """
@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from vllm_moe_prune.layouts import LAYOUTS
@@ -106,6 +107,90 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama4_text": _LLAMA4,
     "llama4": _LLAMA4,
 }
+# Their tests run with the others; those of families below are slow ones.
+ALWAYS = tuple(CONFIGS)
+_EXPERTS: dict[str, Any] = {"num_experts": EXPERTS, "moe_intermediate_size": 32, "head_dim": 32}
+_ROUTED: dict[str, Any] = {
+    "n_routed_experts": EXPERTS,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "head_dim": 32,
+    **_ONE_GROUP,
+}
+_INDEXED: dict[str, Any] = {  # attention that chooses what it attends to
+    **_MLA,
+    **_ONE_GROUP,
+    "q_lora_rank": 32,
+    "index_topk": 64,
+    "index_head_dim": 128,
+    "index_n_heads": 2,
+}
+_DELTA: dict[str, Any] = {key: CONFIGS["qwen3_next"][key] for key in CONFIGS["qwen3_next"]}
+_MAMBA: dict[str, Any] = {
+    "num_local_experts": EXPERTS,
+    "shared_intermediate_size": 32,
+    "layer_types": ["mamba", "attention", "mamba"],
+    "mamba_n_heads": 4,
+    "mamba_d_head": 32,
+    "mamba_d_state": 16,
+}
+CONFIGS |= {
+    "qwen3_5_moe_text": _DELTA,
+    "qwen4_exp_text": {**_EXPERTS, "shared_expert_intermediate_size": 32},
+    "minimax": {"num_local_experts": EXPERTS, "head_dim": 32},
+    "minimax_m2": {"num_local_experts": EXPERTS, "head_dim": 32},
+    "glm4_moe_lite": {**_MLA, **_ONE_GROUP},
+    "glm_moe_dsa": _INDEXED,
+    "deepseek_v32": _INDEXED,
+    "granitemoehybrid": _MAMBA,
+    "granitemoeshared": {"num_local_experts": EXPERTS, "shared_intermediate_size": 32},
+    "gemma4_text": {
+        "enable_moe_block": True,
+        "num_experts": EXPERTS,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 32,
+        "head_dim": 32,
+        "global_head_dim": 32,
+        "hidden_size_per_layer_input": 0,
+    },
+    "mimo_v2_flash": {**_ROUTED, "v_head_dim": 32, "swa_head_dim": 32},
+    "lfm2_moe": {
+        **_EXPERTS,
+        "num_dense_layers": 1,
+        "layer_types": ["conv", "full_attention", "conv"],
+    },
+    "hy_v3": {**_EXPERTS, "num_shared_experts": 1},
+    "exaone_moe": {**_EXPERTS, "num_shared_experts": 1, "first_k_dense_replace": 1},
+    "solar_open": _ROUTED,
+    "dots1": _ROUTED,
+    "axk1": _ROUTED,
+    "flex_olmo": {**_EXPERTS, "norm_topk_prob": False},
+    "mellum": _EXPERTS,
+    "afmoe": {**_EXPERTS, "num_dense_layers": 1, "num_shared_experts": 1},
+    "laguna": {**_EXPERTS, "shared_expert_intermediate_size": 32},
+    "hunyuan_v1_moe": {**_EXPERTS, "moe_topk": 2},
+    "jamba": {
+        "num_experts": EXPERTS,
+        "expert_layer_period": 1,
+        "expert_layer_offset": 0,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 0,
+    },
+}
+FAMILIES = [
+    pytest.param(family, marks=() if family in ALWAYS else pytest.mark.slow)
+    for family in sorted(CONFIGS)
+]
+# Decoder layers without experts; of other families all three have them.
+DENSE: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("qwen2_moe", "qwen3_moe"), (1,)),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe", "ernie4_5_moe"), (0,)),
+    **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa", "deepseek_v32", "mimo_v2_flash"), (0,)),
+    **dict.fromkeys(("exaone_moe", "dots1", "axk1", "afmoe", "laguna", "lfm2_moe", "hy_v3"), (0,)),
+}
+# What only chooses experts.
+CHOOSING = ("correction_bias", "expert_bias")
 _VISION: dict[str, Any] = {  # beside a language model that is only a section of the config
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -138,11 +223,13 @@ def make_family(family: str, folder: Path, *, correction: float = 0.3, **more: A
         model = auto.from_config(config).eval().float()
         with torch.no_grad():
             for name, weight in (*model.named_parameters(), *model.named_buffers()):
-                if "correction_bias" in name:
+                if any(one in name for one in CHOOSING):
                     weight.normal_(std=correction)
                 elif name == "lm_head.bias":
                     weight.zero_()  # vLLM does not add Phi-MoE's
-                elif weight.dim() == 1 and "bias" in name:
+                elif name.endswith("per_expert_scale"):
+                    weight.uniform_(0.5, 1.5)
+                elif weight.dim() == 1 and "bias" in name and "dt_bias" not in name:
                     weight.normal_(std=0.3)
                 elif weight.dim() > 1 and weight.is_floating_point():
                     weight.normal_(std=1.5 / weight.shape[-1] ** 0.5)

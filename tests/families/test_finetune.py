@@ -16,16 +16,15 @@ from offline.lottery.lottery import Lottery
 from offline.lottery.play import play
 from offline.lottery.schedule import schedule, settings_of
 from offline.lottery.text import LotteryText
-from tests.families.models import EXPERTS, make_family
+from tests.families.models import EXPERTS, FAMILIES, make_family
 from tests.families.test_build import loaded
 from tests.finetune.samples import text, tune
 from tests.sample_runs import Listener
 from tests.tiny import word_tokenizer
 from vllm_moe_prune.checkpoint import Checkpoint
-from vllm_moe_prune.layouts import LAYOUTS
 
 
-@pytest.fixture(scope="module", params=sorted(LAYOUTS))
+@pytest.fixture(scope="module", params=FAMILIES)
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp(request.param)
     make_family(request.param, folder)

@@ -17,14 +17,13 @@ from offline.build.build import build
 from offline.engines.local.experts import find_layers
 from tests.families.masking import without
 from tests.families.matrix import Matrix
-from tests.families.models import EXPERTS, make_family
+from tests.families.models import EXPERTS, FAMILIES, make_family
 from tests.families.serving import serving_of
 from tests.reference import greedy
 from tests.sample_maps import map_of
 from tests.vllm_probe import Answer, probe
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.layer_map import LayerMap, Selection
-from vllm_moe_prune.layouts import LAYOUTS
 from vllm_moe_prune.routing_map import RoutingMap
 
 pytestmark = pytest.mark.vllm
@@ -142,7 +141,7 @@ MAPS: dict[str, Callable[[Checkpoint], RoutingMap]] = {
 
 @pytest.mark.parametrize("parallel", ["TP1", pytest.param("TP2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", sorted(MAPS))
-@pytest.mark.parametrize("family", sorted(LAYOUTS))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_served_as_the_reference_says(
     base_of: Make, tmp_path: Path, matrix: Matrix, family: str, form: str, parallel: str
 ) -> None:

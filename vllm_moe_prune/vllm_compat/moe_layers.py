@@ -20,14 +20,18 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
 
 def _model_code(layout: MoeLayout) -> Any:
     """Return the module in which vLLM has a family's MoE blocks."""
-    name = layout.vllm_module or layout.model_type
-    return import_module(f"vllm.model_executor.models.{name}")
+    return _module(layout.vllm_module or layout.model_type)
 
 
 def _layers_code(layout: MoeLayout) -> Any:
     """Return the module in which a family's decoder layers are made one by one."""
     name = layout.vllm_layers_module
-    return import_module(f"vllm.model_executor.models.{name}") if name else _model_code(layout)
+    return _module(name) if name else _model_code(layout)
+
+
+def _module(name: str) -> Any:
+    """Return a module of vLLM's folder of models, or one outside of it by its whole name."""
+    return import_module(name if "." in name else f"vllm.model_executor.models.{name}")
 
 
 @contextmanager

@@ -17,8 +17,7 @@ from offline.engines.local.attention_reach import attention_reach
 from offline.engines.local.generation import generate
 from offline.engines.local.pretrained import from_pretrained
 from offline.engines.local.scoring import PackedLM
-from tests.families.models import make_family
-from vllm_moe_prune.layouts import LAYOUTS
+from tests.families.models import FAMILIES, make_family
 
 SHORT: dict[str, dict[str, Any]] = {
     "mixtral": {"sliding_window": 6},
@@ -46,7 +45,7 @@ class Numbers:
         return " ".join(map(str, ids))
 
 
-@pytest.fixture(scope="module", params=sorted(set(LAYOUTS) - {"llama4"}))
+@pytest.fixture(scope="module", params=[one for one in FAMILIES if one.values != ("llama4",)])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     family = request.param
     folder = tmp_path_factory.mktemp(family) / "m"
