@@ -65,7 +65,6 @@ class Form:
 
     def expected(self) -> str:
         """Return in words which names a block of this form has."""
-        experts = self.expert or self.stacked[0]
-        for place in ("{expert}", "{projection}", "{part}"):
-            experts = experts.replace(place, place[1].upper())
-        return f"experts as {experts} with the gate {self.router}"
+        template = self.expert or self.stacked[0]
+        named = {"expert": "N", "part": WEIGHT, "projection": next(iter(self.projections), "")}
+        return f"experts as {template.format(**named)} with the gate {self.router}"

@@ -12,6 +12,7 @@ from vllm_moe_prune.form import Form
 from vllm_moe_prune.roles import WEIGHT, Role, name_pattern
 
 Score = Literal["softmax", "sigmoid", "sqrtsoftplus"]
+_BIASES = ("correction_bias", "expert_bias", "router_bias")  # which choose experts, no more
 LAYER = "model.layers.{layer}."
 # What may stand before "layers.N.", and what all names of the language model begin with then.
 _STEMS = {
@@ -101,7 +102,7 @@ class MoeLayout:
         The bias is added to choose and the weights are without it. With a softmax it would not do:
         the kept scores grow when others are removed, and the bias does not grow with them.
         """
-        biased = any("correction_bias" in name for name in self.router_rows)
+        biased = any(name.endswith(_BIASES) for name in self.router_rows)
         return biased and self.score == "sigmoid"
 
     def form(self, layer: int | None = None) -> Form:

@@ -19,6 +19,7 @@ from tests.families.models import (
     DENSE,
     EXPERTS,
     FAMILIES,
+    UNREAD,
     make_family,
 )
 from tests.sample_maps import map_of
@@ -69,7 +70,7 @@ def test_there_is_a_tiny_model_of_every_family_that_transformers_has() -> None:
 
     known = {config.model_type for config in AutoModelForCausalLM._model_mapping}
     parts = {"qwen3_5_moe", "gemma4"}  # whose language models are here
-    odd = {"nemotron_h", "longcat_flash", "deepseek_v4", "kimi_linear", "dbrx"}
+    odd = {"axk1", "jamba", "nemotron_h", "longcat_flash", "deepseek_v4", "kimi_linear", "dbrx"}
     odd |= {"minimax_m3_vl", "minimax_m3_vl_text", "qwen4_exp"}
     assert set(LAYOUTS) & known - set(CONFIGS) - parts == odd & known
     assert set(CONFIGS) <= set(LAYOUTS) and set(ALWAYS) <= set(CONFIGS)
@@ -122,6 +123,10 @@ def test_merged_experts_are_the_weighted_sums(base: Checkpoint, tmp_path: Path) 
 @torch.no_grad()
 def test_the_scores_are_those_of_the_gate(base: Checkpoint) -> None:
     """Whatever else a router returns, and in whatever order."""
+    if base.layout.model_type in UNREAD:
+        with pytest.raises(PruneError, match="has no 'gate'"):
+            find_layers(loaded(base.folder), base.layout)
+        return
     hidden = torch.randn(5, 64)
     for number, control in find_layers(loaded(base.folder), base.layout).items():
         logits = hidden @ base.tensor(base.layout.router_name(number)).T
@@ -137,6 +142,8 @@ def test_the_scores_are_those_of_the_gate(base: Checkpoint) -> None:
 def test_an_engine_routes_by_the_map_as_the_checkpoint_does(
     base: Checkpoint, tmp_path: Path, router: str
 ) -> None:
+    if base.layout.model_type in UNREAD:
+        pytest.skip("see above")
     routing_map = sliced_map(base)
     build(base, routing_map, tmp_path / "out")
     expected = loaded(tmp_path / "out")(IDS).logits
@@ -213,7 +220,8 @@ def test_a_router_that_cannot_be_mapped_is_refused(base: Checkpoint, tmp_path: P
 
 
 def test_unknown_names_in_a_block_are_refused(base: Checkpoint) -> None:
-    block = base.layout.block.format(layer=1)
+    layer = max(base.expert_counts())
+    block = base.layout.layer.format(layer=layer) + base.layout.form(layer).blocks[0]
     for name in ("experts.0.w9.weight", "surprise.weight"):
         with pytest.raises(PruneError, match=r"is not known for"):
             base.layout.classify(block + name)

@@ -1,7 +1,7 @@
 """Dropping experts of a router whose choice is decided by a correction bias.
 
-DeepSeek-V3 and GLM-4-MoE add a bias to the sigmoid scores to choose experts, and weigh them without
-it. So an expert whose bias is -inf is never chosen, and nothing else changes.
+DeepSeek-V3, GLM-4-MoE, MiniMax-M2 and others add a bias to the sigmoid scores to choose experts and
+weigh them without it. So an expert whose bias is -inf is never chosen, and nothing else changes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ class Correction:
     top_k: int
 
     @classmethod
-    def of(cls, router: Any) -> Correction:
+    def of(cls, router: Any, bias: torch.Tensor) -> Correction:
         """Take the bias of a router."""
-        bias: torch.Tensor = router.e_score_correction_bias.data
-        return cls(router, bias, bias.clone(), int(router.top_k))
+        return cls(router, bias.data, bias.data.clone(), int(router.top_k))
 
     def set(self, entry: LayerMap | None) -> None:
         """Choose among what the map's entry keeps; None is the base.

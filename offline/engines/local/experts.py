@@ -89,7 +89,9 @@ class LayerControl:
             check_routable(self.layout, routing_map.num_groups)
         entry = routing_map.by_layer()[self.layer] if routing_map else None
         if self.layout.is_corrected:
-            self._correction = self._correction or Correction.of(self.router)
+            if self._correction is None:
+                bias = self.adapter.bias_of(self.block)
+                self._correction = Correction.of(self.router, bias)
             self._correction.set(entry)
             return
         if routing_map is None or entry is None:
@@ -147,7 +149,7 @@ class LayerControl:
     def scores_of(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the base router's scores [T, E] in float32 for the block's input [T, D]."""
         rule, self._rule = self._rule, None
-        logits = self.adapter.read(self.router(hidden)).logits
+        logits = self.adapter.read(self.adapter.call(self.block, hidden)).logits
         self._rule = rule
         return scores(logits, self.layout.score)
 

@@ -31,14 +31,17 @@ class RouterAdapter:
 
     ``name`` is its attribute in the MoE block and ``returns`` the order of what it returns.
     ``scale`` is its attribute with a number that all weights are multiplied with, if it has one.
-    Where experts are ``dense``, each computes every token, until the block is made sparse
-    (dense.py).
+    ``bias`` is the block's attribute with a correction bias that the router is given, where it has
+    none itself, and ``batched`` says that it wants [B, T, D]. Where experts are ``dense``, each
+    computes every token, until the block is made sparse (dense.py).
     """
 
     name: str = "gate"
     returns: tuple[Part, Part, Part] = ("logits", "weights", "ids")
     scale: str | None = None
     dense: bool = False
+    bias: str | None = None
+    batched: bool = False
 
     def of(self, block: torch.nn.Module) -> torch.nn.Module:
         """Return the router of an MoE block.
@@ -52,6 +55,17 @@ class RouterAdapter:
                 hint="use the transformers version that this package asks for",
             )
         return router
+
+    def call(self, block: torch.nn.Module, hidden: torch.Tensor) -> Any:
+        """Return what a block's router returns for its input [T, D]."""
+        more = () if self.bias is None else (self.bias_of(block),)
+        return self.of(block)(hidden[None] if self.batched else hidden, *more)
+
+    def bias_of(self, block: torch.nn.Module) -> torch.Tensor:
+        """Return the correction bias [E] of a block."""
+        place = (self.of(block), _BIAS) if self.bias is None else (block, self.bias)
+        bias: torch.Tensor = getattr(*place)
+        return bias
 
     def read(self, output: Any) -> Routed:
         """Return the parts of what the router returned.
@@ -75,14 +89,22 @@ class RouterAdapter:
         return 1.0 if self.scale is None else float(getattr(router, self.scale))
 
 
+_BIAS = "e_score_correction_bias"
 _LLAMA4 = RouterAdapter("router", dense=True)
+_GRANITE = RouterAdapter("router", ("ids", "weights", "logits"))
 # Families whose router is a `gate` and returns (logits, weights, ids) are not listed.
 ROUTERS: Mapping[str, RouterAdapter] = {
+    "afmoe": RouterAdapter("router", bias="expert_bias", batched=True),
     "deepseek_v2": RouterAdapter(scale="routed_scaling_factor"),
     "gpt_oss": RouterAdapter("router"),
-    "granitemoe": RouterAdapter("router", ("ids", "weights", "logits")),
+    "granitemoe": _GRANITE,
+    "granitemoehybrid": _GRANITE,
+    "granitemoeshared": _GRANITE,
+    "hy_v3": RouterAdapter(bias=_BIAS),
+    "lfm2_moe": RouterAdapter(bias="expert_bias"),
     "llama4": _LLAMA4,
     "llama4_text": _LLAMA4,
+    "minimax_m2": RouterAdapter(bias=_BIAS),
     "phimoe": RouterAdapter("router"),
 }
 
