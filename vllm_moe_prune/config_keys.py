@@ -34,8 +34,8 @@ def count_at(config: Mapping[str, Any], key: str) -> int:
     :raises PruneError: if there is none, or layers differ
     """
     value = value_at(config, key)
-    numbers = set(value) if isinstance(value, list) and value else {value}
-    (count, *others) = numbers
-    if others or not isinstance(count, int) or count < 1:
+    numbers = value if isinstance(value, list) else [value]
+    count = numbers[0] if numbers and all(one == numbers[0] for one in numbers) else None
+    if not isinstance(count, int) or count < 1:
         raise PruneError(f"config.json has no usable {key} (found {value!r})")
     return count

@@ -53,6 +53,13 @@ class Form:
         part = router_part(self.router, name)
         return Role("router", layer, part=part) if part else None
 
+    def holds(self, name: str) -> bool:
+        """Whether the tensor with this name after its layer's is one of experts."""
+        if not name.startswith(self.blocks):
+            return False
+        role = self.role(0, name)
+        return role is not None and role.kind != "router"
+
     def in_transformers(self, block: str | None = None, **changes: object) -> Form:
         """Return the form with experts stacked as transformers 5 has them in memory.
 

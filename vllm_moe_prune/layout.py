@@ -133,8 +133,16 @@ class MoeLayout:
 
     def place(self, name: str) -> tuple[int, str]:
         """Return the decoder layer of a tensor with the rest of its name; -1 if it is in none."""
-        found = None if self.is_mtp(name) else name_pattern(self.layer).match(name)
-        return (int(found["layer"]), name[found.end() :]) if found else (-1, "")
+        found = name_pattern(self.layer).match(name)
+        if found is None or (self.mtp_prefix is not None and name.startswith(self.mtp_prefix)):
+            return -1, ""
+        layer = int(found["layer"])
+        return (-1, "") if self._is_numbered_on(layer) else (layer, name[found.end() :])
+
+    def _is_numbered_on(self, layer: int) -> bool:
+        """Whether a layer is an MTP layer by its number."""
+        last = self.num_layers if self.mtp_layer and self.mtp_prefix is None else None
+        return last is not None and layer >= last
 
     def _forms(self, layer: int) -> tuple[Form, ...]:
         return (self.found[layer],) if layer in self.found else self.forms
@@ -146,7 +154,7 @@ class MoeLayout:
         if self.mtp_prefix is not None:
             return name.startswith(self.mtp_prefix)
         found = name_pattern(self.layer).match(name)
-        return bool(found and self.num_layers and int(found["layer"]) >= self.num_layers)
+        return found is not None and self._is_numbered_on(int(found["layer"]))
 
     def mtp_layout(self) -> MoeLayout:
         """Return the layout of the MTP layers: the same blocks under other names."""
@@ -164,17 +172,18 @@ class MoeLayout:
         found: dict[int, tuple[Form, str]] = {}
         for name in listed:
             layer, rest = layout.place(name)
-            for form in layout.forms if rest else ():
-                role = form.role(layer, rest) if rest.startswith(form.blocks) else None
-                if role is None or role.kind == "router":
-                    continue
-                first, before = found.setdefault(layer, (form, name))
-                if first.role(layer, rest) is None:
-                    raise PruneError(
-                        f"layer {layer} has experts in two forms: {before} and {name}",
-                        hint="leave the tensors of one of them out of the checkpoint",
-                    )
-                break
+            known = found.get(layer)
+            if known is not None and known[0].holds(rest):
+                continue
+            form = next((one for one in layout.forms if one.holds(rest)), None) if rest else None
+            if form is None:
+                continue
+            if known is not None:
+                raise PruneError(
+                    f"layer {layer} has experts in two forms: {known[1]} and {name}",
+                    hint="leave the tensors of one of them out of the checkpoint",
+                )
+            found[layer] = (form, name)
         return replace(layout, found={layer: form for layer, (form, _) in sorted(found.items())})
 
     def _named_as(self, names: list[str]) -> MoeLayout:

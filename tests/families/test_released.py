@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from offline.build.build import build, plan_build, pruned_config
-from tests.families.released.reader import MODELS, Named, Released, bytes_of, read, write
+from tests.families.released.reader import (
+    MODELS,
+    Named,
+    Released,
+    bytes_of,
+    first_of_each,
+    read,
+    write,
+)
 from tests.sample_maps import uniform_map
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
@@ -69,7 +77,7 @@ def test_there_is_a_released_model_of_every_family() -> None:
     assert len(MODELS) >= 45
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", first_of_each(MODELS))
 def test_a_small_one_is_built_byte_for_byte(name: str, tmp_path: Path) -> None:
     model = Released.read(name, small=True)
     base, kept = made(model, tmp_path / "base", contents=True), half(model)
@@ -106,7 +114,9 @@ def test_layers_with_a_table_of_experts_stay_whole(tmp_path: Path) -> None:
     assert others and all(found[name] == after[name] for name in others)
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS if "drafts" in Released.read(n).fields])
+@pytest.mark.parametrize(
+    "name", first_of_each(name for name in MODELS if "drafts" in Released.read(name).fields)
+)
 def test_draft_layers_keep_as_many(name: str, tmp_path: Path) -> None:
     model = Released.read(name, small=True)
     if "refused" in model.fields:

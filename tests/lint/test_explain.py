@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from offline.cli.main import cli
 from offline.lint.explain import Group, experts_per_layer, groups_of, proposed
-from tests.families.released.reader import MODELS, Released, write
+from tests.families.released.reader import MODELS, Released, first_of_each, write
 from vllm_moe_prune.form import Form
 from vllm_moe_prune.layouts import layout_of
 from vllm_moe_prune.rewrite import TensorInfo
@@ -33,7 +33,7 @@ def groups(name: str) -> tuple[Released, dict[str, Group]]:
     return model, groups_of(tensors_of(model))
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in ODD])
+@pytest.mark.parametrize("name", first_of_each(name for name in MODELS if name not in ODD))
 def test_the_guess_is_what_the_layout_knows(name: str) -> None:
     """As if no layout were there; patterns of a release say the same."""
     model, found = groups(name)

@@ -59,7 +59,8 @@ def test_anything_else_is_refused(value: Any) -> None:
         (
             {"model_type": "qwen3_omni_moe", "thinker_config": {"text_config": {
                 "num_experts": 8, "num_experts_per_tok": 4}, "y": 1}},
-            {"thinker_config": {"text_config": {"num_experts": 6, "num_experts_per_tok": 2}, "y": 1}},
+            {"thinker_config": {"text_config": {
+                "num_experts": 6, "num_experts_per_tok": 2}, "y": 1}},
         ),
     ],
 )  # fmt: skip

@@ -16,12 +16,13 @@ import itertools
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 FOLDER = Path(__file__).parent
 MODELS = {file.stem: file for file in sorted(FOLDER.glob("*.json"))}
@@ -135,6 +136,17 @@ class Released:
         each = tensor.num_bytes // (self.experts + rest)
         ids = [*kept, *range(self.experts, self.experts + rest)]
         return [(i * each, (i + 1) * each) for i in ids]
+
+
+def first_of_each(names: Iterable[str]) -> list[Any]:
+    """Return cases for tests: the second model of a type is a slow one."""
+    seen: set[str] = set()
+    cases = []
+    for name in names:
+        kind = json.loads(MODELS[name].read_text())["config"]["model_type"]
+        cases.append(pytest.param(name, marks=pytest.mark.slow if kind in seen else ()))
+        seen.add(kind)
+    return cases
 
 
 def bytes_of(tensor: Named) -> bytes:
