@@ -35,8 +35,26 @@ class Form:
     beside: tuple[str, ...] = ()
     flat: bool = False
 
-    def role(self, layer: int, name: str) -> Role | None:
-        """Return the role of the tensor with this name after its layer's, or None."""
+    def role(self, layer: int, name: str, whole: str) -> Role | None:
+        """Return the role of a tensor, or None if this form does not know it.
+
+        :param name: what follows the layer's name in ``whole``, that of the tensor
+        :raises PruneError: for a gate that is stored so that it cannot lose rows
+        """
+        if (of_experts := self._of_experts(layer, name)) is not None:
+            return of_experts
+        if any(name_pattern(one).fullmatch(name) for one in (self.router, *self.rows)):
+            return Role("router", layer)
+        if name in self.tables:
+            return Role("router", layer, part=TABLE)
+        part = router_part(self.router, name, whole)
+        return Role("router", layer, part=part) if part else None
+
+    def holds(self, name: str) -> bool:
+        """Whether the tensor with this name after its layer's is one of experts."""
+        return name.startswith(self.blocks) and self._of_experts(0, name) is not None
+
+    def _of_experts(self, layer: int, name: str) -> Role | None:
         if self.expert and (found := name_pattern(self.expert, self.projections).fullmatch(name)):
             number, (begin, end) = int(found["expert"]), found.span("expert")
             places = (begin - len(name), end - len(name))
@@ -46,19 +64,7 @@ class Form:
             template = one if PART in one else one + "{stacked}"
             if found := name_pattern(template).fullmatch(name):
                 return Role("stacked", layer, part=found["part"] or WEIGHT)
-        if any(name_pattern(one).fullmatch(name) for one in (self.router, *self.rows)):
-            return Role("router", layer)
-        if name in self.tables:
-            return Role("router", layer, part=TABLE)
-        part = router_part(self.router, name)
-        return Role("router", layer, part=part) if part else None
-
-    def holds(self, name: str) -> bool:
-        """Whether the tensor with this name after its layer's is one of experts."""
-        if not name.startswith(self.blocks):
-            return False
-        role = self.role(0, name)
-        return role is not None and role.kind != "router"
+        return None
 
     def in_transformers(self, block: str | None = None, **changes: object) -> Form:
         """Return the form with experts stacked as transformers 5 has them in memory.

@@ -121,7 +121,7 @@ class MoeLayout:
         layer, rest = self.place(name)
         inside = [form for form in self._forms(layer) if rest.startswith(form.blocks)]
         for form in inside:
-            if (role := form.role(layer, rest)) is not None:
+            if (role := form.role(layer, rest, name)) is not None:
                 return role
         if not inside or any(rest.startswith(form.beside) for form in inside):
             return None

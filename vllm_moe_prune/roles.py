@@ -78,10 +78,11 @@ def name_pattern(template: str, projections: tuple[str, ...] = ()) -> re.Pattern
     )
 
 
-def router_part(router: str, name: str) -> str | None:
+def router_part(router: str, name: str, whole: str) -> str | None:
     """Return which part of a quantised gate a tensor is, or None if it is of no gate.
 
     :param router: the template of the gate's weight
+    :param name: of the tensor, as far as the template goes; all of it is ``whole``
     :raises PruneError: for a part from which rows cannot be taken
     """
     found = name_pattern(router.removesuffix(WEIGHT) + "{part}").fullmatch(name)
@@ -89,7 +90,7 @@ def router_part(router: str, name: str) -> str | None:
         return None
     if found["part"] not in _ROUTER_PARTS:
         raise PruneError(
-            f"tensor {name}: a router that is stored like this ({found['part']}) cannot lose rows",
+            f"tensor {whole}: a router that is stored like this ({found['part']}) cannot lose rows",
             hint="quantise the model again without its gates, as most recipes do",
         )
     return found["part"]

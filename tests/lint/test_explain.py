@@ -71,7 +71,7 @@ def test_what_is_proposed_reads_the_model(name: str) -> None:
     for tensor in model.tensors(model.experts):
         layer, rest = layout.place(tensor.name)
         if rest.startswith(usual.blocks):
-            left = form.role(layer, rest) is None
+            left = form.role(layer, rest, tensor.name) is None
             assert left == (layout.classify(tensor.name) is None)
             assert not left or rest.startswith(form.beside)
 
