@@ -72,7 +72,7 @@ class Choice:
 
     def _in_best_groups(self, wanted: torch.Tensor) -> torch.Tensor:
         """Return what is wanted [T, E], -inf outside of each token's best groups."""
-        parted = wanted.unflatten(-1, (self.groups, -1))  # [T, G, E / G]
+        parted = wanted.view(len(wanted), self.groups, -1)  # [T, G, E / G]
         if self.bias is None:
             judged = parted.amax(dim=-1)
         else:

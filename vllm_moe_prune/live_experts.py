@@ -133,7 +133,7 @@ def _blocks(weight: torch.Tensor) -> list[torch.Tensor]:
     """Return a copy of a weight [E, N] in host memory, in contiguous blocks [E, n]."""
     size = max(_CHUNK // len(weight), 1)
     blocks = []
-    for part in weight.split(size, dim=1):
+    for part in torch.split(weight, size, dim=1):
         block = torch.empty(part.shape, dtype=part.dtype, device="cpu", pin_memory=part.is_cuda)
         blocks.append(block.copy_(part))
     return blocks
