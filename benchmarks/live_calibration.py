@@ -57,6 +57,7 @@ def measure(
         cache=settings["kv_cache_memory_bytes"],
         on_host=cpu_build(),
     )
+    program = expected.memory.get("the program", 0)
     pairs = list(zip(timed["scoring"], timed["prefill"], strict=True))
     seconds = {name: statistics.median(found) for name, found in timed.items()}
     seconds |= {"weight_criteria": weights, **_transformers(model, domains)}
@@ -70,7 +71,7 @@ def measure(
         ),
         "seconds": {name: round(found, 2) for name, found in seconds.items()},
         "peak_mib": {name: round(found / _MIB) for name, found in peaks.items()},
-        "estimated_mib": round(expected.peak / _MIB),
+        "estimated_mib": round((expected.peak - program) / _MIB),  # of vLLM's processes
         "activations_of_a_step_mib": round(expected.memory["activations of a step"] / _MIB),
         "tokens": tokens,
         "tokens_from_which_all_is_1.25": round(tokens * weights / left) if left > 0 else None,

@@ -11,6 +11,7 @@ from vllm_moe_prune.checkpoint import Checkpoint
 
 _SUMS = 8  # bytes of a float64
 _VLLM = 1700 * 1024**2  # of its CPU build, a process with a tiny model and a small cache
+_CLIENT = 210 * 1024**2  # of what asks it, in the program's own process
 _COMPUTED = 2  # bytes of a number that vLLM computes with, whatever weights are stored in
 _LAYER_NAME = ".layers."
 _LATER = 70 * 1024**2  # of a model's own code, and what libraries allocate once they compute
@@ -113,6 +114,7 @@ def estimate_live(
     item_bytes: int | None = None,
     ranks: int = 1,
     on_host: bool = False,
+    program: int = 0,
 ) -> MemoryEstimate:
     """Estimate what `score_live` takes: of each of some ranks, and what the host keeps besides.
 
@@ -120,6 +122,7 @@ def estimate_live(
     :param cache: bytes of vLLM's cache
     :param item_bytes: of a weight as it is computed with; None: as it is stored
     :param on_host: the model is in the host's memory, beside vLLM itself
+    :param program: bytes that this process takes already
     """
     config = checkpoint.text_config
     hidden, vocab = int(config["hidden_size"]), int(config["vocab_size"])
@@ -138,7 +141,7 @@ def estimate_live(
         + step * hidden * 4,
     }
     if on_host:
-        memory["vLLM itself"] = _VLLM
+        memory |= {"the program": program + _CLIENT, "vLLM itself": _VLLM}
     return MemoryEstimate(memory, {})
 
 

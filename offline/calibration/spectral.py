@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,17 +28,21 @@ def largest_singular_values(matrices: Tensor, *, seed: int = 0) -> Tensor:
     """
     if min(matrices.shape[1:]) <= SMALL:
         return torch.linalg.svdvals(matrices.double())[:, 0]
-    scale = torch.maximum(matrices.amax((1, 2)), -matrices.amin((1, 2))).double()  # [N]
-    # Scaling keeps squares within float32; a matrix of zeros stays one.
-    inverse = torch.where(scale > 0, 1.0 / scale, 0.0)
-    wide = matrices * inverse.to(torch.promote_types(matrices.dtype, torch.float32))[:, None, None]
+    peaks = torch.maximum(matrices.amax((1, 2)), -matrices.amin((1, 2))).double()  # [N]
+    # Scaling by a power of two keeps squares within float32 and rounds nothing.
+    scale = torch.ldexp(torch.ones_like(peaks), torch.frexp(peaks).exponent)
+    factor = (1.0 / scale).to(torch.promote_types(matrices.dtype, torch.float32))
+    wide = matrices * factor[:, None, None]
     if wide.shape[1] < wide.shape[2]:  # on the shorter side the basis is shorter
         wide = wide.mT
     size = wide.shape[2]
     start = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     vector = (start / start.norm()).to(wide).expand(len(wide), size)
     # Products with a matrix that fits the cache are worth computing it first.
-    gram = _gram(wide) if size <= _CACHED else None
+    gram = None
+    if size <= _CACHED:
+        with _exact_products(matrices.dtype):
+            gram = _gram(wide)
 
     def product(vector: Tensor) -> Tensor:
         return _times(gram, vector) if gram is not None else _times(wide.mT, _times(wide, vector))
@@ -81,6 +87,24 @@ def _lanczos(product: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
                 break
             last = now
     return found.clamp_min(0.0)
+
+
+@contextmanager
+def _exact_products(stored: torch.dtype) -> Iterator[None]:
+    """Let a CPU multiply float32 numbers that were stored in bfloat16 as such, where it can.
+
+    Products of two of them are exact either way, and are added up in float32.
+    """
+    if stored != torch.bfloat16:
+        yield
+        return
+    settings: Any = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def _gram(matrices: Tensor) -> Tensor:

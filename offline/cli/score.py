@@ -218,6 +218,8 @@ def _provenance(
 def _score_live(
     base: Checkpoint, parts: Sequence[Any], settings: dict[str, Any]
 ) -> tuple[MemoryEstimate, tuple[Domain, ...], Scores]:
+    import psutil
+
     from offline.calibration.live import STEP_TOKENS, engine_settings, score_live
     from offline.calibration.memory import estimate_live
     from offline.cli.progress import progress
@@ -241,6 +243,7 @@ def _score_live(
         item_bytes=_ITEM_BYTES[dtype],
         ranks=ranks,
         on_host=cpu_build(),
+        program=psutil.Process().memory_info().rss,
     )
     warn(expected)
     made = _provenance(base, domains, settings, dtype, {"engine": "vllm", "tensor_parallel": ranks})

@@ -92,6 +92,18 @@ def test_singular_values_of_many_are_those_of_each(shape: tuple[int, int]) -> No
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
+def test_only_products_of_what_has_few_bits_are_made_in_few_bits() -> None:
+    """A matrix in float32 whose last bits count, beside one in bfloat16; and afterwards nothing."""
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    plain = torch.eye(200).repeat(2, 1) * (1 + 2.0**-12)
+    for matrix in (plain, plain.bfloat16()):
+        exact = float(torch.linalg.matrix_norm(matrix.double(), 2))
+        assert largest(matrix) == pytest.approx(exact, rel=1e-6)
+        assert settings.fp32_precision == before
+    torch.get_float32_matmul_precision()
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(
