@@ -29,7 +29,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.dummy_model import Shape, write_tokenizer
-from benchmarks.launches import per_layer_and_batch
+from benchmarks.launches import of_many_experts
 from offline.calibration.calibrate import calibrate
 from offline.calibration.corpus import Domain, load_domains, parse_calibration
 from offline.calibration.scores import Scores
@@ -43,7 +43,6 @@ _SAY = Console(stderr=True, highlight=False, markup=False)
 # Large enough that hidden states of all layers would show, small enough to be made in seconds.
 _SMALL = Shape(hidden=512, intermediate=1536, layers=4, heads=8, kv_heads=4, vocab=4096)
 _SMALL_TOKENS = 32  # sequences of 512
-_MANY_TOKENS = 8192  # of a batch on a GPU, whose launches are counted
 
 
 @click.command(context_settings={"show_default": True})
@@ -103,9 +102,7 @@ def main(
         if gradients:
             detail["forward_and_backward"] = _median(ratios["forward_and_backward"])
         if launches:
-            detail["per_layer_and_batch"] = per_layer_and_batch(
-                write_many_experts(work / "many"), _MANY_TOKENS, width=2048
-            )
+            detail["per_layer_and_batch"] = of_many_experts(work / "many")
         if memory:
             detail["peak_mib"] = _peaks(work)
     report = {
@@ -233,12 +230,6 @@ def random_tokens(vocab: int, sequences: int, length: int) -> Domain:
     return Domain("random", token_ids, DataIdentity(name="random", count=sequences, sha256=""))
 
 
-def write_many_experts(folder: Path) -> Path:
-    """Write a layer of 128 experts, of which 8 are active, whose sizes play no part."""
-    shape = Shape(hidden=64, intermediate=8, heads=2, kv_heads=2, experts=128, top_k=8, vocab=128)
-    return write_small(folder, layers=1, shape=shape)
-
-
 def write_small(folder: Path, *, layers: int, shape: Shape = _SMALL) -> Path:
     """Write a random checkpoint with a tokenizer; in bfloat16 if it is not the default's shape."""
     from transformers import MixtralConfig, MixtralForCausalLM
@@ -251,8 +242,7 @@ def write_small(folder: Path, *, layers: int, shape: Shape = _SMALL) -> Path:
         num_key_value_heads=shape.kv_heads,
         vocab_size=shape.vocab,
         num_local_experts=shape.experts,
-        num_experts_per_tok=shape.top_k,
-        max_position_embeddings=_MANY_TOKENS,
+        max_position_embeddings=2048,
         sliding_window=None,
     )
     model = MixtralForCausalLM(config)

@@ -18,15 +18,19 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from benchmarks.dummy_model import Shape
+from benchmarks.random_model import write_random_model
 from offline.calibration import calibrate as passes
 from offline.calibration import expert_blocks, hidden, outliers
 from offline.calibration.calibrate import calibrate
 from offline.calibration.corpus import Domain
 from offline.calibration.walk import Walk
 from offline.engines.local.transformers import TransformersEngine
+from offline.runs.device import batch_tokens
 from vllm_moe_prune.provenance import DataIdentity
 
 _WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "unique", "masked_select", "bincount")
+_LENGTH = 512  # tokens of a sequence
 _NO_KERNEL = ("aten::empty", "aten::new_empty", "aten::_unsafe_view")  # beside views
 _TRANSFERS = tuple((m, f) for m in (hidden, outliers) for f in ("write_tensor", "read_tensor"))
 
@@ -47,8 +51,14 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def of_many_experts(folder: Path) -> dict[str, int]:
+    """Return those of a batch as a GPU takes it: E = 128, k = 8, 8,192 tokens, D = 2048."""
+    shape = Shape(64, 8, layers=1, heads=2, kv_heads=2, experts=128, top_k=8, vocab=128)
+    return per_layer_and_batch(write_random_model(folder, shape), batch_tokens("cuda"), width=2048)
+
+
 def per_layer_and_batch(model: Path, tokens: int, *, width: int | None = None) -> dict[str, int]:
-    """Return the kernels and waits of one more batch of so many tokens, in each layer.
+    """Return the kernels and waits of one more batch of so many tokens, a multiple of 512.
 
     :param model: small: only its experts and top-k play a part
     :param width: hidden size of the model that it stands for, whose outputs a GPU takes in pieces
@@ -58,8 +68,9 @@ def per_layer_and_batch(model: Path, tokens: int, *, width: int | None = None) -
     found = []
     with _pieces_of(own / (width or own)):
         for batches in (1, 2):
-            ids = np.random.default_rng(0).integers(0, vocab, (batches, tokens))
-            text = Domain("random", ids, DataIdentity(name="random", count=batches, sha256=""))
+            shape = (batches * tokens // _LENGTH, _LENGTH)
+            ids = np.random.default_rng(0).integers(0, vocab, shape)
+            text = Domain("random", ids, DataIdentity(name="random", count=len(ids), sha256=""))
             with _uncounted(), Launches() as seen, _counted_transfers(seen):
                 calibrate(engine, (text,))
             found.append((seen.count, seen.waits))

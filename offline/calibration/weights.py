@@ -73,13 +73,8 @@ def gradient_statistics(experts: Iterable[Expert]) -> GradientStatistics:
     """
     held = list(experts)
     similarity, norm, _ = _cosines(held)
-    spread = [_spread(expert) for expert in held]
-    return GradientStatistics(
-        similarity=similarity,
-        entropy=np.array([entropy for entropy, _ in spread]),
-        outliers=np.array([float(outliers) for _, outliers in spread]),
-        norm=norm,
-    )
+    entropy, outliers = _numpy(torch.stack([_spread(expert) for expert in held])).T
+    return GradientStatistics(similarity, entropy, outliers, norm)
 
 
 def _cosines(experts: Sequence[Expert]) -> tuple[Floats, Floats, Floats]:
@@ -118,27 +113,28 @@ def _stable_ranks(experts: Sequence[Expert], squares: Floats) -> Floats:
     for number, matrices in enumerate(zip(*experts, strict=True)):
         largest = []
         # One after the other on a CPU, which gains nothing by more.
-        size = 1 if device.type == "cpu" else max(_PIECE_ELSEWHERE // matrices[0].shape.numel(), 1)
+        together = max(_PIECE_ELSEWHERE // matrices[0].shape.numel(), 1)
+        size = 1 if device.type in _PIECE else together
         for begin in range(0, len(matrices), size):
             held = [matrix.detach()[:] for matrix in matrices[begin : begin + size]]
-            together = held[0][None] if len(held) == 1 else torch.stack(held)
-            largest.append(largest_singular_values(together))
+            joined = held[0][None] if len(held) == 1 else torch.stack(held)
+            largest.append(largest_singular_values(joined))
         square = _numpy(torch.cat(largest)) ** 2
         np.divide(squares[number], square, out=ranks[number], where=square > 0)
     return ranks.mean(axis=0)
 
 
-def _spread(expert: Expert) -> tuple[float, int]:
-    """Return the sum of the log deviations and the number of outliers of one expert."""
-    entropy, outliers = 0.0, 0
+def _spread(expert: Expert) -> Tensor:
+    """Return the sum of the log deviations and the number of outliers of one expert, [2]."""
+    found = torch.zeros(2, dtype=torch.float64, device=expert[0].device)
     for matrix in expert:
         for columns in _slices(matrix.shape[1], matrix.shape[0], matrix.device):
             part = matrix.detach()[:, columns].double()
             variance, mean = torch.var_mean(part, dim=0, correction=0)
             sigma = variance.sqrt()
-            entropy += float(sigma.clamp_min(LEAST_DEVIATION).log().sum())
-            outliers += int(((part - mean).abs() > margin(mean, sigma)).sum())
-    return entropy, outliers
+            entropy = sigma.clamp_min(LEAST_DEVIATION).log().sum()
+            found += torch.stack((entropy, ((part - mean).abs() > margin(mean, sigma)).sum()))
+    return found
 
 
 def _slices(length: int, width: int, device: torch.device) -> Iterator[slice]:

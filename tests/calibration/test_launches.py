@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks.launches import Launches, per_layer_and_batch
+from offline.calibration import weights
 from offline.calibration.accumulate import LayerAccumulator
 from offline.calibration.expert_blocks import ExpertBlocks
+from offline.calibration.weights import weight_statistics
+from tests.calibration import naive
 from tests.tiny import make_tiny_mixtral
 
 
@@ -35,6 +39,26 @@ def test_experts_cost_no_launches_and_nothing_waits() -> None:
         assert seen.waits == 0
         counts.add(seen.count)
     assert len(counts) == 1 and counts.pop() <= 150
+
+
+def test_weight_criteria_of_a_gpu_are_those_of_a_cpu_in_few_launches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where matrices go together: more of them are more copies, and nothing else."""
+    generator = torch.Generator().manual_seed(0)
+    fused = torch.randn(24, 3, 150, 140, generator=generator).unbind()
+    experts, gate = [tuple(three.unbind()) for three in fused], torch.ones(24, 140)
+    expected = weight_statistics(gate, experts)
+    monkeypatch.setattr(weights, "_PIECE", {})
+    naive.assert_same(weight_statistics(gate, experts), expected, rtol=1e-6)
+    found = []
+    for count in (12, 24):
+        with Launches() as seen:
+            weight_statistics(gate[:count], experts[:count])
+        found.append(seen)
+    few, many = found
+    assert many.count <= 3000 and many.count - few.count < 12 * 3 * 3
+    assert max(few.waits, many.waits) <= 3 * 8  # looks, one every eighth step
 
 
 def test_what_waits_is_seen() -> None:
