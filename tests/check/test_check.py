@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from offline.build.build import build
+from offline.check import check as module
 from offline.check.check import check, save
 from offline.check.probes import repetition
+from offline.engines.local.transformers import TransformersEngine
 from tests.command import invoke
 from tests.hub.server import Hub
 from tests.sample_maps import build_compact, mixed_map
@@ -75,6 +78,36 @@ def test_what_lies_on_the_hub_is_checked_by_its_name(
     assert (facts["model"], facts["served_as"]) == ("me/out", "pruned_moe")
     assert (tmp_path / "out@v1.check.log").is_file()
     assert list(tmp_path.rglob("check.json")) == []
+
+
+def test_the_reference_is_where_it_is_told_when_the_server_has_ended(
+    base: Path, compact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU has no room for both. The server is none here: it is the order that is looked at."""
+    events: list[str] = []
+
+    class Ending:
+        startup_seconds = 1.0
+
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def __enter__(self) -> Ending:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            events.append("ended")
+
+    def engine(*given: Any, device: str, **more: Any) -> TransformersEngine:
+        events.append(device)
+        return TransformersEngine(*given, device=device, **more)
+
+    monkeypatch.setattr(module, "Server", Ending)
+    monkeypatch.setattr(module, "_complete", lambda *_: module.Answer((1, 2), (-1.0, -1.0)))
+    monkeypatch.setattr(module, "_chat", lambda *_: "words")
+    monkeypatch.setattr("offline.engines.local.transformers.TransformersEngine", engine)
+    result = check(compact, base, dtype="float32", device="cpu", log=tmp_path / "log")
+    assert events == ["ended", "cpu"]
+    assert not result.ok  # these are not its answers
 
 
 def test_a_compact_checkpoint_needs_its_base(compact: Path, tmp_path: Path) -> None:
