@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.gpu.steps import Bench
 from benchmarks.gpu.timing import seconds_of
-from vllm_moe_prune.live import LiveExperts
+from vllm_moe_prune.live_experts import LiveExperts
 
 _GB = 1e9
 _SAMPLE = 257  # columns of every weight that are compared

@@ -9,9 +9,12 @@ import torch
 
 from benchmarks.gpu.steps import Bench
 from benchmarks.gpu.timing import microseconds, no_synchronisation, recorded
+from vllm_moe_prune.choice import Choice
 from vllm_moe_prune.layer_map import LayerMap, Selection
+from vllm_moe_prune.layout import Score
 from vllm_moe_prune.layouts import LAYOUTS
-from vllm_moe_prune.live import LiveRouting
+from vllm_moe_prune.live_routing import LiveRouting
+from vllm_moe_prune.mapped_router import MappedRouter
 from vllm_moe_prune.routing import route
 
 # (E, E', k, T): Mixtral, Qwen3-MoE, DeepSeek-V3; E' that is no multiple of 4, k = E'.
@@ -26,40 +29,68 @@ _SHAPES = (
     (512, 384, 10, 4096),
 )
 _TINY = ((8, 6, 2, 1), (8, 2, 2, 64), (128, 90, 8, 64))
+_CASES: dict[str, tuple[Score, bool]] = {
+    "softmax, renormalised": ("softmax", True),
+    "softmax": ("softmax", False),
+    "sigmoid, renormalised": ("sigmoid", True),
+}
+_TIMED = "softmax, renormalised"
 _ATOL, _RTOL = 1e-5, 1e-4  # weights of both signs may nearly cancel out
 _SAME_IDS = 0.999  # of all rows: two scores may be equal but for rounding
-Choice = tuple[torch.Tensor, torch.Tensor]
+Chosen = tuple[torch.Tensor, torch.Tensor]
 
 
 def router_maps(bench: Bench) -> None:
-    """Step A1: `route` on the device against the CPU, and what it costs."""
+    """Step A1: router maps on the device against `route` on the CPU, and what they cost.
+
+    Of two ways: `route` in PyTorch, which a search computes with, and `MappedRouter`, which is
+    served and is one kernel on a GPU.
+    """
     for experts, kept, top_k, tokens in _TINY if bench.tiny else _SHAPES:
         name = f"E{experts} E'{kept} k{top_k} T{tokens}"
-        cases = {
-            "softmax, renormalised": {"score": "softmax", "renormalise": True},
-            "softmax": {"score": "softmax", "renormalise": False},
-            "sigmoid, renormalised": {"score": "sigmoid", "renormalise": True},
-        }
         logits, matrices = _inputs(experts, kept, tokens)
         found: dict[str, float] = {}
         for kind, w_rm in matrices.items():
-            for case, how in cases.items():
-                given = logits.to(bench.device), w_rm.to(bench.device)
-                run = _routing(given, top_k, how)
-                run()  # which may compile
-                with no_synchronisation(bench.device):
-                    choice = run()
-                expected = route(logits, w_rm, top_k, **how)  # type: ignore[arg-type]
-                for what in _differences(choice, expected):
-                    bench.check(False, f"{name}, {kind}, {case}: {what}")
-                if case == "softmax, renormalised":
-                    found[f"{kind}_us"] = microseconds(run, bench.device, 20 if bench.tiny else 200)
-                    if bench.on_gpu:
-                        replay, _ = recorded(run, bench.device)
-                        found[f"{kind}_in_graph_us"] = microseconds(replay, bench.device)
+            for case, (score, renormalise) in _CASES.items():
+                expected = route(logits, w_rm, top_k, score=score, renormalise=renormalise)
+                for way, run in _ways(bench, logits, w_rm, top_k, score, renormalise).items():
+                    run()  # which may compile
+                    with no_synchronisation(bench.device):
+                        chosen = run()
+                    for what in _differences(chosen, expected):
+                        bench.check(False, f"{name}, {way}, {kind}, {case}: {what}")
+                    if case == _TIMED:
+                        found |= _times(bench, f"{way}_{kind}", run)
         bench.note(**{name: found})
     if not bench.on_gpu:
-        bench.leave_out("synchronisation and CUDA graphs")
+        bench.leave_out("synchronisation, CUDA graphs and the kernel for GPUs")
+
+
+def _ways(
+    bench: Bench,
+    logits: torch.Tensor,
+    w_rm: torch.Tensor,
+    top_k: int,
+    score: Score,
+    renormalise: bool,
+) -> dict[str, Callable[[], Chosen]]:
+    given, matrix = logits.to(bench.device), w_rm.to(bench.device)
+    with torch.device(bench.device):
+        router = MappedRouter(w_rm.numpy(), score)
+    if bench.on_gpu:
+        bench.check(router.is_fused(given), f"E {logits.shape[1]}: not one kernel")
+    return {
+        "torch": lambda: route(given, matrix, top_k, score=score, renormalise=renormalise),
+        "served": lambda: router(given, given, top_k, renormalise),
+    }
+
+
+def _times(bench: Bench, name: str, run: Callable[[], Chosen]) -> dict[str, float]:
+    found = {f"{name}_us": microseconds(run, bench.device, 20 if bench.tiny else 200)}
+    if bench.on_gpu:
+        replay, _ = recorded(run, bench.device)
+        found[f"{name}_in_graph_us"] = microseconds(replay, bench.device)
+    return found
 
 
 def _inputs(experts: int, kept: int, tokens: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -74,13 +105,7 @@ def _inputs(experts: int, kept: int, tokens: int) -> tuple[torch.Tensor, dict[st
     return logits, {name: torch.from_numpy(matrix) for name, matrix in matrices.items()}
 
 
-def _routing(
-    given: tuple[torch.Tensor, torch.Tensor], top_k: int, how: dict[str, object]
-) -> Callable[[], Choice]:
-    return lambda: route(*given, top_k, **how)  # type: ignore[arg-type]
-
-
-def _differences(found: Choice, expected: Choice) -> list[str]:
+def _differences(found: Chosen, expected: Chosen) -> list[str]:
     """Return what is not the same of two choices of weights and ids [T, k]."""
     wrong = []
     weights, ids = (one.cpu() for one in found)
@@ -97,16 +122,17 @@ def live_routing(bench: Bench) -> None:
     experts, top_k, tokens = 128, 8, 16 if bench.tiny else 1024
     layout = LAYOUTS["mixtral"]  # softmax, renormalised
     with torch.device(bench.device):
-        routing = LiveRouting(experts, top_k, layout, fixed_columns=True)
+        choice = Choice("softmax", renormalises=True)
+        routing = LiveRouting(experts, top_k, layout, choice, fixed_columns=True)
     logits = _inputs(experts, 90, tokens)[0].to(bench.device)
 
-    def run() -> Choice:
+    def run() -> Chosen:
         return routing(logits, logits, top_k, True)
 
     if bench.on_gpu:
         replay, result = recorded(run, bench.device)
 
-        def again() -> Choice:
+        def again() -> Chosen:
             replay()
             return result[0].clone(), result[1].clone()
 
