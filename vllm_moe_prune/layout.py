@@ -14,11 +14,12 @@ from vllm_moe_prune.roles import WEIGHT, Role, name_pattern
 Score = Literal["softmax", "sigmoid", "sqrtsoftplus"]
 _BIASES = ("correction_bias", "expert_bias", "router_bias")  # which choose experts, no more
 LAYER = "model.layers.{layer}."
+_INSIDE = "model.language_model."  # beside which the head is, not inside
 # What may stand before "layers.N.", and what all names of the language model begin with then.
 _STEMS = {
     "model.": "",
     "language_model.model.": "language_model.",
-    "model.language_model.": "model.language_model.",
+    _INSIDE: _INSIDE,
     "language_model.": "language_model.",
     "": "",
 }
@@ -206,6 +207,21 @@ class MoeLayout:
             if fits(layer := stem + "layers.{layer}."):
                 return replace(self, layer=layer, prefix=prefix)
         return self
+
+    def own_name(self, name: str) -> str | None:
+        """Return what the language model by itself calls a tensor; None for what is beside it."""
+        if name.startswith(self.prefix):
+            own = name.removeprefix(self.prefix)
+            return "model." + own if self.prefix == _INSIDE else own
+        return name if self.prefix == _INSIDE and name.startswith("lm_head.") else None
+
+    def whole_name(self, own: str) -> str:
+        """Return the checkpoint's name of a tensor that the language model by itself calls so."""
+        if self.prefix != _INSIDE:
+            return self.prefix + own
+        if own.startswith(self.prefix):  # transformers puts it back where it took it from
+            return own
+        return self.prefix + own.removeprefix("model.") if own.startswith("model.") else own
 
     def expert_name(self, layer: int, expert: int, projection: str, part: str = WEIGHT) -> str:
         """Return the tensor name of one projection of one expert, or of a part of it."""

@@ -55,7 +55,11 @@ def expert_counts(tensors: Mapping[str, TensorInfo], layout: MoeLayout) -> dict[
         if ids != set(range(len(ids))) or not ids:
             raise PruneError(f"layer {layer}: experts {sorted(ids)} are not numbered 0..E-1")
     if not experts:
-        raise PruneError(f"no expert tensors of a {layout.model_type} model were found")
+        raise PruneError(
+            f"no expert tensors of a {layout.model_type} model were found",
+            hint=f"expected {layout.layer.format(layer='N')} with {layout.forms[0].expected()}; "
+            "`vmprune inspect MODEL --explain` shows what there is",
+        )
     return {layer: len(experts[layer]) for layer in sorted(experts)}
 
 

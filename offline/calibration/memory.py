@@ -156,7 +156,7 @@ def _weights(checkpoint: Checkpoint, item_bytes: int | None) -> tuple[int, list[
     shared, layers, widest = 0, dict[str, int](), 0
     hidden = int(checkpoint.text_config["hidden_size"])
     for name, info in checkpoint.tensors.items():
-        if not name.startswith(checkpoint.layout.prefix):  # which is not loaded
+        if checkpoint.layout.own_name(name) is None:  # which is not loaded
             continue
         size = info.num_bytes if item_bytes is None else prod(info.shape) * item_bytes
         before, found, after = name.partition(_LAYER_NAME)

@@ -56,9 +56,10 @@ def parts_of(checkpoint: Checkpoint, settings: FinetuneSettings) -> tuple[Part, 
 
 def _distinct(checkpoint: Checkpoint) -> list[TensorInfo]:
     """Return the language model's tensors without a head that is the embedding again."""
-    tied, prefix = checkpoint.text_config.get("tie_word_embeddings"), checkpoint.layout.prefix
-    found = (info for name, info in checkpoint.tensors.items() if name.startswith(prefix))
-    return [info for info in found if not (tied and info.name == prefix + "lm_head.weight")]
+    tied = checkpoint.text_config.get("tie_word_embeddings")
+    owns = {name: checkpoint.layout.own_name(name) for name in checkpoint.tensors}
+    left = (None, "lm_head.weight") if tied else (None,)
+    return [info for name, info in checkpoint.tensors.items() if owns[name] not in left]
 
 
 def _kind(checkpoint: Checkpoint, info: TensorInfo) -> Kind:
@@ -82,11 +83,7 @@ def _numbers(
     if len(info.shape) == 3:  # experts that are stacked on disk as well
         return settings.lora_rank * info.shape[0] * (info.shape[1] + info.shape[2])
     rows, columns = info.shape
-    layout = checkpoint.layout
-    if (
-        kind == "experts"
-        and layout.expert
-        and info.name.endswith(f".{layout.projections[1]}.weight")
-    ):
+    role, projections = checkpoint.layout.classify(info.name), checkpoint.layout.projections
+    if role is not None and len(projections) == 3 and role.projection == projections[1]:
         return settings.lora_rank * rows
     return settings.lora_rank * (rows + columns)

@@ -33,10 +33,12 @@ def check_names(model: Any, base: Checkpoint) -> None:
     """
     state = model.state_dict()
     empty = {name: weight.to("meta") for name, weight in state.items()}
-    prefix = base.layout.prefix
-    found = {prefix + n: tuple(t.shape) for n, t in revert_weight_conversion(model, empty).items()}
+    layout = base.layout
+    reverted = revert_weight_conversion(model, empty)
+    owns = {layout.whole_name(name): name for name in reverted}
+    found = {name: tuple(reverted[own].shape) for name, own in owns.items()}
     for name, info in base.tensors.items():
-        if name.startswith(prefix) and found.get(name) != info.shape:
+        if layout.own_name(name) is not None and found.get(name) != info.shape:
             raise PruneError(
                 f"{base.folder}: transformers has {found.get(name, 'nothing')} for the tensor "
                 f"{name} of shape {list(info.shape)}",
@@ -47,9 +49,10 @@ def check_names(model: Any, base: Checkpoint) -> None:
                 f"{base.folder}: tensor {name} is stored as {info.dtype}",
                 hint="quantised weights cannot be trained; take the original checkpoint",
             )
-    known = {weight.data_ptr() for name, weight in state.items() if prefix + name in base.tensors}
+    names = {name for name in state if layout.whole_name(name) in base.tensors}
+    known = {state[name].data_ptr() for name in names}
     for name in found.keys() - base.tensors.keys():
-        own = name.removeprefix(prefix)
+        own = owns[name]
         if own not in state or state[own].data_ptr() not in known:  # not a tied one
             raise PruneError(f"{base.folder} has no tensor {name}, which the model needs")
 
@@ -94,18 +97,18 @@ def _converted(
     model: Any, state: Tensors, base: Checkpoint, dtype: StoredDtype
 ) -> Iterator[Tensors]:
     """Yield the base's tensors of one layer after another, as they will be stored."""
-    prefix = base.layout.prefix
+    layout = base.layout
     for _, names in groupby(sorted(state, key=_layer), key=_layer):
         group = {name: state[name].detach().cpu() for name in names}
         own: Mapping[str, torch.Tensor] = revert_weight_conversion(model, group)
-        tensors = {prefix + name: tensor for name, tensor in own.items()}
+        tensors = {layout.whole_name(name): tensor for name, tensor in own.items()}
         # What is not in the base is tied to a tensor that is: check_names saw the others.
         yield {
             name: _stored(tensors[name], base.tensors[name], dtype)
             for name in sorted(tensors)
             if name in base.tensors
         }
-    others = {name: info for name, info in base.tensors.items() if not name.startswith(prefix)}
+    others = {n: info for n, info in base.tensors.items() if layout.own_name(n) is None}
     yield {name: _stored(base.tensor(name), info, dtype) for name, info in others.items()}
 
 

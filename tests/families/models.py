@@ -137,6 +137,7 @@ _MAMBA: dict[str, Any] = {
 }
 CONFIGS |= {
     "qwen3_5_moe_text": _DELTA,
+    "qwen3_5_moe": _DELTA,
     "qwen4_exp_text": {
         **_DELTA,
         "indexer_n_heads": 2,
@@ -209,6 +210,18 @@ _VISION: dict[str, Any] = {  # beside a language model that is only a section of
     "image_size": 28,
     "patch_size": 14,
 }
+_VISIONS = {
+    "llama4": _VISION,
+    "qwen3_5_moe": {
+        "hidden_size": 32,
+        "depth": 2,
+        "num_heads": 2,
+        "intermediate_size": 64,
+        "out_hidden_size": 64,
+        "patch_size": 14,
+        "num_position_embeddings": 16,
+    },
+}
 
 
 def make_family(family: str, folder: Path, *, correction: float = 0.3, **more: Any) -> Path:
@@ -223,7 +236,10 @@ def make_family(family: str, folder: Path, *, correction: float = 0.3, **more: A
         del sizes["num_experts_per_tok"]  # it has a name of its own
     auto: Any = AutoModelForCausalLM
     if section := LAYOUTS[family].section:
-        sizes, auto = {section: sizes, "vision_config": _VISION}, AutoModelForImageTextToText
+        sizes, auto = (
+            {section: sizes, "vision_config": _VISIONS[family]},
+            AutoModelForImageTextToText,
+        )
     config = AutoConfig.for_model(family, **sizes)
     with torch.random.fork_rng():
         torch.manual_seed(1)
