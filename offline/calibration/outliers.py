@@ -30,7 +30,8 @@ def margin(mean: Tensor, sigma: Tensor) -> Tensor:
 class RecordedOutputs:
     """Outputs of a layer's experts, batch by batch, in a temporary file without a name.
 
-    On a GPU they stay where they are while more than half of its memory is free.
+    On a GPU they stay where they are while more than half of its memory is free. How they are laid
+    out stays in memory, some 6 bytes for each expert of a token.
 
     :param folder: for the file; the system's temporary folder if not given
     """
