@@ -23,7 +23,7 @@ pytest.importorskip("vllm", reason="the plugin side needs vLLM")
 
 from vllm.config import set_current_vllm_config
 
-from tests.engineless import alone, config_of, load
+from tests.engineless import alone, config_of, load, loaded
 
 KEPT = (0, 2, 5, 7)
 
@@ -94,7 +94,8 @@ def test_a_map_outlives_sleep_and_reloaded_weights(base: Path, tmp_path: Path) -
     """
     inplace = pytest.importorskip("vllm.model_executor.model_loader.reload.inplace")
     folder = built(base, tmp_path / "compact", "mapped")
-    (model,) = load(folder, tmp_path, "pruned_moe")
+    config = config_of(folder, load_format="pruned_moe")
+    model = loaded(config, tmp_path)
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     maps = [name for name in tensors if name.endswith(".w_rm")]
     assert [tensors[name].tolist() for name in maps] == [list(KEPT)] * 2
@@ -104,7 +105,6 @@ def test_a_map_outlives_sleep_and_reloaded_weights(base: Path, tmp_path: Path) -
         tensor.data.fill_(1)
     for name, buffer in model.named_buffers():
         buffer.data.copy_(kept[name].data)
-    config = config_of(folder, load_format="pruned_moe")
     with set_current_vllm_config(config):
         inplace.reload_weights(config, model, None, None, True)
     after = dict(model.named_parameters()) | dict(model.named_buffers())
