@@ -47,8 +47,6 @@ def write_bare(
             tensors[name + "_blocks"] = torch.zeros(EXPERTS, SIZE, 1, 16, dtype=torch.uint8)
             tensors[name + "_scales"] = torch.zeros(EXPERTS, SIZE, 1, dtype=torch.uint8)
     text: dict[str, Any] = {
-        layout.num_experts_key: EXPERTS,
-        layout.top_k_key: TOP_K,
         "hidden_size": SIZE,
         "num_hidden_layers": 1,
         "dtype": "bfloat16",
@@ -56,6 +54,7 @@ def write_bare(
     if layout.num_groups_key:
         text |= {layout.num_groups_key: groups, "topk_group": 1}
     config: dict[str, Any] = {layout.section: text} if layout.section else text
+    config = layout.with_counts(config, EXPERTS, TOP_K)
     more = {"quantization_config": settings} if settings else {}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(
