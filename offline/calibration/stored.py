@@ -14,9 +14,16 @@ from torch import Tensor
 from offline.build.quantised import settings_of
 from offline.calibration.statistics import WeightStatistics
 from offline.calibration.weights import Expert, Matrix, weight_statistics
-from offline.engines.quantised.decode import StoredMatrix, matrix_of, stacked
+from offline.engines.quantised.decode import (
+    Decode,
+    Parts,
+    StoredMatrix,
+    matrices_of,
+    matrix_of,
+    stacked,
+)
 from vllm_moe_prune.checkpoint import Checkpoint
-from vllm_moe_prune.roles import PARTS, STACKED_PARTS
+from vllm_moe_prune.roles import PARTS, STACKED_PARTS, WEIGHT
 
 
 def stored_weights(checkpoint: Checkpoint, layer: int) -> WeightStatistics:
@@ -40,7 +47,7 @@ def experts_of(checkpoint: Checkpoint, layer: int) -> Iterator[Expert]:
     """Yield the matrices of each expert of a layer: gate, up, down."""
     layout, count = checkpoint.layout, checkpoint.expert_counts()[layer]
     if layout.expert is None:
-        yield from _stacked(checkpoint, layer)
+        yield from _stacked(checkpoint, layer, count)
         return
     settings = settings_of(checkpoint.config)
     for expert in range(count):
@@ -56,14 +63,16 @@ def _parts(checkpoint: Checkpoint, stem: str) -> dict[str, Tensor]:
     return {part: checkpoint.tensor(stem + part) for part in found}
 
 
-def _stacked(checkpoint: Checkpoint, layer: int) -> Iterator[Expert]:
-    """Yield the matrices of experts that lie in one tensor for gate and up, and one for down."""
+def _stacked(checkpoint: Checkpoint, layer: int, count: int) -> Iterator[Expert]:
+    """Yield the matrices of experts that lie in one tensor for gate and up, or in one each."""
     layout = checkpoint.layout
     names = [name for name in layout.stacked_names(layer) if not name.endswith("_bias")]
-    assert len(names) == 2, names
-    wide, down = (_stack(checkpoint, name) for name in names)
+    stacks = [_stack(checkpoint, name, count) for name in names]
+    if len(names) != 2:
+        yield from zip(*stacks, strict=True)
+        return
     hidden = int(checkpoint.text_config["hidden_size"])
-    for one, other in zip(wide, down, strict=True):
+    for one, other in zip(*stacks, strict=True):
         if isinstance(one, Tensor) and isinstance(other, Tensor):
             # A down matrix of [I, D], or a wide one of [D, 2I], is of a family that transposes.
             if one.shape[1] != hidden or (one.shape[0] == hidden and other.shape[0] != hidden):
@@ -74,30 +83,36 @@ def _stacked(checkpoint: Checkpoint, layer: int) -> Iterator[Expert]:
             yield (*_halves(one, layout.interleaved), other)
 
 
-def _stack(checkpoint: Checkpoint, name: str) -> Sequence[Matrix]:
+def _stack(checkpoint: Checkpoint, name: str, count: int) -> Sequence[Matrix]:
     """Return the matrix of each expert, [N, K], of a stacked tensor."""
+    stem = name.removesuffix(WEIGHT)
+    parts = _parts(checkpoint, stem) if stem != name else {}
+    if parts:
+        return matrices_of(parts, settings_of(checkpoint.config), name)
     if name in checkpoint.stored:
-        return list(checkpoint.tensor(name))
+        tensor = checkpoint.tensor(name)
+        return list(tensor if tensor.ndim > 2 else tensor.view(count, -1, tensor.shape[1]))
     return stacked(*(checkpoint.tensor(name + part) for part in STACKED_PARTS))
 
 
 def _halves(matrix: Matrix, interleaved: bool) -> tuple[Matrix, Matrix]:
     """Return gate and up of a stored matrix whose rows are both."""
     assert isinstance(matrix, StoredMatrix)
-    middle = matrix.shape[0] // 2
-    picks = (
-        (slice(0, None, 2), slice(1, None, 2))
-        if interleaved
-        else (
-            slice(0, middle),
-            slice(middle, None),
-        )
-    )
-    shape = torch.Size((middle, matrix.shape[1]))
+    count, columns = matrix.shape
+    middle = count // 2
+    picks = (slice(0, None, 2), slice(1, None, 2)), (slice(0, middle), slice(middle, None))
     gate, up = (
-        StoredMatrix(
-            {name: part[pick] for name, part in matrix.parts.items()}, matrix.decode, shape
-        )
-        for pick in picks
+        StoredMatrix(matrix.parts, _of(matrix, range(count)[pick]), torch.Size((middle, columns)))
+        for pick in picks[0 if interleaved else 1]
     )
     return gate, up
+
+
+def _of(matrix: StoredMatrix, places: range) -> Decode:
+    """Return how some of a matrix's rows are decoded."""
+
+    def decode(parts: Parts, rows: slice) -> Tensor:
+        own = places[rows]
+        return matrix.decode(parts, slice(own.start, own.stop, own.step))
+
+    return decode

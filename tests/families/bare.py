@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.layouts import LAYOUTS
 
 EXPERTS, TOP_K, SIZE = 8, 2, 32
@@ -43,6 +45,10 @@ def write_bare(
     for name in layout.stacked_names(0):
         if parts_of is None or name.endswith("_bias"):
             tensors[name] = torch.zeros(EXPERTS, SIZE, SIZE)
+        elif _has_parts(layout, name):
+            for part, value in parts_of(matrix).items():
+                stem = name.removesuffix("weight")
+                tensors[stem + part] = value.expand(EXPERTS, *value.shape).clone()
         else:
             tensors[name + "_blocks"] = torch.zeros(EXPERTS, SIZE, 1, 16, dtype=torch.uint8)
             tensors[name + "_scales"] = torch.zeros(EXPERTS, SIZE, 1, dtype=torch.uint8)
@@ -63,3 +69,11 @@ def write_bare(
     (folder / "tokenizer.json").write_text("{}")
     save_file(tensors, folder / "model.safetensors")
     return folder
+
+
+def _has_parts(layout: MoeLayout, name: str) -> bool:
+    """Whether a stacked tensor may be quantised as single experts are, into parts."""
+    try:
+        return name.endswith(".weight") and layout.classify(name + "_scale") is not None
+    except PruneError:
+        return False

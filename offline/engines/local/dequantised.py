@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor
 
 from offline.build.quantised import settings_of, unsettled
-from offline.engines.quantised.decode import matrix_of, stacked
+from offline.engines.quantised.decode import matrices_of, matrix_of, stacked
 from offline.engines.quantised.forms import ASIDE, modules_of
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
@@ -84,8 +84,11 @@ def _matrix(
 ) -> Callable[[], Tensor]:
     def read() -> Tensor:
         found = {part: checkpoint.tensor(module + part) for part in parts if part not in ASIDE}
-        matrix = matrix_of(found, settings, module.rstrip("."))
-        return matrix if isinstance(matrix, Tensor) else matrix[:]
+        if set(found) == {WEIGHT}:
+            return found[WEIGHT]
+        if any(part.ndim == 3 for part in found.values()):  # of all experts
+            return torch.stack([one[:] for one in matrices_of(found, settings, module)])
+        return matrix_of(found, settings, module.rstrip("."))[:]
 
     return read
 

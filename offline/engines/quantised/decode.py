@@ -86,6 +86,20 @@ def matrix_of(parts: Parts, config: Mapping[str, Any], what: str) -> Tensor | St
             return _awq(parts)
 
 
+def matrices_of(parts: Parts, config: Mapping[str, Any], what: str) -> list[Tensor | StoredMatrix]:
+    """Return the matrix of each expert of parts that are of all experts, [E, ...] each.
+
+    Parts that are not, such as one shape, are every expert's.
+    """
+    count = max((len(part) for part in parts.values() if part.ndim == 3), default=0)
+    return [
+        matrix_of(
+            {n: p[one] if p.ndim and len(p) == count else p for n, p in parts.items()}, config, what
+        )
+        for one in range(count)
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class _Scales:
     """What numbers are multiplied with, [R, G]: that of row n and column k is in row n // height

@@ -10,7 +10,7 @@ from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from torch import Tensor
 
-from offline.engines.quantised.decode import StoredMatrix, matrix_of
+from offline.engines.quantised.decode import StoredMatrix, matrices_of, matrix_of
 from tests.families.quantised import FORMATS, GROUP
 from vllm_moe_prune.errors import PruneError
 
@@ -206,3 +206,12 @@ def test_one_scale_and_exponents() -> None:
 def test_what_is_not_known_is_refused(parts: Parts) -> None:
     with pytest.raises(PruneError, match=r"^w is stored as .*: that format cannot be decoded"):
         matrix_of(parts, {}, "w")
+
+
+def test_parts_of_all_experts() -> None:
+    experts = [FORMATS["int8"](WEIGHT * scale) for scale in (1.0, 2.0, 3.0)]
+    parts = {name: torch.stack([one[name] for one in experts]) for name in experts[0]}
+    found = matrices_of(parts, {}, "w")
+    assert len(found) == 3
+    for one, own in zip(found, experts, strict=True):
+        assert torch.equal(one[:], decoded(own))
