@@ -20,11 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from benchmarks.dummy_model import Shape
 from benchmarks.random_model import write_random_model
-from offline.calibration import calibrate as passes
 from offline.calibration import expert_blocks, hidden, outliers
 from offline.calibration.calibrate import calibrate
 from offline.calibration.corpus import Domain
 from offline.calibration.walk import Walk
+from offline.calibration.weights import weight_statistics
 from offline.engines.local.transformers import TransformersEngine
 from offline.runs.device import batch_tokens
 from vllm_moe_prune.provenance import DataIdentity
@@ -101,7 +101,7 @@ def _uncounted() -> Iterator[None]:
 
     with (
         mock.patch.object(Walk, "enter", quiet(Walk.enter)),
-        mock.patch.object(passes, "weight_statistics", quiet(passes.weight_statistics)),
+        mock.patch(f"{calibrate.__module__}.weight_statistics", quiet(weight_statistics)),
     ):
         yield
 

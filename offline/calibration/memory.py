@@ -90,7 +90,7 @@ def estimate(
         **({"the program": program + _LATER} if program else {}),
         "weights": shared + held,
         "statistics of all layers, kept to the end": one * len(counts) * len(parts),
-        **max((working, read), key=lambda found: sum(found.values())),
+        **(working if sum(working.values()) > sum(read.values()) else read),
     }
     if program and not converted and not offload and checkpoint.layout.expert is not None:
         # What is not converted stays in the pages of its file; experts are also in one piece.
