@@ -27,7 +27,8 @@ def largest_singular_values(matrices: Tensor, *, seed: int = 0) -> Tensor:
     thousands, because the largest singular values of random matrices lie close together.
     """
     if min(matrices.shape[1:]) <= SMALL:
-        return torch.linalg.svdvals(matrices.double())[:, 0]
+        values: Tensor = torch.linalg.svdvals(matrices.double())  # [N, n], the largest first
+        return values[:, 0]
     peaks = torch.maximum(matrices.amax((1, 2)), -matrices.amin((1, 2))).double()  # [N]
     # Scaling by a power of two keeps squares within float32 and rounds nothing.
     scale = torch.ldexp(torch.ones_like(peaks), torch.frexp(peaks).exponent)
@@ -98,7 +99,8 @@ def _exact_products(stored: torch.dtype) -> Iterator[None]:
     if stored != torch.bfloat16:
         yield
         return
-    settings: Any = torch.backends.mkldnn.matmul
+    backend: Any = torch.backends.mkldnn
+    settings = backend.matmul
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"
     try:
@@ -134,6 +136,8 @@ def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
 
 def _largest_eigenvalues(diagonal: list[Tensor], beside: list[Tensor]) -> Tensor:
     """Return those of the symmetric tridiagonal matrices with these entries, [N] on the host."""
-    entries, steps = torch.stack((*diagonal, *beside)).cpu().double().split(len(diagonal))
+    both = torch.stack((*diagonal, *beside)).cpu().double()
+    entries, steps = both[: len(diagonal)], both[len(diagonal) :]
     matrix = torch.diag_embed(entries.T) + torch.diag_embed(steps[:-1].T, offset=-1)
-    return torch.linalg.eigvalsh(matrix, UPLO="L")[:, -1]
+    values: Tensor = torch.linalg.eigvalsh(matrix, UPLO="L")  # [N, steps], the largest last
+    return values[:, -1]

@@ -121,7 +121,7 @@ def _stable_ranks(experts: Sequence[Expert], squares: Floats) -> Floats:
             largest.append(largest_singular_values(joined))
         square = _numpy(torch.cat(largest)) ** 2
         np.divide(squares[number], square, out=ranks[number], where=square > 0)
-    return ranks.mean(axis=0)
+    return np.asarray(ranks.mean(axis=0), dtype=np.float64)
 
 
 def _spread(expert: Expert) -> Tensor:
