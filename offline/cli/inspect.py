@@ -82,8 +82,8 @@ def _explain(path: Path, folder: Path, *, as_json: bool) -> None:
         table.add_column("is taken for")
     for one in groups.values():
         taken = "unknown" if one.role is None else one.role or "left as it is"
-        layers = spans(one.layers).partition(" ")[2] if one.layers else ""
-        row = (one.pattern, one.dtype, str(list(one.shape)), layers, one.guess)
+        where = spans(one.layers).partition(" ")[2] if one.layers else ""
+        row = (one.pattern, one.dtype, str(list(one.shape)), where, one.guess)
         table.add_row(*row, *([taken] if known else []))
     console = stdout()
     told = "supported" if known else "not supported"

@@ -33,6 +33,7 @@ _MLA = Serving(
     "are off by 3); with PyTorch's it is right: "
     """`--compilation-config '{"custom_ops": ["-rotary_embedding"]}'`""",
 )
+_DELTA = Serving({"dtype": "bfloat16"}, 0.15, note="bfloat16 only on a CPU; compared in it")
 SERVING: dict[str, Serving] = {
     "deepseek_v2": _MLA,
     "deepseek_v3": _MLA,
@@ -50,9 +51,9 @@ SERVING: dict[str, Serving] = {
         note="vLLM does not add the bias of Phi-MoE's output head, of the base too: tested with a "
         "bias of zero"
     ),
-    "qwen3_next": Serving(
-        {"dtype": "bfloat16"}, 0.15, note="bfloat16 only on a CPU; compared in it"
-    ),
+    "glm4_moe_lite": _MLA,
+    "qwen3_5_moe_text": _DELTA,
+    "qwen3_next": _DELTA,
 }
 
 
