@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layout import MoeLayout
 
@@ -30,8 +31,20 @@ def _layers_code(layout: MoeLayout) -> Any:
 
 
 def _module(name: str) -> Any:
-    """Return a module of vLLM's folder of models, or one outside of it by its whole name."""
-    return import_module(name if "." in name else f"vllm.model_executor.models.{name}")
+    """Return a module of vLLM's folder of models, or one outside of it by its whole name.
+
+    :raises PruneError: if this vLLM has none, and runs the family in another way or not at all
+    """
+    whole = name if "." in name else f"vllm.model_executor.models.{name}"
+    try:
+        return import_module(whole)
+    except ModuleNotFoundError as error:
+        if error.name != whole:
+            raise
+        raise PruneError(
+            f"vLLM has no model code of its own for {name}, whose layers could be built one by one",
+            hint="build a plain checkpoint: as many experts in every layer, sliced routers",
+        ) from None
 
 
 @contextmanager
