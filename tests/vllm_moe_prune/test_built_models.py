@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from offline.build.build import build
+from tests.families.quantised import tensors_of
 from tests.sample_maps import kept_map
 from tests.tiny import make_tiny_llama, make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -26,6 +27,7 @@ from vllm.model_executor.model_loader.reload.inplace import reload_weights
 from vllm.model_executor.model_loader.utils import get_draft_load_config
 
 from tests.engineless import alone, config_of, loaded
+from tests.vllm_moe_prune.test_drafts import make_eagle
 from vllm_moe_prune.vllm_compat.built_by import built_by
 
 pytestmark = pytest.mark.vllm
@@ -166,6 +168,24 @@ def test_another_model_that_drafts_is_loaded_as_it_is(
 
 def make_other(folder: Path) -> Path:
     return make_tiny_mixtral(folder, seed=3)
+
+
+def test_an_eagle_head_is_loaded_beside_a_pruned_target(base: Path, tmp_path: Path) -> None:
+    head = make_eagle(tmp_path / "head")
+    drafts = {"model": str(head), "method": "eagle", "num_speculative_tokens": 2}
+    routing_map = kept_map(base, (WIDE, NARROW), EACH)
+    config = map_only(base, routing_map, tmp_path / "map", speculative_config=drafts)
+    loaded(config, tmp_path)
+    assert config.speculative_config is not None
+    with set_current_vllm_config(config):  # the target's, as vLLM's proposers for EAGLE have it
+        loader = get_model_loader(get_draft_load_config(config))
+        found = loader.load_model(config, config.speculative_config.draft_model_config)
+    assert type(found).__name__ == "EagleLlamaForCausalLM"
+    norms = {n: t for n, t in found.state_dict().items() if n.endswith("layernorm.weight")}
+    expected = tensors_of(head)
+    assert norms
+    for name, tensor in norms.items():
+        assert torch.equal(tensor, expected[name.removeprefix("model.")].float()), name
 
 
 def test_chosen_experts_are_returned_only_where_layers_activate_equally_many(
