@@ -57,20 +57,15 @@ def make_eagle(folder: Path) -> Path:
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_models_of_their_own_draft_for_compact_and_map_only_targets(tmp_path: Path) -> None:
+def test_a_small_model_drafts_for_compact_and_map_only_targets(tmp_path: Path) -> None:
     base = make_tiny_mixtral(tmp_path / "base", layers=4)
     mixed_map(base).save(tmp_path / "map")
-    extra = {"model_loader_extra_config": {"routing_map": str(tmp_path / "map")}}
+    extra = {"routing_map": str(tmp_path / "map")}
+    draft = str(make_tiny_llama(tmp_path / "draft"))
+    drafting = {"model": draft, "method": "draft_model", "num_speculative_tokens": 2}
     compact = build_compact(base, tmp_path / "out")
-    small, head = make_tiny_llama(tmp_path / "small"), make_eagle(tmp_path / "head")
     common: dict[str, Any] = {"steps": 8, "load_format": "pruned_moe", "dtype": "float32"}
     expected = probe(compact, PROMPTS, **common)
-    ways: list[tuple[Path, dict[str, Any], str, Path]] = [
-        (compact, {}, "draft_model", small),
-        (base, extra, "draft_model", small),
-        (compact, {}, "eagle", head),
-    ]
-    for model, more, method, draft in ways:
-        drafting = {"model": str(draft), "method": method, "num_speculative_tokens": 2}
+    for model, more in ((compact, {}), (base, {"model_loader_extra_config": extra})):
         found = probe(model, PROMPTS, speculative_config=drafting, **more, **common)
-        assert [tokens for tokens, _ in found] == [tokens for tokens, _ in expected], method
+        assert [tokens for tokens, _ in found] == [tokens for tokens, _ in expected]
