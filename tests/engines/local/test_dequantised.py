@@ -23,6 +23,10 @@ from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 
+ALWAYS = ("fp8-blocks", "gptq", "modelopt-nvfp4", "int4-asymmetric")
+NAMES = [
+    pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in sorted(FORMATS)
+]
 TEXT = [[1, 5, 9, 20, 33, 7, 11]]
 SIZES = {"hidden": 128, "intermediate": 128, "heads": 4, "kv_heads": 4}
 
@@ -37,7 +41,7 @@ def logits(folder: Path, offload: Path | None = None) -> torch.Tensor:
     return TransformersEngine(folder, dtype="float32", offload=offload).logits(TEXT)
 
 
-@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("name", NAMES)
 def test_it_is_the_model_of_the_decoded_tensors(
     name: str, original: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
