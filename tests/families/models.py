@@ -146,7 +146,6 @@ CONFIGS |= {
         "indexer_budget": 64,
         "indexer_compress_ratio": 4,
     },
-    "minimax": {"num_local_experts": EXPERTS, "head_dim": 32},
     "minimax_m2": {"num_local_experts": EXPERTS, "head_dim": 32},
     "glm4_moe_lite": {**_MLA, **_ONE_GROUP},
     "glm_moe_dsa": _INDEXED,

@@ -153,7 +153,6 @@ FAMILIES = (
     _mixtral("mixtral"),
     # its router is a sparse mixer, not a top-k
     _mixtral("phimoe", gate="router.weight", mappable=False),
-    _mixtral("minimax"),
     _mixtral("minimax_m2", rows=(BIAS,), score="sigmoid", mappable=False),
     _MINIMAX_M3,
     wrapped(_MINIMAX_M3, "minimax_m3_vl", "language_model.model."),

@@ -31,7 +31,11 @@ REACHES = {
     "phimoe": 6,
     "qwen3_moe": 6,
     "gpt_oss": 0,
-    "qwen3_next": 0,
+    # layers that carry a state along the row
+    **dict.fromkeys(("qwen3_next", "qwen3_5_moe_text", "qwen4_exp_text"), 0),
+    **dict.fromkeys(("granitemoehybrid", "lfm2_moe"), 0),
+    # attention of a kind of its own
+    **dict.fromkeys(("deepseek_v32", "glm_moe_dsa", "mimo_v2_flash"), 0),
     "llama4_text": 8,
 }
 
