@@ -88,9 +88,11 @@ class PrunedMoELoader(DefaultModelLoader):
                 others = copy(self.load_config)
                 others.load_format = "auto"
                 loader = get_model_loader(others)
-                return loader.load_model(vllm_config, model_config, prefix)
+                draft: torch.nn.Module = loader.load_model(vllm_config, model_config, prefix)
+                return draft
             self._options = {}
-        return super().load_model(vllm_config, model_config, prefix)
+        model: torch.nn.Module = super().load_model(vllm_config, model_config, prefix)
+        return model
 
     def create_model(
         self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
@@ -141,7 +143,8 @@ class PrunedMoELoader(DefaultModelLoader):
         """
         if self._mapped is None and not self._is_plain:
             self._mapped = self._mapped_checkpoint(model_config)
-            check_built_by(model_config, self._mapped and self._mapped.routing_map)
+            wanted = None if self._mapped is None else self._mapped.routing_map
+            check_built_by(model_config, wanted)
         if self._mapped is None:
             yield from super().get_all_weights(model_config, model)
             return

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def unread(checkpoint: Checkpoint) -> dict[str, Unread]:
         if parts.keys() - ASIDE:
             found[module + WEIGHT] = Unread(_matrix(checkpoint, module, tuple(parts), settings))
         if "bias" in parts and not _is_empty_bias(checkpoint, module):
-            found[module + "bias"] = Unread(lambda name=module + "bias": checkpoint.tensor(name))
+            found[module + "bias"] = Unread(partial(checkpoint.tensor, module + "bias"))
     return found
 
 
