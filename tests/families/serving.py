@@ -60,7 +60,7 @@ SERVING: dict[str, Serving] = {
 
 # vLLM 0.30's CPU attention does not take gpt-oss's sinks in float32, in any form.
 _SINKS = Serving(refused="expected scalar type BFloat16 but found Float")
-_IMAGES = Serving(refused=r"ForConditionalGeneration'\] failed to be inspected")
+_IMAGES = Serving(refused=r"\['\w+'\] failed to be inspected")
 
 
 def serving_of(family: str) -> Serving:
@@ -69,6 +69,6 @@ def serving_of(family: str) -> Serving:
 
     if family == "gpt_oss" and installed < (0, 31):
         return _SINKS
-    if family in ("llama4", "qwen3_5_moe") and find_spec("torchvision") is None:
+    if family in ("llama4", "qwen3_5_moe", "qwen3_5_moe_text") and find_spec("torchvision") is None:
         return _IMAGES
     return SERVING.get(family, Serving())
