@@ -146,8 +146,14 @@ CONFIGS |= {
         "indexer_budget": 64,
         "indexer_compress_ratio": 4,
     },
-    # the last for vLLM
-    "minimax_m2": {"num_local_experts": EXPERTS, "head_dim": 32, "rotary_dim": 32},
+    "minimax_m2": {
+        "num_local_experts": EXPERTS,
+        "head_dim": 32,
+        # For vLLM; transformers has no other.
+        "rotary_dim": 32,
+        "scoring_func": "sigmoid",
+        "use_routing_bias": True,
+    },
     "glm4_moe_lite": {**_MLA, **_ONE_GROUP},
     "glm_moe_dsa": _INDEXED,
     "deepseek_v32": _INDEXED,
@@ -174,7 +180,13 @@ CONFIGS |= {
         "num_dense_layers": 1,
         "layer_types": ["conv", "full_attention", "conv"],
     },
-    "hy_v3": {**_EXPERTS, "num_shared_experts": 1, "first_k_dense_replace": 1},
+    "hy_v3": {
+        **_EXPERTS,
+        "num_shared_experts": 1,
+        # For vLLM; transformers has other words for them.
+        "first_k_dense_replace": 1,
+        "expert_hidden_dim": 32,
+    },
     "exaone_moe": {**_EXPERTS, "num_shared_experts": 1, "first_k_dense_replace": 1},
     "solar_open": _ROUTED,
     "dots1": _ROUTED,
