@@ -31,6 +31,7 @@ from vllm_moe_prune.repository import fetch_facts, fetch_weights, is_compact, lo
 from vllm_moe_prune.rewrite import Copy, Drop, Operation, rewrite
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
 from vllm_moe_prune.vllm_compat.built_by import built_by, check_built_by
+from vllm_moe_prune.vllm_compat.config_counts import set_counts
 from vllm_moe_prune.vllm_compat.drafts import is_other_draft
 from vllm_moe_prune.vllm_compat.limits import (
     check_draft,
@@ -121,14 +122,13 @@ class PrunedMoELoader(DefaultModelLoader):
         layout, layers = mapped.checkpoint.layout, routing_map.by_layer()
         config = model_config.hf_text_config
         # Whatever asks the config later, after the layers exist, gets the largest count.
-        setattr(config, layout.num_experts_key, routing_map.max_kept)
-        setattr(config, layout.top_k_key, routing_map.max_top_k)
+        set_counts(config, layout, routing_map.max_kept, routing_map.max_top_k)
         built_by(model_config, routing_map)
         with built_by_layer(layout, layers, _routers(routing_map, layout)):
             model = super().create_model(vllm_config, model_config, prefix)
         if views_by_count(mapped.checkpoint):
             kept = {number: layer.num_kept for number, layer in layers.items()}
-            load_by_count(model, config, layout.num_experts_key, kept)
+            load_by_count(model, config, layout, kept)
         logger.info("pruned_moe: %s", routing_map.summary())
         return model
 

@@ -14,9 +14,10 @@ import torch
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layout import MoeLayout
+from vllm_moe_prune.vllm_compat.config_counts import counts_in, put_counts, set_counts
 
 RoutingFunction = Callable[..., tuple[torch.Tensor, torch.Tensor]]
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)(?:\.|$)")
 
 
 def _model_code(layout: MoeLayout) -> Any:
@@ -149,15 +150,12 @@ def _config_of_layer(layout: MoeLayout, layer: LayerMap) -> Iterator[None]:
 
     # Of the model now being built: vLLM copies the config for one that is part of another.
     config = get_current_vllm_config().model_config.hf_config.get_text_config()
-    keys = (layout.num_experts_key, layout.top_k_key)
-    before = [getattr(config, key) for key in keys]
-    for key, value in zip(keys, (layer.gate_rows, layer.top_k), strict=True):
-        setattr(config, key, value)
+    before = counts_in(config, layout)
+    set_counts(config, layout, layer.gate_rows, layer.top_k)
     try:
         yield
     finally:
-        for key, value in zip(keys, before, strict=True):
-            setattr(config, key, value)
+        put_counts(config, before)
 
 
 def layer_number(prefix: str) -> int:
