@@ -21,7 +21,7 @@ from rich.console import Console
 from benchmarks.dummy_model import Shape, write_model, write_workload
 from loadtest.cli import one_line
 from loadtest.compare import CompareResult, ServerFlags, Settings, Target, compare
-from loadtest.table import rich_table
+from loadtest.table import rich_tables
 
 _HEADLINE_USERS = 8
 
@@ -71,10 +71,10 @@ def main(
         ]
         sides = [Target(str(model), load_format="dummy") for model in models]
         kept_out = out or folder / "out"
-        result = one_line(
-            lambda: compare(sides[0], sides[1], settings, kept_out, flags, progress.print)
-        )
-    progress.print(rich_table(result))
+        both = dict(zip(("base", "candidate"), sides, strict=True))
+        result = one_line(lambda: compare(both, settings, kept_out, flags, progress.print))
+    for table in rich_tables(result):
+        progress.print(table)
     click.echo(json.dumps(_report(result, base, pruned)))
 
 

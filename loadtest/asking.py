@@ -2,69 +2,90 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 
-import httpx
-
-from loadtest.client import (
-    Exchange,
-    Sampling,
-    StreamError,
-    discover_model,
-    open_client,
-    request_body,
-)
+from loadtest.client import Client, Exchange, Sampling, request_body
+from loadtest.endpoint import Endpoint, ask_served
 from loadtest.metrics import Record, summarise
 from loadtest.results import Settings
-from loadtest.workload import DEFAULT_WORKLOAD, Item, load_workload
+from loadtest.workload import DEFAULT_WORKLOAD, Ask, load_workload
 from vllm_moe_prune.errors import PruneError
 
 _WARM_UP_TOKENS = 8
+_WARM_UP_SECONDS = 180.0  # for one short answer, however large the model
 
 
-def warm_up(url: str, users: int, settings: Settings) -> None:
+def warm_up(endpoint: Endpoint, users: int, settings: Settings) -> None:
     """Send each of ``users`` two short answers' worth of work, so that no compilation is measured.
 
     :raises PruneError: if no answer came: a measurement would only count errors
     """
-    records = ask(url, users, 2 * users, settings, cap=_WARM_UP_TOKENS)
-    if not any(record.complete for record in records):
-        raise PruneError(
-            f"{url} answered none of {len(records)} requests: {records[0].error}",
-            hint="a model without chat template needs --endpoint completion",
-        )
+    patience = min(settings.request_timeout, _WARM_UP_SECONDS)
+    one, *more = 1, 2 * users - 1
+    for number, together in ((one, 1), *((n, users) for n in more if n)):
+        records = ask(endpoint, together, number, settings, _WARM_UP_TOKENS, patience)
+        if not any(record.complete for record in records):
+            raise PruneError(
+                f"{endpoint.url} answered none of {len(records)} requests: {records[0].error}",
+                hint="a model without chat template needs --endpoint completion",
+            )
 
 
-def natural_length(url: str, settings: Settings) -> float | None:
+def natural_length(endpoint: Endpoint, settings: Settings) -> float | None:
     """Mean length in tokens of the answers that the model ends by itself (or at max_tokens)."""
     natural = settings.model_copy(update={"ignore_eos": False})
     number = settings.natural_requests
-    return summarise(
-        ask(url, min(8, number), number, natural, settings.max_tokens), 8
-    ).output_tokens_mean
+    records = ask(
+        endpoint, min(8, number), number, natural, settings.max_tokens, settings.request_timeout
+    )
+    return summarise(records, 8).output_tokens_mean
 
 
-def ask(url: str, users: int, number: int, settings: Settings, cap: int | None) -> list[Record]:
+def ask(
+    endpoint: Endpoint,
+    users: int,
+    number: int,
+    settings: Settings,
+    cap: int | None,
+    timeout: float,
+) -> list[Record]:
     """The first ``number`` requests of the workload, ``users`` at a time.
 
+    :param timeout: seconds that each may take
     :raises PruneError: if the server does not say what it serves
     """
     workload = load_workload(Path(settings.workload) if settings.workload else DEFAULT_WORKLOAD)
     sampling = Sampling(settings.temperature, settings.seed, settings.ignore_eos)
-    with open_client(url, os.environ.get("OPENAI_API_KEY")) as client:
-        try:
-            model = discover_model(client)
-        except (httpx.HTTPError, StreamError) as error:
-            raise PruneError(f"{url}/v1/models: {error}") from error
+    model = ask_served(endpoint).models[0]
+    asks: Iterable[Ask] = islice(workload.asks(settings.seed, cap), number)
+    with _clients(endpoint, users, timeout) as free:
 
-        def one(request: tuple[Item, int]) -> Record:
-            body = request_body(settings.endpoint, model, *request, sampling)
+        def one(asked: Ask) -> Record:
+            client = free.get()
+            item = asked.item.turn(())
+            body = request_body(settings.endpoint, model, item, asked.max_tokens, sampling)
             exchange = Exchange(client, settings.endpoint, body)
             exchange.run()
+            free.put(client)
             return exchange.record
 
         with ThreadPoolExecutor(users) as pool:
-            return list(pool.map(one, islice(workload.requests(settings.seed, cap), number)))
+            return list(pool.map(one, asks))
+
+
+@contextmanager
+def _clients(endpoint: Endpoint, number: int, timeout: float) -> Iterator[SimpleQueue[Client]]:
+    clients = [Client(endpoint, timeout) for _ in range(number)]
+    free: SimpleQueue[Client] = SimpleQueue()
+    for client in clients:
+        free.put(client)
+    try:
+        yield free
+    finally:
+        for client in clients:
+            client.close()

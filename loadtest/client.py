@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import email.utils
+import http.client
+import json
+import math
 import time
+import zlib
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
-import httpx
-
+from loadtest.connection import Client
 from loadtest.metrics import Record
-from loadtest.sse import DONE, events, parse_delta
+from loadtest.sse import DONE, Event, EventParser, parse_delta
 from loadtest.workload import Item
 
 Kind = Literal["chat", "completion"]
 PATHS: dict[Kind, str] = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
-_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+_AFTER_DONE_SECONDS = 0.5  # for the end of a body whose last event has come
+_READ_BYTES = 1 << 16
 
 
 class StreamError(Exception):
@@ -24,39 +28,15 @@ class StreamError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How answers are generated; ``ignore_eos`` is vLLM's and makes every length max_tokens."""
+    """How answers are generated; ``ignore_eos`` is vLLM's and makes every length max_tokens.
+
+    ``continuous_usage``: ask for the count of tokens with every chunk (vLLM's, too).
+    """
 
     temperature: float = 0.0
     seed: int = 0
     ignore_eos: bool = False
-
-
-def open_client(host: str, api_key: str | None = None, timeout: float = 600.0) -> httpx.Client:
-    """An HTTP client for ``host``; ``timeout`` in seconds is for the silence between chunks."""
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    # A proxy cannot reach this machine's loopback.
-    trust_env = urlsplit(host).hostname not in _LOOPBACK
-    return httpx.Client(
-        base_url=host.rstrip("/").removesuffix("/v1"),
-        headers=headers,
-        timeout=timeout,
-        trust_env=trust_env,
-        # Reading the certificates takes longer than a request, and plain HTTP needs none.
-        verify=not host.startswith("http://"),
-    )
-
-
-def discover_model(client: httpx.Client) -> str:
-    """Name of the first model that the endpoint serves.
-
-    :raises StreamError: if it names none
-    :raises httpx.HTTPError: if nobody answers or the status is an error
-    """
-    answer = client.get("/v1/models").raise_for_status()
-    try:
-        return str(answer.json()["data"][0]["id"])
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise StreamError("the endpoint names no model") from error
+    continuous_usage: bool = False
 
 
 def request_body(
@@ -71,9 +51,11 @@ def request_body(
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    # Not part of OpenAI's interface: other servers refuse a field that they do not know.
+    # Not part of OpenAI's interface: other servers refuse fields that they do not know.
     if sampling.ignore_eos:
         body["ignore_eos"] = True
+    if sampling.continuous_usage:
+        body["stream_options"]["continuous_usage_stats"] = True
     if kind == "chat":
         body["messages"] = item.turns
     else:
@@ -82,74 +64,216 @@ def request_body(
 
 
 class Exchange:
-    """A request on its way: `run` it, then take its ``record`` (also after an interruption)."""
+    """A request on its way: `run` it, then take its ``record`` (also after an interruption).
 
-    def __init__(self, client: httpx.Client, kind: Kind, body: dict[str, Any]) -> None:
+    :param intended: Unix time at which it was to be sent; all times count from there
+    :param cancel_after: seconds after which the user goes away
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        kind: Kind,
+        body: dict[str, Any],
+        *,
+        index: int = 0,
+        turn: int = 0,
+        intended: float | None = None,
+        cancel_after: float | None = None,
+    ) -> None:
         self._client = client
-        self._kind = kind
-        self._body = body
+        self._body = json.dumps(body).encode()
+        self._intended = intended
+        self._cancel_after = cancel_after
         self._arrivals: list[float] = []
+        self._counts: list[int] = []
         self._finished = False
-        self._prompt_tokens: int | None = None
-        self._output_tokens: int | None = None
-        self._error: str | None = None
-        self._cut = False
-        self._started = time.time()
+        self._tokens = 0  # as counted by the server so far
+        self.text = ""
+        self._fields: dict[str, Any] = {
+            "kind": kind,
+            "index": index,
+            "turn": turn,
+            "max_tokens": body.get("max_tokens"),
+            "started": time.time(),
+            "ended": 0.0,
+        }
         self._clock = time.perf_counter()
-        self._ended = 0.0
 
     def run(self) -> None:
         """Send the request and read the answer to its end; a failure is kept in the record."""
-        self._started, self._clock = time.time(), time.perf_counter()
+        now = time.time()
+        late = 0.0 if self._intended is None else max(0.0, now - self._intended)
+        self._clock = time.perf_counter() - late
+        self._fields.update(started=now - late, sent=late)
+        whole = False
         try:
-            self._read()
-        except (httpx.HTTPError, StreamError) as error:
-            self._error = str(error) or type(error).__name__
+            whole = self._read()
+        except TimeoutError:
+            if not self._cancelled():
+                self._fail(self._overdue())
+        except http.client.IncompleteRead:
+            self._fail("the stream broke off")
+        except (OSError, http.client.HTTPException, StreamError, zlib.error) as error:
+            self._fail(str(error) or type(error).__name__)
         except BaseException:  # the user was stopped, by locust or by hand
-            self._cut = True
+            self._fields["cut"] = True
             raise
         finally:
-            self._ended = time.perf_counter() - self._clock
+            if self._fields["ended"] == 0.0:
+                self._fields["ended"] = self._now()
+            if whole:
+                self._client.keep()
+            else:
+                self._client.close()
 
-    def _read(self) -> None:
-        path = PATHS[self._kind]
-        with self._client.stream("POST", path, json=self._body) as response:
-            if response.status_code != 200:
-                text = response.read().decode(errors="replace").strip()
-                raise StreamError(f"HTTP {response.status_code}: {text[:200]}")
-            for data in events(response.iter_bytes()):
-                if data == DONE:
-                    self._finished = True
-                    break
-                self._take(data)
-        if not self._finished:
-            raise StreamError("the stream broke off")
-        if not self._arrivals:
-            raise StreamError("empty output")
+    def _now(self) -> float:
+        return time.perf_counter() - self._clock
 
-    def _take(self, data: str) -> None:
+    def _fail(self, reason: str) -> None:
+        self._fields["error"] = reason
+
+    def _overdue(self) -> str:
+        if self._arrivals:
+            return f"no end of the answer after {self._client.timeout:g} s"
+        return f"no answer after {self._client.timeout:g} s"
+
+    def _read(self) -> bool:
+        """Read the answer; return whether its body came to its end."""
+        deadline = self._now() + self._client.timeout
+        path = PATHS[self._fields["kind"]]
+        patience = min(self._client.timeout, self._cancel_after or math.inf)
+        response, stream, self._fields["opened"] = self._client.send(path, self._body, patience)
+        self._fields["status"] = response.status
+        if response.status != 200:
+            self._refused(response)
+            return True
+        inflate = zlib.decompressobj(47) if response.headers.get("Content-Encoding") else None
+        parser, done, said = EventParser(), False, b""
+        while True:
+            if not self._wait(stream, deadline, done):
+                return False
+            try:
+                chunk = response.read1(_READ_BYTES)
+            except (OSError, http.client.HTTPException):
+                if done:  # all that was asked for has come
+                    return False
+                raise
+            now = self._now()
+            if not chunk:
+                break
+            self._fields["num_bytes"] = self._fields.get("num_bytes", 0) + len(chunk)
+            if not self._arrivals and len(said) < 300:
+                said += chunk
+            for event in parser.feed(inflate.decompress(chunk) if inflate else chunk):
+                done = self._take(event, now) or done
+        for event in [] if done else parser.end():
+            done = self._last(event, self._now()) or done
+        self._judge(done, response, said)
+        return True
+
+    def _wait(self, stream: Any, deadline: float, done: bool) -> bool:
+        """Set how long the next read may take; False when the user has gone away."""
+        left = deadline - self._now()
+        if done:
+            left = min(left, _AFTER_DONE_SECONDS)
+        elif self._cancel_after is not None:
+            if self._cancelled():
+                return False
+            left = min(left, self._cancel_after - self._now())
+        if left <= 0:
+            raise TimeoutError
+        stream.settimeout(left)
+        return True
+
+    def _cancelled(self) -> bool:
+        gone = self._cancel_after is not None and self._now() >= self._cancel_after
+        if gone:
+            self._fields["cancelled"] = True
+        return gone
+
+    def _refused(self, response: http.client.HTTPResponse) -> None:
+        text = " ".join(response.read(2000).decode(errors="replace").split())
+        response.read()
+        self._fields["retry_after"] = _seconds(response.headers.get("Retry-After"))
+        self._fail(f"HTTP {response.status}: {text[:200]}")
+
+    def _last(self, event: Event, now: float) -> bool:
+        """Take an event whose blank line never came; half of one says nothing."""
         try:
-            delta = parse_delta(data)
-        except (ValueError, AttributeError, TypeError) as error:
-            raise StreamError(f"unreadable event: {data[:80]}") from error
+            return self._take(event, now)
+        except StreamError:
+            return False
+
+    def _take(self, event: Event, now: float) -> bool:
+        """Take one event; return whether it is the last."""
+        if event.data.strip() == DONE:
+            self._fields["ended"] = now
+            return True
+        try:
+            delta = parse_delta(event)
+        except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
+            said = event.data[:80].decode(errors="replace")
+            raise StreamError(f"unreadable event: {said}") from error
         if delta.error is not None:
             raise StreamError(f"error in the stream: {delta.error}")
-        if delta.text:
-            self._arrivals.append(time.perf_counter() - self._clock)
+        counted = delta.output_tokens or 0
+        if delta.choice:
+            # A first count that comes with the end is no count of each chunk.
+            more = counted > self._tokens and bool(self._tokens or not self._arrivals)
+            textless = bool(self._arrivals) and not delta.opening and not delta.finish_reason
+            if delta.output or more or textless:
+                self._arrivals.append(now)
+                if delta.output_tokens is not None:
+                    self._counts.append(counted)
+            if delta.answer and "answer" not in self._fields:
+                self._fields["answer"] = now
+            if delta.finish_reason:
+                self._finished = True
+                self._fields["finish_reason"] = delta.finish_reason
+            if not delta.opening:
+                self._fields["finished"] = now
+            self.text += delta.text
         if delta.output_tokens is not None:
-            self._prompt_tokens = delta.prompt_tokens
-            self._output_tokens = delta.output_tokens
+            self._tokens = counted
+            self._fields["output_tokens"] = counted
+            self._fields["prompt_tokens"] = delta.prompt_tokens
+        return False
+
+    def _judge(self, done: bool, response: http.client.HTTPResponse, said: bytes) -> None:
+        kind = response.headers.get_content_type()
+        if not self._arrivals and not self._finished and kind != "text/event-stream":
+            told = " ".join(said[:200].decode(errors="replace").split())
+            raise StreamError(f"not a stream but {kind}: {told}")
+        if not done and not self._finished:
+            raise StreamError("the stream broke off")
+        if self._arrivals:
+            return
+        if not self._finished and not self._tokens:
+            raise StreamError("empty output")
+        # The first token was the end: it came with the event that says so.
+        self._arrivals.append(self._fields.get("finished", self._fields["ended"] or self._now()))
 
     @property
     def record(self) -> Record:
         """What was measured."""
-        return Record(
-            kind=self._kind,
-            started=self._started,
+        whole = len(self._counts) == len(self._arrivals)
+        return Record.model_construct(
+            **self._fields,
             arrivals=tuple(self._arrivals),
-            ended=self._ended,
-            prompt_tokens=self._prompt_tokens,
-            output_tokens=self._output_tokens,
-            error=self._error,
-            cut=self._cut,
+            counts=tuple(self._counts) if whole else (),
         )
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """The seconds that a server asks to wait: a number, or a date."""
+    if not retry_after:
+        return None
+    try:
+        return max(0.0, float(retry_after))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return None

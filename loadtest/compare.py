@@ -8,7 +8,6 @@ if __name__ == "__main__" and not sys.flags.safe_path:
     # `python -m` looks first in the caller's folder, where a user may have a `serve.py`.
     sys.path.append(sys.path.pop(0))
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,13 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from loadtest.cli import one_line
-from loadtest.results import CompareResult, Settings
-from loadtest.rounds import ServerFlags, Target, compare
-from loadtest.table import rich_table
+from loadtest.configurations import json_object, read_configurations
+from loadtest.endpoint import KEY_VARIABLE
+from loadtest.report import write_comparison
+from loadtest.results import BASE, CompareResult, Settings
+from loadtest.rounds import compare
+from loadtest.table import rich_tables
+from loadtest.target import ServerFlags, Target
 
 _DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")  # vLLM's
 
@@ -34,7 +37,9 @@ def _numbers(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ..
         raise click.BadParameter("numbers with commas between them, such as 1,8,32") from error
 
 
-def _seconds(_: click.Context, __: click.Parameter, value: str) -> float:
+def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
     try:
         seconds = float(value.removesuffix("s"))
     except ValueError as error:
@@ -50,28 +55,29 @@ def _temperature(_: click.Context, __: click.Parameter, value: float) -> float:
     return value
 
 
-def _json_object(_: click.Context, __: click.Parameter, value: str | None) -> dict[str, Any] | None:
-    try:
-        found = json.loads(value) if value else None
-    except ValueError as error:
-        raise click.BadParameter(f"not JSON: {error}") from error
-    if found is not None and not isinstance(found, dict):
-        raise click.BadParameter("must be a JSON object")
-    return found
-
-
 @click.command("compare", context_settings={"show_default": True})
-@click.option("--base", required=True, help="model folder, Org/Name[@revision] or http://HOST:PORT")
-@click.option("--candidate", required=True, help="the same, for the other side")
+@click.option("--base", help="model folder, Org/Name[@revision] or http://HOST:PORT")
+@click.option("--candidate", help="the same, for the other side")
+@click.option(
+    "--configurations",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="YAML of any number of sides, instead of --base and --candidate",
+)
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--users", default="1,8,32", callback=_numbers, help="concurrent users, measured each"
 )
-@click.option("--rounds", default=2, type=click.IntRange(min=1), help="servers started per side")
-@click.option("--duration", default="20s", callback=_seconds, help="of one measurement")
-@click.option("--requests", type=click.IntRange(min=1), help="per measurement, not --duration")
+@click.option("--rounds", default=3, type=click.IntRange(min=1), help="servers started per side")
+@click.option(
+    "--requests",
+    type=click.IntRange(min=1),
+    help="per measurement  [default: 4 a user, at least 16]",
+)
+@click.option(
+    "--duration", callback=_seconds, help="instead: send for so long, then wait for the answers"
+)
 @click.option("--endpoint", type=click.Choice(["chat", "completion"]), default="chat")
-@click.option("--workload", help="JSONL of prompts; default: the one shipped")
+@click.option("--workload", help="prompts, JSONL or YAML; default: the one shipped")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="upper bound of an answer")
 @click.option("--temperature", default=0.0, callback=_temperature)
 @click.option(
@@ -86,10 +92,25 @@ def _json_object(_: click.Context, __: click.Parameter, value: str | None) -> di
 @click.option(
     "--seed", default=0, type=click.IntRange(min=0), help="of prompt order, lengths and sampling"
 )
+@click.option(
+    "--request-timeout", default="600s", callback=_seconds, help="that a request may take"
+)
+@click.option(
+    "--processes", type=click.IntRange(min=1), help="of the client  [default: 1 for 64 users]"
+)
+@click.option(
+    "--client-lag-ms",
+    default=100.0,
+    callback=_temperature,
+    help="fail if the client itself was later than that (p95); 0: do not judge it",
+)
+@click.option("--insecure", is_flag=True, help="https: trust any certificate")
+@click.option("--ca", help="https: file of certificates to trust")
+@click.option("--api-key-env", default=KEY_VARIABLE, help="environment variable that holds the key")
 @click.option("--base-load-format", default="auto")
 @click.option("--candidate-load-format", default="auto", help="pruned_moe for a compact checkpoint")
-@click.option("--base-loader-config", callback=_json_object, help="JSON object")
-@click.option("--candidate-loader-config", callback=_json_object, help='{"routing_map": "DIR"}')
+@click.option("--base-loader-config", callback=json_object, help="JSON object")
+@click.option("--candidate-loader-config", callback=json_object, help='{"routing_map": "DIR"}')
 @click.option("--dtype", type=click.Choice(_DTYPES), default="auto")
 @click.option("--max-model-len", type=click.IntRange(min=1))
 @click.option("--tensor-parallel-size", default=1, type=click.IntRange(min=1))
@@ -99,15 +120,15 @@ def _json_object(_: click.Context, __: click.Parameter, value: str | None) -> di
 @click.option("--startup-timeout", default="1800s", callback=_seconds, help="seconds")
 @click.option("--json", "as_json", is_flag=True, help="print compare.json instead of the table")
 def compare_command(out: Path, as_json: bool, **options: Any) -> None:
-    """Serve two models one after the other, load both alike and report ratios."""
+    """Serve two models or more, one after the other, load them alike and report ratios.
+
+    Exit status 1 if a request failed or the client could not keep up.
+    """
     source = click.get_current_context().get_parameter_source("duration")
     if options["requests"] is not None and source is ParameterSource.COMMANDLINE:
         raise click.UsageError("--requests and --duration both say how long to measure")
+    sides = _sides(options)
     take = options.pop
-    base = Target(take("base"), take("base_load_format"), take("base_loader_config"))
-    candidate = Target(
-        take("candidate"), take("candidate_load_format"), take("candidate_loader_config")
-    )
     extra = tuple(take("serve_arg"))
     if not take("prefix_caching"):
         extra = ("--no-enable-prefix-caching", *extra)
@@ -121,14 +142,41 @@ def compare_command(out: Path, as_json: bool, **options: Any) -> None:
     )
     settings = Settings(**options)
     progress = Console(stderr=True, highlight=False, markup=False)
-    result = one_line(
-        lambda: compare(base, candidate, settings, out, flags, lambda line: progress.print(line))
-    )
+
+    def run() -> CompareResult:
+        targets = sides if isinstance(sides, dict) else read_configurations(sides)
+        result = compare(targets, settings, out, flags, lambda line: progress.print(line))
+        write_comparison(out)
+        return result
+
+    result = one_line(run)
     if as_json:
         click.echo(result.model_dump_json(indent=2))
     else:
-        Console().print(rich_table(result))
-        click.echo(f"written: {out / 'compare.json'}, {out / 'compare.md'}")
+        for table in rich_tables(result):
+            Console().print(table)
+        files = ("compare.json", "compare.md", "loadtest.html")
+        click.echo(f"written: {', '.join(str(out / name) for name in files)}")
+    for line in result.verdict:
+        click.echo(f"FAILED: {line}", err=True)
+    if result.verdict:
+        raise SystemExit(1)
+
+
+def _sides(options: dict[str, Any]) -> dict[str, Target] | Path:
+    """Take what says what is compared out of the options."""
+    take = options.pop
+    base = take("base"), take("base_load_format"), take("base_loader_config")
+    candidate = take("candidate"), take("candidate_load_format"), take("candidate_loader_config")
+    file: Path | None = take("configurations")
+    if file is not None:
+        if base[0] or candidate[0]:
+            raise click.UsageError("--configurations names all sides: leave --base out")
+        return file
+    if not base[0] or not candidate[0]:
+        missing = "--candidate" if base[0] else "--base"
+        raise click.UsageError(f"Missing option '{missing}'.")
+    return {BASE: Target(*base), "candidate": Target(*candidate)}
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     locust -f loadtest/locustfile.py --host http://127.0.0.1:8000
 
-Each answer fires these locust metrics, under the request type ``chat`` or ``completion``:
-``ttft``, ``itl`` (one per gap between chunks), ``e2e`` (milliseconds; failures are counted here),
-``tokens_per_second`` and ``output_tokens`` (plain numbers). The key is in OPENAI_API_KEY.
+Locust's own statistics are one entry for each kind of request, ``chat`` and ``completion``: latency
+to the end of the answer, failures, rate. All that is about tokens stands beside them: in a table at
+the end, on the tab Tokens of locust's page, in ``PREFIX_tokens.csv`` and in its HTML report.
+The key is in OPENAI_API_KEY.
 """
 
 from __future__ import annotations
@@ -12,153 +13,73 @@ from __future__ import annotations
 # locust patches the standard library for gevent and must do so before anything opens a socket.
 from locust import User, constant, events, task  # isort: split
 
-import argparse
 import logging
-import os
 import sys
 import time
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from typing import Any, ClassVar
 
 import gevent  # type: ignore[import-untyped]
-import httpx
-from gevent.lock import Semaphore  # type: ignore[import-untyped]
-from locust.argument_parser import LocustArgumentParser
+import locust.runners
 from locust.env import Environment
 from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
 # locust puts the caller's folder first, where a user may have a `loadtest.py`.
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from loadtest.client import (
-    Exchange,
-    Kind,
-    Sampling,
-    StreamError,
-    discover_model,
-    open_client,
-    request_body,
-)
-from loadtest.metrics import Record
-from loadtest.workload import DEFAULT_WORKLOAD, Item, load_workload
+from loadtest import custom_stats, flags, verdict
+from loadtest.client import Kind
+from loadtest.endpoint import Endpoint
+from loadtest.health import Health, Heartbeat
+from loadtest.run import Centre, Run, discover, listen
+from loadtest.workload import Workload
 from vllm_moe_prune.errors import PruneError
 
 del sys.path[0]
 
-_BACK_OFF_SECONDS = 0.5  # a refused connection must not become a busy loop
+
+# Seconds between two reports of a worker's; at the end the last ones are waited for.
+locust.runners.WORKER_REPORT_INTERVAL = 1.0
 
 
-class Run:
-    """What the users of one process share during one test."""
+class _State:
+    """What the listeners of this process share."""
 
-    def __init__(self, environment: Environment) -> None:
-        options = environment.parsed_options
-        assert options is not None
-        index = getattr(environment.runner, "worker_index", 0)
-        workload = load_workload(Path(options.workload))
-        # One sequence for all users: request number k is the same whichever user sends it.
-        requests = workload.requests(options.workload_seed + max(index, 0), options.max_tokens)
-        self._requests: Iterator[tuple[Item, int]] = islice(requests, options.requests or None)
-        self._left = options.requests or None
-        self._environment = environment
-        self._model: str | None = options.model or None
-        self._model_lock = Semaphore()
-        self._records = _open_records(options.records, environment, index)
-        self.sampling = Sampling(options.temperature, options.workload_seed, options.ignore_eos)
-        self.timeout: float = options.request_timeout
-
-    def next_request(self) -> tuple[Item, int]:
-        """The next item and its max_tokens; ends the user when there is none."""
-        try:
-            return next(self._requests)
-        except StopIteration:
-            raise StopUser from None
-
-    def model(self, client: httpx.Client) -> str:
-        """The model's name, asked from the endpoint once."""
-        with self._model_lock:
-            if self._model is None:
-                self._model = discover_model(client)
-            return self._model
-
-    def report(self, record: Record) -> None:
-        """Write the record, fire its metrics, and end a test whose requests are all answered."""
-        if self._records:
-            self._records.write(record.model_dump_json() + "\n")
-            self._records.flush()
-        if not record.cut:
-            fire(self._environment, record)
-            if self._left is not None:
-                self._left -= 1
-        if self._left == 0 and self._environment.runner:
-            # Not from a user's own greenlet: quitting waits for the users to end.
-            gevent.spawn(self._environment.runner.quit)
-
-
-def fire(environment: Environment, record: Record) -> None:
-    """Hand one request's figures to locust."""
-
-    def metric(name: str, value: float, length: int = 0, error: str | None = None) -> None:
-        environment.events.request.fire(  # type: ignore[no-untyped-call]
-            request_type=record.kind,
-            name=name,
-            response_time=value,
-            response_length=length,
-            exception=StreamError(error) if error else None,
-            start_time=record.started,
-            context={},
-        )
-
-    metric("e2e", record.e2e_ms, record.tokens, record.error)
-    if not record.complete:
-        return
-    metric("ttft", record.ttft_ms or 0.0)
-    for gap in record.itl_ms:
-        metric("itl", gap)
-    metric("tokens_per_second", record.tokens_per_second)
-    metric("output_tokens", record.tokens)
+    endpoint: Endpoint | None = None
+    centre: Centre | None = None
+    heartbeat: Heartbeat | None = None
+    failed_to_start: str | None = None
 
 
 class StreamingUser(User):
-    """Sends the next request as soon as the last one is answered (a closed loop)."""
+    """Sends the next request as soon as the last one is answered, or when the next is due."""
 
     abstract = True
     wait_time = constant(0)
     kind: Kind
-    run_state: ClassVar[Run]  # set when a test starts
+    run_state: ClassVar[Run | None] = None  # set when a test starts
 
     def on_start(self) -> None:
-        """Open this user's own connection."""
-        api_key = os.environ.get("OPENAI_API_KEY")
-        self.client = open_client(self.host or "", api_key, self.run_state.timeout)
+        """Open this user's own connection, before anything is timed."""
+        if self.run_state is None:  # nobody answers there: the test is being ended
+            raise StopUser
+        self.client = self.run_state.client()
+        if not self.run_state.load.open:
+            self.client.ready()
 
     def on_stop(self) -> None:
         """Close it."""
-        self.client.close()
+        if self.run_state is not None:
+            self.client.close()
 
     @task
     def ask(self) -> None:
-        """Send one request and report it."""
-        item, max_tokens = self.run_state.next_request()
-        try:
-            model = self.run_state.model(self.client)
-        except (httpx.HTTPError, StreamError) as error:
-            message = f"/v1/models: {error}"
-            now = time.time()
-            failed = Record(kind=self.kind, started=now, arrivals=(), ended=0, error=message)
-            self.run_state.report(failed)
-            gevent.sleep(_BACK_OFF_SECONDS)
-            return
-        body = request_body(self.kind, model, item, max_tokens, self.run_state.sampling)
-        exchange = Exchange(self.client, self.kind, body)
-        try:
-            exchange.run()
-        finally:
-            self.run_state.report(exchange.record)
-        if exchange.record.error:
-            gevent.sleep(_BACK_OFF_SECONDS)
+        """Send one request, or the turns of one conversation."""
+        assert self.run_state is not None
+        ticket = self.run_state.tickets.take()
+        if ticket is None:
+            raise StopUser
+        self.run_state.serve(self.kind, self.client, ticket)
 
 
 class ChatUser(StreamingUser):
@@ -173,43 +94,48 @@ class CompletionUser(StreamingUser):
     kind = "completion"
 
 
-def _add_flags(parser: LocustArgumentParser) -> None:
-    flag = parser.add_argument_group("language model").add_argument
-    flag("--workload", default=str(DEFAULT_WORKLOAD), help="JSONL of prompts")
-    flag("--workload-seed", type=int, default=0, help="order of prompts, lengths, sampling")
-    flag("--model", default="", help="model name; default: the first that the endpoint names")
-    flag("--max-tokens", type=int, default=None, help="upper bound of every answer's length")
-    flag("--temperature", type=float, default=0.0)
-    flag("--ignore-eos", action="store_true", help="vLLM only: every answer has max_tokens")
-    flag("--chat-weight", type=int, default=1, help="share of ChatUser among the users")
-    flag("--completion-weight", type=int, default=0, help="share of CompletionUser")
-    flag("--requests", type=int, default=0, help="end after N requests (one process only)")
-    flag("--request-timeout", type=float, default=600.0, help="seconds of silence allowed")
-    flag("--records", default="", help="JSONL file for one record per request")
-    flag("--slo-ttft-ms", type=float, default=0.0, help="exit 1 if p95 of ttft is above it")
-    flag("--slo-itl-ms", type=float, default=0.0, help="exit 1 if p95 of itl is above it")
-
-
-def _check(environment: Environment, **_: Any) -> None:
-    options = environment.parsed_options
-    assert options is not None
+def _init(environment: Environment, **_: Any) -> None:
     # gevent's clock stands still while modules are imported; --run-time would be short by that.
     gevent.get_hub().loop.update_now()
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
-    distributed = isinstance(environment.runner, MasterRunner | WorkerRunner)
+    options = environment.parsed_options
+    assert options is not None
+    worker = isinstance(environment.runner, WorkerRunner)
+    options.begin_at = options.end_seconds = options.open_seconds = None
     try:
-        load_workload(Path(options.workload))
-        if options.requests and distributed:
-            raise PruneError("--requests works in one process only", hint="use --run-time")
-        if not distributed or isinstance(environment.runner, MasterRunner):
-            _set_weights(environment, options)
+        workload = flags.workload_of(options)
+        if not worker:
+            _prepare(environment, workload)
     except PruneError as error:
         # An ordinary exception in a listener is logged with its traceback and then ignored.
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    listen(environment, lambda: _State.centre, lambda: StreamingUser.run_state)
+    custom_stats.register(environment, lambda: _State.centre)
 
 
-def _set_weights(environment: Environment, options: argparse.Namespace) -> None:
+def _prepare(environment: Environment, workload: Workload) -> None:
+    """In the process that leads a test: set users and load, and see that somebody answers."""
+    options = environment.parsed_options
+    assert options is not None
+    load = flags.check(options, workload)
+    _set_weights(environment)
+    if load.stages and not load.open:
+        from loadtest.shape import StagesShape
+
+        environment.shape_class = StagesShape(load)
+        environment.shape_class.runner = environment.runner
+    if options.headless and not load.open:
+        # At locust's own end of time workers have half a second to say what they have.
+        options.end_seconds, options.run_time = options.run_time, None
+    if environment.host or options.headless or options.autostart:
+        _State.endpoint = flags.endpoint_of(options, environment.host)
+    if _State.endpoint is not None and (options.headless or options.autostart):
+        discover(environment, _State.endpoint)
+
+
+def _set_weights(environment: Environment) -> None:
+    options = environment.parsed_options
+    assert options is not None
     if len(environment.user_classes) < 2:  # named on the command line
         return
     ChatUser.weight, CompletionUser.weight = options.chat_weight, options.completion_weight
@@ -220,43 +146,66 @@ def _set_weights(environment: Environment, options: argparse.Namespace) -> None:
 
 
 def _start(environment: Environment, **_: Any) -> None:
-    if not isinstance(environment.runner, MasterRunner):
-        StreamingUser.run_state = Run(environment)
-
-
-def _judge(environment: Environment, **__: Any) -> None:
     options = environment.parsed_options
+    assert options is not None
+    _State.failed_to_start = StreamingUser.run_state = None
+    try:
+        if _State.endpoint is None or _State.endpoint.url != (environment.host or "").rstrip("/"):
+            _State.endpoint = flags.endpoint_of(options, environment.host)
+        if not isinstance(environment.runner, WorkerRunner):
+            if not options.model:
+                discover(environment, _State.endpoint)
+            options.begin_at = time.time() + 1.0
+            _State.centre = Centre(environment)
+    except PruneError as error:
+        _State.failed_to_start = str(error)
+        logging.error("%s", error)
+        if environment.runner:
+            gevent.spawn_later(0.5, environment.runner.stop)
+        return
+    if not isinstance(environment.runner, MasterRunner):
+        if _State.heartbeat is not None:
+            _State.heartbeat.stop()
+        _State.heartbeat = Heartbeat()
+        StreamingUser.run_state = Run(environment, _State.endpoint, _State.centre)
+        if _State.centre is not None:
+            _State.centre.heartbeat = _State.heartbeat
+
+
+def _report_to_master(data: dict[str, Any], **_: Any) -> None:
+    if _State.heartbeat is not None:
+        data["loadtest_health"] = _State.heartbeat.health().model_dump()
+
+
+def _worker_report(client_id: str, data: dict[str, Any], **_: Any) -> None:
+    if _State.centre is not None:
+        _State.centre.reported[client_id] = time.monotonic()
+    if _State.centre is not None and "loadtest_health" in data:
+        health = Health.model_validate(data["loadtest_health"])
+        _State.centre.healths[client_id] = health
+
+
+def _quitting(environment: Environment, **_: Any) -> None:
+    options = environment.parsed_options
+    centre = _State.centre
     if options is None or isinstance(environment.runner, WorkerRunner):
         return
-    for name, limit in (("ttft", options.slo_ttft_ms), ("itl", options.slo_itl_ms)):
-        entries = {key: entry for key, entry in environment.stats.entries.items() if key[0] == name}
-        if not limit:
-            continue
-        if not entries:
-            print(f"SLO missed: no {name} was measured", file=sys.stderr)
-            environment.process_exit_code = 1
-        for (_, kind), entry in entries.items():
-            p95 = entry.get_response_time_percentile(0.95)
-            if p95 > limit:
-                said = f"SLO missed: {kind} p95 {name} {p95:.0f} ms, limit {limit:.0f} ms"
-                print(said, file=sys.stderr)
-                environment.process_exit_code = 1
-
-
-def _open_records(path: str, environment: Environment, index: int) -> TextIO | None:
-    if not path:
-        return None
-    file = Path(path)
-    if isinstance(environment.runner, WorkerRunner):  # several may share a folder
-        file = file.with_name(f"{file.stem}.{index}{file.suffix}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return file.open("w", encoding="utf-8")
+    if _State.failed_to_start is not None:
+        environment.process_exit_code = 1
+    if centre is None:
+        return
+    centre.close()
+    custom_stats.write(environment, centre)
+    if verdict.say(centre, options) and options.exit_code_on_error:
+        environment.process_exit_code = 1
 
 
 for _hook, _listener in (
-    (events.init_command_line_parser, _add_flags),
-    (events.init, _check),
+    (events.init_command_line_parser, flags.add_flags),
+    (events.init, _init),
     (events.test_start, _start),
-    (events.quitting, _judge),
+    (events.report_to_master, _report_to_master),
+    (events.worker_report, _worker_report),
+    (events.quitting, _quitting),
 ):
     _hook.add_listener(_listener)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What a comparison found: frozen models that survive JSON, and the ratios between two sides."""
+"""What a comparison found: frozen models that survive JSON."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from loadtest.endpoint import KEY_VARIABLE
+from loadtest.health import Health
 from loadtest.metrics import Quantiles, Summary
-from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.errors import PruneError, one_line
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+PAGE_MARK = b"<title>Serving compared</title>"
 PAGE_TITLE = "# Serving, candidate against base"
-_ROUND_FILES = re.compile(r"\d+-(base|candidate)(/(server\.log|users-\d+(\.\d+)?\.(jsonl|log)))?")
-SideName = Literal["base", "candidate"]
+_ROUND_FILES = re.compile(
+    r"\d+-[\w.-]+(/(server\.log|users-\d+(\.\d+)?\.(jsonl|log|client\.json)))?"
+)
+BASE = "base"
+SideName = str  # "base", "candidate" or the name of one of several configurations
 
 
 class _Frozen(BaseModel):
@@ -27,13 +33,17 @@ class _Frozen(BaseModel):
 
 
 class Settings(_Frozen):
-    """How both sides were loaded. ``duration`` in seconds; ``requests`` per measurement, if set,
-    replaces it.
+    """How all sides were loaded.
+
+    A measurement ends when ``requests`` are answered (None: four for each user, at least 16), the
+    same ones on every side. With ``duration`` (seconds) no more are sent after that time instead,
+    and those under way are answered. ``processes``: of the client; None: one for 64 users.
+    ``client_lag_ms``: how late (p95) the client's own loop may be; 0: it is not judged.
     """
 
     users: tuple[int, ...] = (1, 8, 32)
-    rounds: int = 2
-    duration: float = 20.0
+    rounds: int = 3
+    duration: float | None = None
     requests: int | None = None
     endpoint: Literal["chat", "completion"] = "chat"
     workload: str | None = None
@@ -42,6 +52,28 @@ class Settings(_Frozen):
     ignore_eos: bool = True
     natural_requests: int = 16
     seed: int = 0
+    request_timeout: float = 600.0
+    processes: int | None = None
+    client_lag_ms: float = 100.0
+    insecure: bool = False
+    ca: str | None = None
+    api_key_env: str = KEY_VARIABLE
+
+    def requests_at(self, users: int) -> int | None:
+        """How many requests a measurement has; None if the clock ends it."""
+        if self.requests is not None or self.duration is not None:
+            return self.requests
+        return max(16, 4 * users)
+
+
+class Side(_Frozen):
+    """One of the things compared: how it was served. ``digest`` says which map, where one is."""
+
+    name: SideName
+    target: str
+    load_format: str | None = None
+    loader_extra_config: dict[str, JsonValue] | None = None
+    arguments: tuple[str, ...] = ()
 
 
 class Lifetime(_Frozen):
@@ -59,12 +91,15 @@ class Lifetime(_Frozen):
     peak_bytes: int | None
     natural_output_tokens: float | None
     points: tuple[Summary, ...]
+    clients: tuple[Health, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Ratio(_Frozen):
     """Candidate divided by base, of one metric: a value for each round, and their median.
 
-    ``users`` is None for what does not depend on them. ``higher_is_better`` says how to read it.
+    ``low`` to ``high`` is its 95 % interval (`loadtest.bootstrap`). ``users`` is None for what does
+    not depend on them. ``higher_is_better`` says how to read it.
     """
 
     metric: str
@@ -72,12 +107,19 @@ class Ratio(_Frozen):
     per_round: tuple[float, ...]
     median: float
     higher_is_better: bool | None
+    candidate: SideName = "candidate"
+    low: float | None = None
+    high: float | None = None
 
 
 class CompareResult(_Frozen):
-    """Everything that a comparison measured, and its ratios."""
+    """Everything that a comparison measured, and its ratios.
 
-    schema_version: Literal[1] = 1
+    ``verdict``: why it failed, a line each; empty if it did not. ``machine`` and ``versions`` are
+    those of the client, which is the servers' too where they were started from here.
+    """
+
+    schema_version: Literal[1, 2] = SCHEMA_VERSION
     base: str
     candidate: str
     settings: Settings
@@ -85,10 +127,25 @@ class CompareResult(_Frozen):
     created: str
     lifetimes: tuple[Lifetime, ...]
     ratios: tuple[Ratio, ...]
+    sides: tuple[Side, ...] = ()
+    machine: dict[str, JsonValue] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    verdict: tuple[str, ...] = ()
 
-    def ratio(self, metric: str, users: int | None = None) -> Ratio | None:
-        """The ratio of ``metric`` at ``users``; None if it was not measured."""
-        found = (r for r in self.ratios if r.metric == metric and r.users == users)
+    @property
+    def candidates(self) -> tuple[SideName, ...]:
+        """All sides but the base, in order."""
+        return tuple(dict.fromkeys(life.side for life in self.lifetimes if life.side != BASE))
+
+    def ratio(
+        self, metric: str, users: int | None = None, candidate: SideName | None = None
+    ) -> Ratio | None:
+        """The ratio of ``metric`` at ``users`` (of the first candidate); None if not measured."""
+        found = (
+            r
+            for r in self.ratios
+            if r.metric == metric and r.users == users and candidate in {None, r.candidate}
+        )
         return next(found, None)
 
     def value(self, side: SideName, metric: str, users: int) -> float | None:
@@ -105,8 +162,20 @@ class CompareResult(_Frozen):
 
     @property
     def errors(self) -> int:
-        """Failed requests of both sides together."""
+        """Failed requests of all sides together."""
         return sum(point.errors for life in self.lifetimes for point in life.points)
+
+    def failed(self, side: SideName, users: int) -> tuple[int, int]:
+        """Failed requests of one side at ``users``, and all that ended."""
+        points = [
+            point
+            for life in self.lifetimes
+            if life.side == side
+            for point in life.points
+            if point.users == users
+        ]
+        errors = sum(point.errors for point in points)
+        return errors, errors + sum(point.requests for point in points)
 
 
 def _quantile(name: str, field: str) -> Callable[[Summary], float | None]:
@@ -120,8 +189,13 @@ def _quantile(name: str, field: str) -> Callable[[Summary], float | None]:
 # Metric -> how to read it, and whether more is better (None: neither).
 POINT_METRICS: dict[str, tuple[Callable[[Summary], float | None], bool | None]] = {
     "output_tokens_per_second": (lambda point: point.output_tokens_per_second, True),
+    "prefill_tokens_per_second": (lambda point: point.prefill_tokens_per_second, True),
+    "decode_tokens_per_second": (lambda point: point.decode_tokens_per_second, True),
     "ttft_ms_p50": (_quantile("ttft_ms", "p50"), False),
     "ttft_ms_p95": (_quantile("ttft_ms", "p95"), False),
+    "answer_ms_p50": (_quantile("answer_ms", "p50"), False),
+    "tpot_ms_p50": (_quantile("tpot_ms", "p50"), False),
+    "tpot_ms_p95": (_quantile("tpot_ms", "p95"), False),
     "itl_ms_p50": (_quantile("itl_ms", "p50"), False),
     "itl_ms_p95": (_quantile("itl_ms", "p95"), False),
     "e2e_ms_p50": (_quantile("e2e_ms", "p50"), False),
@@ -133,48 +207,6 @@ LIFETIME_METRICS: dict[str, tuple[Callable[[Lifetime], float | None], bool | Non
     "peak_bytes": (lambda life: life.peak_bytes, False),
     "natural_output_tokens": (lambda life: life.natural_output_tokens, None),
 }
-
-
-def ratios(lifetimes: Sequence[Lifetime]) -> tuple[Ratio, ...]:
-    """Candidate / base within each round, for every metric that both sides have.
-
-    Two measurements of one round lie minutes apart, two rounds further: what else the machine
-    does changes slowly, so a ratio within a round is steadier than a time.
-    """
-    sides = {(life.side, life.round): life for life in lifetimes}
-    rounds = sorted({life.round for life in lifetimes})
-    pairs = [(sides[("base", r)], sides[("candidate", r)]) for r in rounds]
-    counts = [point.users for point in pairs[0][0].points] if pairs else []
-    found = []
-    for users in counts:
-        points = [(_point(base, users), _point(candidate, users)) for base, candidate in pairs]
-        for metric, (read, better) in POINT_METRICS.items():
-            found.append(_ratio(metric, users, better, [(read(b), read(c)) for b, c in points]))
-    for metric, (look, better) in LIFETIME_METRICS.items():
-        found.append(_ratio(metric, None, better, [(look(b), look(c)) for b, c in pairs]))
-    return tuple(ratio for ratio in found if ratio is not None)
-
-
-def _point(life: Lifetime, users: int) -> Summary:
-    return next(point for point in life.points if point.users == users)
-
-
-def _ratio(
-    metric: str,
-    users: int | None,
-    better: bool | None,
-    pairs: Iterable[tuple[float | None, float | None]],
-) -> Ratio | None:
-    values = tuple(c / b for b, c in pairs if b and c is not None)
-    if not values:
-        return None
-    return Ratio(
-        metric=metric,
-        users=users,
-        per_round=values,
-        median=median(values),
-        higher_is_better=better,
-    )
 
 
 def check_place(out: Path) -> None:
@@ -195,6 +227,9 @@ def _foreign(out: Path) -> Iterator[Path]:
         yield result
     if page.exists() and not page.read_bytes().startswith(PAGE_TITLE.encode()):
         yield page
+    drawn = out / "loadtest.html"
+    if drawn.exists() and PAGE_MARK not in drawn.read_bytes()[:400]:
+        yield drawn
     if rounds.exists() and not rounds.is_dir():
         yield rounds
     for file in sorted(rounds.rglob("*")):
@@ -208,6 +243,19 @@ def _is_result(file: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(fields, dict) and {"lifetimes", "ratios", "settings"} <= fields.keys()
+
+
+def load_result(path: Path) -> CompareResult:
+    """Read a compare.json, also an older one.
+
+    :raises PruneError: one line that names the file
+    """
+    try:
+        return CompareResult.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PruneError(f"no comparison at {path}", hint="was it run?") from error
+    except ValidationError as error:
+        raise PruneError(f"{path} is no comparison: {one_line(error)}") from error
 
 
 def write_atomic(path: Path, text: str) -> None:

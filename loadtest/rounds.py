@@ -1,157 +1,121 @@
-"""A comparison: two servers, one workload, ratios.
+"""A comparison: two servers or more, one workload, ratios.
 
-The servers run one after the other with identical flags, in alternating rounds (A B A B ...): in
-each server's lifetime every number of users is measured, and a ratio never crosses rounds.
+The servers run one after the other with identical flags, in alternating rounds (A B, B A, A B ...):
+in each server's lifetime every number of users is measured, and a ratio never crosses rounds.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from loadtest.asking import natural_length, warm_up
-from loadtest.headless import measure
+from loadtest.endpoint import Endpoint, ask_served, key_from
+from loadtest.headless import Measurement, measure
+from loadtest.judgement import machine, verdict, versions
+from loadtest.metrics import Record, read_records
+from loadtest.ratios import ratios
 from loadtest.results import (
     CompareResult,
     Lifetime,
     Settings,
+    Side,
     SideName,
     check_place,
-    ratios,
     write_atomic,
 )
 from loadtest.table import markdown
+from loadtest.target import ServerFlags, Target
 from loadtest.workload import load_workload
-from serve.describe import describe
-from serve.server import Server, ServerSpec
+from serve.server import Server
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import commit, parse
 
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One side: a model to serve (folder or hub name) or the address of a running server."""
-
-    name: str
-    load_format: str = "auto"
-    loader_extra_config: Mapping[str, Any] | None = None
-
-    @property
-    def is_url(self) -> bool:
-        """Whether the server runs already."""
-        return self.name.startswith(("http://", "https://"))
-
-    def model(self) -> Path | str:
-        """The folder, or the hub's name, with its revision if one is given.
-
-        :raises PruneError: if it looks like a folder and is none
-        """
-        folder = Path(self.name).expanduser()
-        if folder.is_dir():
-            self._check(folder)
-            return folder
-        if parse(self.name) is None:
-            raise PruneError(
-                f"no model folder {self.name}", hint="give a folder, a hub name or http://HOST:PORT"
-            )
-        return self.name
-
-    def _check(self, folder: Path) -> None:
-        """Refuse what vLLM would refuse a minute later."""
-        if not (folder / "config.json").is_file():
-            raise PruneError(
-                f"{folder} has no config.json",
-                hint="a routing map is served with its base: --candidate BASE "
-                '--candidate-load-format pruned_moe --candidate-loader-config {"routing_map": ...}',
-            )
-        has_map = (folder / "routing_map.json").is_file() or bool(self.loader_extra_config)
-        if (folder / "pruned_moe").is_dir() and self.load_format == "auto":
-            raise PruneError(
-                f"{folder} is a compact checkpoint", hint="--candidate-load-format pruned_moe"
-            )
-        if self.load_format == "pruned_moe" and not has_map:
-            raise PruneError(f"{folder} has no routing map", hint="leave its load format out")
-        given = (self.loader_extra_config or {}).get("routing_map")
-        if isinstance(given, str) and given.count("/") != 1 and not Path(given).exists():
-            raise PruneError(f"no routing map at {given}")
-
-
-@dataclass(frozen=True, slots=True)
-class ServerFlags:
-    """What both servers are started with. ``extra`` goes to `vllm serve` as it is.
-
-    The prefix cache is off: the workload's prompts repeat, and answers from the cache would hide
-    the cost of a prompt.
-    """
-
-    dtype: str = "auto"
-    max_model_len: int | None = None
-    tensor_parallel_size: int = 1
-    enforce_eager: bool = False
-    extra: tuple[str, ...] = ("--no-enable-prefix-caching",)
-    startup_timeout: float = 1800.0
-
-    def spec(self, target: Target) -> ServerSpec:
-        """The server of ``target``."""
-        return ServerSpec(
-            model=target.model(),
-            load_format=target.load_format,
-            loader_extra_config=target.loader_extra_config,
-            dtype=self.dtype,
-            max_model_len=self.max_model_len,
-            tensor_parallel_size=self.tensor_parallel_size,
-            enforce_eager=self.enforce_eager,
-            extra_args=self.extra,
-        )
-
-    def shown(self) -> tuple[str, ...]:
-        """The flags as they appear on the command line, without model, address and port."""
-        arguments = self.spec(Target("MODEL/NAME")).arguments(0)
-        skip = ("MODEL/NAME", "--host", "127.0.0.1", "--port", "0", "--load-format")
-        return tuple(word for word in arguments if word not in skip)[1:]
+Tell = Callable[[str], None]
 
 
 def compare(
-    base: Target,
-    candidate: Target,
+    sides: Mapping[SideName, Target],
     settings: Settings,
     out: Path,
     flags: ServerFlags | None = None,
-    tell: Callable[[str], None] = lambda _: None,
+    tell: Tell = lambda _: None,
 ) -> CompareResult:
-    """Measure both sides and write ``compare.json`` and ``compare.md`` into ``out``.
+    """Measure all sides and write ``compare.json``, ``compare.md`` and ``loadtest.html`` into
+    ``out``.
 
     ``tell`` is given a line before each step. Server logs and request records go to ``out/rounds``.
 
+    :param sides: what is compared; the first is called ``base``
     :raises PruneError: if the input is bad, a server does not start or locust fails
     """
     flags = flags or ServerFlags()
-    sides: dict[SideName, Target] = {"base": base, "candidate": candidate}
     _check(sides, settings)
     check_place(out)
     lifetimes = []
     for number in range(settings.rounds):
-        for side, target in sides.items():
+        # Whatever changes with time must not always meet the same side first.
+        order = list(sides.items())[:: -1 if number % 2 else 1]
+        for side, target in order:
             tell(f"round {number + 1} of {settings.rounds}, {side}: {target.name}")
-            folder = out / "rounds" / f"{number + 1}-{side}"
-            lifetimes.append(_lifetime(side, number, target, settings, flags, folder, tell))
-    result = CompareResult(
-        base=base.name,
-        candidate=candidate.name,
-        settings=settings,
-        server_arguments=() if base.is_url and candidate.is_url else flags.shown(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        lifetimes=tuple(lifetimes),
-        ratios=ratios(lifetimes),
-    )
+            measured = _lifetime(
+                side, number, target, settings, flags, _folder(out, number, side), tell
+            )
+            lifetimes.append(measured)
+    result = _result(sides, settings, flags, lifetimes, out)
     write_atomic(out / "compare.json", result.model_dump_json(indent=2) + "\n")
     write_atomic(out / "compare.md", markdown(result))
     return result
+
+
+def _folder(out: Path, number: int, side: SideName) -> Path:
+    return out / "rounds" / f"{number + 1}-{side}"
+
+
+def _result(
+    sides: Mapping[SideName, Target],
+    settings: Settings,
+    flags: ServerFlags,
+    lifetimes: Sequence[Lifetime],
+    out: Path,
+) -> CompareResult:
+    def records_of(life: Lifetime, users: int) -> list[Record]:
+        return read_records(_folder(out, life.round, life.side) / f"users-{users}.jsonl")
+
+    base, candidate, *_ = sides.values()
+    all_urls = all(target.is_url for target in sides.values())
+    return CompareResult(
+        base=base.name,
+        candidate=candidate.name,
+        settings=settings,
+        server_arguments=() if all_urls else flags.shown(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        lifetimes=tuple(lifetimes),
+        ratios=ratios(lifetimes, records_of),
+        sides=tuple(_side(name, target) for name, target in sides.items()),
+        machine=machine(),
+        versions=versions(),
+        verdict=tuple(verdict(settings, lifetimes)),
+    )
+
+
+def _side(name: SideName, target: Target) -> Side:
+    config = target.loader_extra_config
+    return Side(
+        name=name,
+        target=target.name,
+        load_format=None if target.is_url else target.load_format,
+        loader_extra_config=None if config is None else dict(config),
+        arguments=target.arguments,
+    )
+
+
+def _endpoint(url: str, settings: Settings) -> Endpoint:
+    key = key_from(settings.api_key_env)
+    return Endpoint.of(url, key, insecure=settings.insecure, ca=settings.ca)
 
 
 def _check(sides: Mapping[SideName, Target], settings: Settings) -> None:
@@ -162,11 +126,14 @@ def _check(sides: Mapping[SideName, Target], settings: Settings) -> None:
         raise PruneError("a number of users is given twice")
     if settings.rounds < 1:
         raise PruneError("at least one round is needed")
-    if settings.workload:
-        load_workload(Path(settings.workload))
+    if settings.workload and load_workload(Path(settings.workload)).load.stages:
+        raise PruneError(
+            f"workload {settings.workload} has a load of its own",
+            hint="a comparison sends a number of requests; leave load: out",
+        )
     for target in sides.values():
         if target.is_url:
-            describe(target.name)
+            ask_served(_endpoint(target.name, settings))
         else:
             if (named := parse(str(target.model()))) is not None:
                 commit(named)  # says what is wrong before a server takes its time to
@@ -184,34 +151,45 @@ def _lifetime(
     settings: Settings,
     flags: ServerFlags,
     folder: Path,
-    tell: Callable[[str], None],
+    tell: Tell,
 ) -> Lifetime:
     folder.mkdir(parents=True, exist_ok=True)
     natural = None
-    points = []
+    measured = []
     with _serving(target, flags, folder / "server.log") as (url, server):
         if server:
             tell(f"  ready after {server.startup_seconds:.0f} s")
-        warm_up(url, max(settings.users), settings)
+        endpoint = _endpoint(url, settings)
+        tell("  warming up")
+        warm_up(endpoint, max(settings.users), settings)
         for users in settings.users:
-            point = measure(url, users, settings, folder / f"users-{users}.jsonl")
-            points.append(point)
-            speed = f"{point.output_tokens_per_second:.1f} output tokens/s"
-            tell(f"  {users} users: {speed}, {point.requests} answers, {point.errors} errors")
+            found = measure(url, users, settings, folder / f"users-{users}.jsonl")
+            measured.append(found)
+            _tell_of(found, tell)
         # The same greedy answers in every round: asking once is enough.
         if settings.natural_requests and number == 0:
-            natural = natural_length(url, settings)
-        info = describe(url)
+            natural = natural_length(endpoint, settings)
+        served = ask_served(endpoint)
         return Lifetime(
             side=side,
             round=number,
-            model=info.models[0] if info.models else target.name,
-            version=info.version,
+            model=served.models[0],
+            version=served.version,
             startup_seconds=server.startup_seconds if server else None,
             peak_bytes=(server.peak_bytes or None) if server else None,
             natural_output_tokens=natural,
-            points=tuple(points),
+            points=tuple(found.summary for found in measured),
+            clients=tuple(found.health for found in measured),
+            warnings=tuple(dict.fromkeys(w for found in measured for w in found.warnings)),
         )
+
+
+def _tell_of(found: Measurement, tell: Tell) -> None:
+    point = found.summary
+    speed = f"{point.output_tokens_per_second:.1f} output tokens/s"
+    tell(f"  {point.users} users: {speed}, {point.requests} answers, {point.errors} errors")
+    for warning in found.warnings:
+        tell(f"    locust: {warning}")
 
 
 @contextlib.contextmanager

@@ -2,100 +2,133 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from statistics import median
+
 from rich.table import Table
 
-from loadtest.results import PAGE_TITLE, CompareResult, Lifetime, SideName
+from loadtest.results import BASE, PAGE_TITLE, CompareResult, Ratio, SideName
 
-# Shown metric -> (its heading, digits).
-_SHOWN = {
-    "output_tokens_per_second": ("output tokens/s", 1),
-    "ttft_ms_p50": ("time to first token, p50, ms", 0),
-    "ttft_ms_p95": ("time to first token, p95, ms", 0),
-    "itl_ms_p50": ("inter-token latency, p50, ms", 1),
-    "itl_ms_p95": ("inter-token latency, p95, ms", 1),
-    "e2e_ms_p50": ("end-to-end latency, p50, ms", 0),
-    "e2e_ms_p95": ("end-to-end latency, p95, ms", 0),
-    "output_tokens_mean": ("output tokens per answer", 1),
+# Shown metric -> (its heading, unit of the value, digits).
+SHOWN = {
+    "output_tokens_per_second": ("output tokens/s", 1.0, 1),
+    "ttft_ms_p50": ("prefill: time to first token, p50, ms", 1.0, 0),
+    "ttft_ms_p95": ("prefill: time to first token, p95, ms", 1.0, 0),
+    "prefill_tokens_per_second": ("prefill: prompt tokens/s of a request", 1.0, 0),
+    "tpot_ms_p50": ("decode: time per output token, p50, ms", 1.0, 1),
+    "tpot_ms_p95": ("decode: time per output token, p95, ms", 1.0, 1),
+    "decode_tokens_per_second": ("decode: output tokens/s of a user", 1.0, 1),
+    "itl_ms_p50": ("gap between chunks, p50, ms", 1.0, 1),
+    "itl_ms_p95": ("gap between chunks, p95, ms", 1.0, 1),
+    "e2e_ms_p50": ("end-to-end latency, p50, ms", 1.0, 0),
+    "e2e_ms_p95": ("end-to-end latency, p95, ms", 1.0, 0),
+    "output_tokens_mean": ("output tokens per answer", 1.0, 1),
 }
-_HEADINGS = ("metric", "users", "base", "candidate", "ratio", "per round")
+_LIFETIME = {
+    "startup_seconds": ("start-up, s", 1.0, 1),
+    "peak_bytes": ("peak host memory, GiB", 2.0**30, 2),
+    "natural_output_tokens": ("natural answer length, tokens", 1.0, 1),
+}
+HEADINGS = ("metric", "users", "base", "candidate", "ratio", "95% interval", "per round")
 
 
-def rows(result: CompareResult) -> list[tuple[str, ...]]:
-    """One row of strings per metric and number of users, in the order of ``_HEADINGS``."""
-    found = []
+def rows(result: CompareResult, candidate: SideName | None = None) -> list[tuple[str, ...]]:
+    """One row of strings per metric and number of users, in the order of ``HEADINGS``."""
+    side = candidate or next(iter(result.candidates), "candidate")
+    found: list[tuple[str, ...]] = []
     for users in result.settings.users:
-        for metric, (heading, digits) in _SHOWN.items():
-            ratio = result.ratio(metric, users)
-            if ratio is None:
-                continue
-            sides: tuple[SideName, SideName] = ("base", "candidate")
-            values = [_number(result.value(side, metric, users), digits) for side in sides]
-            found.append((heading, str(users), *values, *_ratio(ratio.median, ratio.per_round)))
-    return found + _lifetime_rows(result)
-
-
-def _lifetime_rows(result: CompareResult) -> list[tuple[str, ...]]:
-    shown = {
-        "startup_seconds": ("start-up, s", 1.0, 1),
-        "peak_bytes": ("peak host memory, GiB", 2.0**30, 2),
-        "natural_output_tokens": ("natural answer length, tokens", 1.0, 1),
-    }
-    found = []
-    for metric, (heading, unit, digits) in shown.items():
-        ratio = result.ratio(metric)
-        if ratio is None:
-            continue
-        values = [
-            _number(_median_of(result, side, metric, unit), digits)
-            for side in ("base", "candidate")
-        ]
-        found.append((heading, "", *values, *_ratio(ratio.median, ratio.per_round)))
+        found += _failures(result, side, users)
+        for metric, (heading, _, digits) in SHOWN.items():
+            ratio = result.ratio(metric, users, side)
+            if ratio is not None:
+                values = [_number(result.value(s, metric, users), digits) for s in (BASE, side)]
+                found.append((heading, str(users), *values, *_ratio(ratio)))
+    for metric, (heading, unit, digits) in _LIFETIME.items():
+        ratio = result.ratio(metric, None, side)
+        if ratio is not None:
+            values = [_number(_median_of(result, s, metric, unit), digits) for s in (BASE, side)]
+            found.append((heading, "", *values, *_ratio(ratio)))
     return found
 
 
+def _failures(result: CompareResult, side: SideName, users: int) -> Iterator[tuple[str, ...]]:
+    """A row, if any request failed."""
+    counts = [result.failed(one, users) for one in (BASE, side)]
+    if any(failed for failed, _ in counts):
+        values = (f"{failed} of {total}" for failed, total in counts)
+        yield ("FAILED requests", str(users), *values, "", "", "")
+
+
 def _median_of(result: CompareResult, side: str, metric: str, unit: float) -> float | None:
-    lives: list[Lifetime] = [life for life in result.lifetimes if life.side == side]
-    known = sorted(v / unit for life in lives if (v := getattr(life, metric)) is not None)
-    return known[len(known) // 2] if known else None
+    values = (getattr(life, metric) for life in result.lifetimes if life.side == side)
+    known = [value / unit for value in values if value is not None]
+    return median(known) if known else None
 
 
-def _ratio(middle: float, per_round: tuple[float, ...]) -> tuple[str, str]:
-    return f"{middle:.2f}", " ".join(f"{value:.2f}" for value in per_round)
+def _ratio(ratio: Ratio) -> tuple[str, str, str]:
+    ends = "" if ratio.low is None else f"{ratio.low:.2f} to {ratio.high:.2f}"
+    return f"{ratio.median:.2f}", ends, " ".join(f"{value:.2f}" for value in ratio.per_round)
 
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def length(result: CompareResult) -> str:
+    """How long a measurement was."""
+    settings = result.settings
+    if settings.duration is not None and settings.requests is None:
+        return f"{settings.duration:g} s"
+    counts = ", ".join(str(settings.requests_at(users)) for users in settings.users)
+    return f"{counts} requests"
+
+
 def markdown(result: CompareResult) -> str:
     """The comparison as a Markdown page."""
     settings = result.settings
-    length = f"{settings.requests} requests" if settings.requests else f"{settings.duration:g} s"
     lines = [
         PAGE_TITLE,
         "",
         f"* base: `{result.base}`",
         f"* candidate: `{result.candidate}`",
-        f"* {result.created}, {settings.rounds} rounds, {length} per measurement, "
+        *(f"* {side.name}: {_served(side.model_dump())}" for side in result.sides),
+        f"* {result.created}, {settings.rounds} rounds, {length(result)} per measurement, "
         f"{settings.endpoint} endpoint, ignore_eos {'on' if settings.ignore_eos else 'off'}, "
         f"seed {settings.seed}, {result.errors} failed requests",
-        f"* server arguments, both sides: `{' '.join(result.server_arguments) or '(none)'}`",
+        f"* server arguments, all sides: `{' '.join(result.server_arguments) or '(none)'}`",
+        *(f"* **{line}**" for line in result.verdict),
+        *(f"* locust: {line}" for line in warnings(result)),
         "",
         "A ratio is candidate / base within one round; the column shows the median of the rounds.",
-        "",
-        f"| {' | '.join(_HEADINGS)} |",
-        "|---|---:|---:|---:|---:|---|",
-        *(f"| {' | '.join(row)} |" for row in rows(result)),
-        "",
     ]
-    return "\n".join(lines)
+    for side in result.candidates:
+        if len(result.candidates) > 1:
+            lines += ["", f"## {side}"]
+        lines += ["", f"| {' | '.join(HEADINGS)} |", "|---|---:|---:|---:|---:|---|---|"]
+        lines += [f"| {' | '.join(row)} |" for row in rows(result, side)]
+    return "\n".join([*lines, ""])
 
 
-def rich_table(result: CompareResult) -> Table:
-    """The comparison as a table for a terminal."""
-    table = Table(title=f"{result.candidate} against {result.base}", caption="ratio > 1: more")
-    for number, heading in enumerate(_HEADINGS):
-        table.add_column(heading, justify="left" if number in {0, 5} else "right")
-    for row in rows(result):
-        table.add_row(*row)
-    return table
+def _served(side: dict[str, object]) -> str:
+    shown = {k: v for k, v in side.items() if v not in (None, (), [], {}) and k != "name"}
+    return ", ".join(f"{key} `{value}`" for key, value in shown.items())
+
+
+def warnings(result: CompareResult) -> list[str]:
+    """What locust complained of, each once."""
+    return list(dict.fromkeys(line for life in result.lifetimes for line in life.warnings))
+
+
+def rich_tables(result: CompareResult) -> list[Table]:
+    """The comparison as tables for a terminal, one for each candidate."""
+    names = {side.name: side.target for side in result.sides}
+    tables = []
+    for side in result.candidates:
+        target = names.get(side, result.candidate)
+        table = Table(title=f"{target} against {result.base}", caption="ratio > 1: more")
+        for number, heading in enumerate(HEADINGS):
+            table.add_column(heading, justify="left" if number in {0, 5, 6} else "right")
+        for row in rows(result, side):
+            table.add_row(*row)
+        tables.append(table)
+    return tables

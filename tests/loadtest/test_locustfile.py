@@ -1,6 +1,7 @@
-"""Locust really runs here, as a child process, against a server with known delays.
+"""Locust really runs here, as a child process, against a server whose every token is known.
 
-Delays can only grow on a busy machine: bounds are exact below and wide above.
+Delays can only grow on a busy machine: bounds are exact below and wide above, and no test lets the
+client be judged by its own lag but the one that is about it.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ import pytest
 import loadtest
 from loadtest.metrics import read_records, summarise
 from serve.server import free_port
-from tests.loadtest.fake_openai import Behaviour, fake_openai
+from tests.loadtest.scripted import Script, scripted
 
 LOCUSTFILE = Path(loadtest.__file__).with_name("locustfile.py")
 ROOT = LOCUSTFILE.parents[1]
+_UNJUDGED = ("--client-lag-ms", "0")
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), *arguments]
+    return [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), *_UNJUDGED, *arguments]
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -37,118 +39,221 @@ def locust(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
         command("--headless", "--only-summary", *arguments),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         env=environment(**extra),
     )
 
 
-def stats(done: subprocess.CompletedProcess[str]) -> dict[tuple[str, str], dict[str, float]]:
-    return {(entry["method"], entry["name"]): entry for entry in json.loads(done.stdout)}
+def stats(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, float]]:
+    return {entry["name"]: entry for entry in json.loads(done.stdout)}
 
 
-def test_metrics_match_the_known_delays(tmp_path: Path) -> None:
+def test_counts_are_exact_and_times_not_too_early_everywhere_they_are_shown(tmp_path: Path) -> None:
     records = tmp_path / "records.jsonl"
-    with fake_openai(Behaviour(first=0.15, gap=0.03, chunks=8, tokens_per_chunk=2)) as server:
+    script = Script(first=0.15, gap=0.03, only="two a chunk, continuous", key="secret", vllm=True)
+    with scripted(script) as server:
         flags = ["-u", "2", "-r", "100", "--requests", "8", "--records", str(records), "--json"]
-        flags += ["--host", server.url, "--ignore-eos", "--max-tokens", "9", "--temperature", "0.5"]
-        done = locust(*flags, OPENAI_API_KEY="secret")
-    assert done.returncode == 0, done.stderr
-    found = stats(done)
-    assert found["chat", "e2e"]["num_requests"] == 8
-    assert found["chat", "itl"]["num_requests"] == 8 * 7
-    assert 150 <= found["chat", "ttft"]["min_response_time"] < 400
-    assert 360 <= found["chat", "e2e"]["min_response_time"] < 900
-    assert found["chat", "output_tokens"]["max_response_time"] == 16
-    assert 0 < found["chat", "tokens_per_second"]["max_response_time"] <= 16 / 0.36
-
+        flags += ["--host", server.url, "--ignore-eos", "--max-tokens", "16"]
+        flags += ["--csv", str(tmp_path / "l"), "--html", str(tmp_path / "l.html")]
+        done = locust(*flags, "--slo-ttft-ms", "1", OPENAI_API_KEY="secret")
+    assert done.returncode == 1 and "SLO missed: p95 ttft" in done.stderr
+    # Locust's own: one entry, one value a request, the time to the end of the answer.
+    (entry,) = json.loads(done.stdout)
+    assert (entry["name"], entry["num_requests"], entry["num_failures"]) == ("chat", 8, 0)
+    assert entry["min_response_time"] >= 150 + 15 * 30
+    # And what is about tokens.
     summary = summarise(read_records(records), users=2)
     assert (summary.requests, summary.errors, summary.cut) == (8, 0, 0)
-    assert summary.itl_ms is not None and 25 <= summary.itl_ms.p50 < 80
-    assert summary.output_tokens_mean == 16
-    assert server.behaviour.authorization == {"Bearer secret"}
-    body = server.behaviour.bodies[0]
-    assert body["model"] == "fake-model" and body["path"] == "/v1/chat/completions"
-    assert body["stream_options"] == {"include_usage": True}
-    assert body["ignore_eos"] is True and body["max_tokens"] <= 9 and body["temperature"] == 0.5
+    assert summary.output_tokens == sum(truth.tokens for truth in server.truths) == 8 * 16
+    assert summary.tokens_from == "usage"
+    assert summary.ttft_ms is not None and 180 <= summary.ttft_ms.p50 < 400
+    assert summary.tpot_ms is not None and 25 <= summary.tpot_ms.p50 < 50
+    assert {record.index for record in read_records(records)} == set(range(8))
+    assert server.connections <= 2 + 1 + 1  # a user's each, and one to ask what is served
+    for file in (tmp_path / "l_tokens.csv", tmp_path / "l.html"):
+        assert "time per output token" in file.read_text()
+    assert "secret" not in "".join(f.read_text() for f in tmp_path.iterdir())
+    body = server.bodies[0]
+    assert body["model"] == script.models[0] and body["path"] == "/v1/chat/completions"
+    assert body["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    assert body["ignore_eos"] is True
 
 
 def test_every_kind_of_failure_is_counted_and_said(tmp_path: Path) -> None:
     records = tmp_path / "records.jsonl"
-    faults = {0: "http", 1: "broken", 2: "empty", 3: "event", 4: "garbage"}
-    with fake_openai(Behaviour(first=0.01, gap=0.005, faults=faults)) as server:
-        flags = ["-u", "6", "-r", "100", "--requests", "7", "--host", server.url]
+    faults = ("503", "ends within", "empty", "error of another shape", "not json", "hangs within")
+    script = Script(first=0.01, gap=0.005, first_modes=(*faults, "429 in 1 s"), only="plain")
+    with scripted(script) as server:
+        flags = ["-u", "1", "-r", "100", "--requests", "9", "--host", server.url]
         flags += ["--completion-weight", "1", "--chat-weight", "0", "--records", str(records)]
-        done = locust(*flags, "--json", "--slo-itl-ms", "1")
+        done = locust(*flags, "--json", "--request-timeout", "1", "--max-tokens", "9")
     assert done.returncode == 1
-    assert "SLO missed: completion p95 itl" in done.stderr
-    assert stats(done)["completion", "e2e"]["num_failures"] == 5
-    assert "ignore_eos" not in server.behaviour.bodies[0]
-    errors = " | ".join(sorted(r.error for r in read_records(records) if r.error))
-    for part in ("HTTP 503", "broke off", "empty output", "engine died", "unreadable event"):
-        assert part in errors
+    assert "7 of 9 requests failed" in done.stderr
+    assert stats(done)["completion"]["num_failures"] == 7
+    assert "ignore_eos" not in server.bodies[0]
+    errors = [record.error or "" for record in read_records(records)]
+    expected = ("HTTP 503", "broke off", "empty output", "out of memory", "unreadable event")
+    for part, error in zip(expected, errors, strict=False):
+        assert part in error
+    assert "no end of the answer after 1 s" in errors[5]
+    assert "HTTP 429" in errors[6] and errors[7:] == ["", ""]
+    # What the server asked for: a second without a request.
+    assert server.truths[7].received - server.truths[6].received >= 1
 
 
 def test_end_of_the_running_time_cuts_answers_whose_tokens_still_count(tmp_path: Path) -> None:
     records = tmp_path / "records.jsonl"
-    with fake_openai(Behaviour(first=0.1, gap=0.05, chunks=1000)) as server:
-        flags = ["-u", "3", "-r", "100", "--run-time", "3s", "--host", server.url]
-        done = locust(*flags, "--slo-ttft-ms", "5", "--records", str(records))
+    script = Script(first=0.1, gap=0.05, only="two a chunk, continuous", vllm=True)
+    with scripted(script) as server:
+        flags = ["-u", "3", "-r", "100", "--run-time", "2s", "--host", server.url]
+        done = locust(*flags, "--workload", str(long_answers(tmp_path)), "--records", str(records))
     assert done.returncode == 1
-    assert "SLO missed: no ttft was measured" in done.stderr
+    assert "no request was answered: 0 failed, 3 were still without an end" in done.stderr
     summary = summarise(read_records(records), users=3)
-    # On a starved machine a user may not have come to ask at all.
-    assert summary.cut == len(server.behaviour.bodies) > 0
-    assert (summary.errors, summary.requests) == (0, 0)
-    assert summary.output_tokens_per_second > 1
+    assert (summary.errors, summary.requests, summary.cut) == (0, 0, 3)
+    # Tokens, not chunks: two of them in each.
+    assert all(r.tokens == 2 * len(r.arrivals) > 2 for r in read_records(records))
+    assert summary.output_tokens_per_second > 6
 
 
-def test_nobody_answers_is_a_failure_not_a_busy_loop(tmp_path: Path) -> None:
-    records = tmp_path / "records.jsonl"
-    flags = ["-u", "1", "--run-time", "2s", "--host", f"http://127.0.0.1:{free_port()}"]
-    done = locust(*flags, "--records", str(records))
-    assert done.returncode == 1
-    failed = read_records(records)
-    assert 1 <= len(failed) < 10
-    assert all("/v1/models" in (record.error or "") for record in failed)
+def long_answers(folder: Path) -> Path:
+    file = folder / "long.jsonl"
+    file.write_text('{"prompt": "a long story", "max_tokens": 100000}\n')
+    return file
+
+
+def test_a_server_that_is_none_ends_the_run_at_once_in_one_line() -> None:
+    began = time.monotonic()
+    done = locust("-u", "1", "--run-time", "60s", "--host", f"http://127.0.0.1:{free_port()}")
+    assert done.returncode == 1 and time.monotonic() - began < 40
+    lines = [line for line in done.stderr.splitlines() if "INFO" not in line]
+    assert len(lines) == 1 and lines[0].startswith("error: no OpenAI-compatible server at http")
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--workload", "absent.jsonl"], "cannot read workload absent.jsonl"),
-        (["--chat-weight", "0"], "no user has a weight above 0"),
+        (["--host", "http://127.0.0.1:1", "--workload", "absent.jsonl"], "cannot read workload"),
+        (["--host", "http://127.0.0.1:1", "--chat-weight", "0"], "no user has a weight above 0"),
+        (["--host", "http://127.0.0.1:1", "--rate", "3"], "an open loop needs an end"),
+        ([], "no server to load"),
     ],
 )
+@pytest.mark.slow
 def test_bad_input_is_one_line_without_traceback(flags: list[str], message: str) -> None:
-    done = locust("--host", "http://127.0.0.1:1", "--run-time", "1s", *flags)
+    done = locust(*flags)
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
 
 
+def test_a_stall_shows_in_an_open_loop_as_arithmetic_says(tmp_path: Path) -> None:
+    """20 requests a second for 4 s, of which the server sends nothing for 2 s.
+
+    Those that are due in the stall wait for its end: 0 to 2 s, evenly. They are half of all, so a
+    quarter of all waits for more than 1 s and a twentieth for more than 1.8 s.
+    """
+    records = tmp_path / "records.jsonl"
+    script = Script(first=0.02, gap=0.001, only="plain")
+    with scripted(script) as server:
+        flags = ["--rate", "20", "--arrivals", "constant", "--run-time", "4s", "-u", "64"]
+        flags += ["--max-tokens", "4", "--host", server.url, "--records", str(records)]
+        child = subprocess.Popen(
+            command("--headless", "--only-summary", *flags),
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not server.truths:
+            assert child.poll() is None
+            time.sleep(0.01)
+        script.stall = (time.perf_counter() - server.began + 1.0, 2.0)
+        _, said = child.communicate(timeout=60)
+    assert child.returncode == 0, said
+    found = read_records(records)
+    assert len(found) == 80 and all(record.complete for record in found)
+    waits = sorted(record.ttft_ms or 0.0 for record in found)
+    assert sum(wait > 1000 for wait in waits) == pytest.approx(20, abs=4)
+    assert 1600 < waits[int(0.95 * len(waits))] < 2400
+    assert sum(wait < 900 for wait in waits) >= 50
+    due = [record.started for record in sorted(found, key=lambda r: r.index)]
+    assert due[-1] - due[0] == pytest.approx(79 / 20, abs=0.01)
+
+
 @pytest.mark.slow
-def test_master_and_worker_share_a_test(tmp_path: Path) -> None:
+def test_client_processes_share_a_count_of_requests(tmp_path: Path) -> None:
     port, records = free_port(), tmp_path / "records.jsonl"
-    with fake_openai(Behaviour(first=0.05, gap=0.01)) as server:
+    with scripted(Script(first=0.05, gap=0.01, only="plain")) as server:
+        flags = ["--processes", "2", "--master-bind-port", str(port), "--master-port", str(port)]
+        flags += ["--records", str(records), "-u", "4", "-r", "100", "--requests", "31"]
+        done = locust(*flags, "--host", server.url, "--json", "--max-tokens", "8")
+    assert done.returncode == 0, done.stderr
+    assert stats(done)["chat"]["num_requests"] == 31
+    found = read_records(records)
+    assert sorted(record.index for record in found) == list(range(31))
+    client = json.loads(records.with_suffix(".client.json").read_text())
+    assert client["processes"] == 2
+    assert len(server.truths) == 31
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_the_run_with_what_it_had_lost(tmp_path: Path) -> None:
+    port = free_port()
+    with scripted(Script(first=0.05, gap=0.1, only="plain")) as server:
         worker = subprocess.Popen(
             command("--worker", "--master-port", str(port)),
             env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        try:
-            bind = ["--master", "--master-bind-port", str(port), "--expect-workers", "1"]
-            bind += ["--records", str(records)]  # the master hands its flags to the workers
-            done = locust(
-                *bind, "-u", "2", "--run-time", "2s", "--host", server.url, "--json", "-r", "100"
-            )
-            worker.wait(timeout=20)
-        finally:
-            worker.kill()
-            worker.wait()
-    assert done.returncode == 0, done.stderr
-    assert stats(done)["chat", "e2e"]["num_requests"] > 0
-    assert read_records(tmp_path / "records.0.jsonl")
+        bind = ["--master", "--master-bind-port", str(port), "--expect-workers", "1"]
+        bind += ["-u", "2", "--requests", "50", "--host", server.url, "--request-timeout", "3"]
+        master = subprocess.Popen(
+            command("--headless", "--only-summary", *bind),
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while len(server.truths) < 3:
+            time.sleep(0.05)
+            assert master.poll() is None
+        worker.kill()
+        worker.wait()
+        _, said = master.communicate(timeout=90)
+    assert master.returncode == 1
+    assert "were lost: a worker is gone" in said
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_is_counted_and_fails_the_run(tmp_path: Path) -> None:
+    records = tmp_path / "records.jsonl"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.loadtest.scripted", "--gap", "0.05", "--only", "plain"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert server.stdout is not None
+    url = f"http://127.0.0.1:{int(server.stdout.readline())}"
+    flags = ["-u", "4", "-r", "100", "--run-time", "6s", "--host", url, "--records", str(records)]
+    child = subprocess.Popen(
+        command("--headless", "--only-summary", *flags),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not records.exists() or not records.read_text():
+        time.sleep(0.05)
+        assert child.poll() is None
+    server.kill()
+    server.wait()
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 1 and "requests failed" in said
+    errors = [record.error for record in read_records(records) if record.error]
+    assert any("refused" in error for error in errors) and len(errors) >= 4
 
 
 def fetched(address: str, server: subprocess.Popen[bytes]) -> str:
@@ -163,27 +268,29 @@ def fetched(address: str, server: subprocess.Popen[bytes]) -> str:
     raise AssertionError(f"nobody answers at {address}")
 
 
-def metrics_of(address: str, server: subprocess.Popen[bytes]) -> set[str]:
-    found = json.loads(fetched(f"{address}/stats/requests", server))
-    return {entry["name"] for entry in found["stats"]}
-
-
 @pytest.mark.slow
-def test_web_page_shows_the_metrics(tmp_path: Path) -> None:
+def test_web_page_shows_true_totals_and_a_tab_of_tokens() -> None:
     port = free_port()
-    with fake_openai(Behaviour(first=0.05, gap=0.01)) as server:
+    first = ("503", "plain", "503", "plain", "503")
+    with scripted(Script(first=0.05, gap=0.01, first_modes=first, only="plain")) as server:
         flags = ["--web-host", "127.0.0.1", "--web-port", str(port), "--autostart", "-u", "1"]
+        flags += ["--requests", "10", "--max-tokens", "9"]
         child = subprocess.Popen(command(*flags, "--host", server.url), env=environment())
         try:
             address = f"http://127.0.0.1:{port}"
             page = fetched(address, child)
             for _ in range(300):
-                names = metrics_of(address, child)
-                if {"ttft", "itl", "e2e"} <= names:
+                found = json.loads(fetched(f"{address}/stats/requests", child))
+                if found["state"] == "stopped" and found["stats"][-1]["num_requests"] == 10:
                     break
                 time.sleep(0.2)
+            table = fetched(f"{address}/tokens.csv", child)
         finally:
             child.terminate()
             child.wait()
-    assert "<html" in page
-    assert {"ttft", "itl", "e2e"} <= names
+    assert '"extended_tabs": [{"title": "Tokens"' in page or "extended_tabs" in page
+    assert found["fail_ratio"] == pytest.approx(0.3)
+    assert {entry["name"] for entry in found["stats"]} == {"chat", "Aggregated"}
+    rows = found["extended_stats"][0]["data"]
+    assert next(row["count"] for row in rows if row["metric"] == "end-to-end latency") == "7"
+    assert "time per output token" in table

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.metrics import Quantiles, Record, quantiles, read_records, summarise
+from loadtest.metrics import Quantiles, Record, Slo, quantiles, read_records, summarise
 from vllm_moe_prune.errors import PruneError
 
 
@@ -34,7 +34,7 @@ def test_no_chunk_no_time_to_first_token() -> None:
 
 
 def test_quantiles_interpolate_linearly() -> None:
-    assert quantiles([1, 2, 3, 4, 5]) == Quantiles(p50=3, p95=4.8)
+    assert quantiles([1, 2, 3, 4, 5]) == Quantiles(p50=3, p95=4.8, p99=4.96)
     assert quantiles([]) is None
 
 
@@ -49,12 +49,58 @@ def test_summary_by_hand() -> None:
     assert (summary.requests, summary.errors, summary.cut) == (2, 1, 1)
     assert summary.first_error == "HTTP 503"
     assert summary.seconds == pytest.approx(4.0)  # 10.0 to 11.0 + 3.0
-    assert summary.output_tokens_per_second == pytest.approx((4 + 6 + 2) / 4.0)
+    # 10 tokens in 5 chunks of complete answers: the 2 chunks of the one that was cut are 4.
+    assert summary.output_tokens_per_second == pytest.approx((4 + 6 + 4) / 4.0)
     assert summary.requests_per_second == pytest.approx(0.5)
     assert summary.output_tokens_mean == 5
-    assert summary.ttft_ms == Quantiles(p50=400, p95=490)
+    assert summary.ttft_ms == Quantiles(p50=400, p95=490, p99=498)
     assert summary.itl_ms is not None and summary.itl_ms.p50 == pytest.approx(100)
-    assert summary.e2e_ms == Quantiles(p50=1250, p95=1475)
+    assert summary.e2e_ms == Quantiles(p50=1250, p95=1475, p99=1495)
+
+
+def test_time_per_token_is_from_the_first_chunk_to_the_end_over_the_other_tokens() -> None:
+    # 4 tokens in 3 chunks, the end 100 ms after the last of them.
+    assert record(finished=0.9).tpot_ms == pytest.approx(400 / 3)
+    # The first chunk held two of them: two are left.
+    assert record(finished=0.9, counts=(2, 3, 4)).tpot_ms == pytest.approx(200)
+    assert record(output_tokens=1, arrivals=(0.5,)).tpot_ms is None
+
+
+def test_prefill_and_decode_have_a_speed_each() -> None:
+    summary = summarise([record(prompt_tokens=100), record(prompt_tokens=200)], users=1)
+    assert summary.prefill_tokens_per_second == pytest.approx(300 / 1.0)
+    assert summary.decode_tokens_per_second == pytest.approx(6 / 0.6)
+
+
+def test_who_counted_the_tokens_is_said() -> None:
+    told, untold = record(), record(output_tokens=None)
+    assert summarise([told], 1).tokens_from == "usage"
+    assert summarise([untold], 1).tokens_from == "chunks"
+    assert summarise([told, untold], 1).tokens_from == "both"
+
+
+def test_goodput_counts_what_keeps_all_bounds() -> None:
+    records = [record(), record(1.0, arrivals=(0.1, 0.2)), record(2.0, error="no")]
+    assert summarise(records, 1, Slo(ttft_ms=200)).goodput == pytest.approx(1 / 3.0)
+    assert summarise(records, 1, Slo(ttft_ms=600, e2e_ms=1000)).goodput == pytest.approx(2 / 3.0)
+    assert summarise(records, 1).goodput is None
+
+
+def test_who_went_away_is_neither_complete_nor_cut_nor_failed() -> None:
+    summary = summarise([record(), record(cancelled=True)], 1)
+    assert (summary.requests, summary.errors, summary.cut, summary.cancelled) == (1, 0, 0, 1)
+
+
+def test_older_records_load(tmp_path: Path) -> None:
+    old = '{"kind":"chat","started":1.5,"arrivals":[0.5,0.75],"ended":1.0,"prompt_tokens":5,'
+    file = tmp_path / "old.jsonl"
+    file.write_text(old + '"output_tokens":2,"error":null,"cut":false}\n')
+    (one,) = read_records(file)
+    assert one.complete and one.tokens == 2 and one.tpot_ms == pytest.approx(250)
+    file.write_text(old + '"surprise":1}\n')
+    with pytest.raises(PruneError, match=r"line 1 is no record: surprise") as caught:
+        read_records(file)
+    assert "\n" not in str(caught.value)
 
 
 def test_summary_of_nothing_has_no_latencies_and_divides_by_nothing() -> None:

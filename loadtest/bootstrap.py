@@ -1,0 +1,179 @@
+"""Intervals of ratios: which values would also have come out, had other requests been drawn.
+
+Both sides are sent the same requests, so a ratio is taken of the same requests on both sides. A
+draw takes rounds with replacement, then in each of them requests with replacement, and gives the
+median of the rounds' ratios. With few rounds the plain percentiles of such draws are too narrow:
+they are taken further out, as t is to the normal (Hesterberg 2015, "What teachers should know about
+the bootstrap", section 3.3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadtest.metrics import Record
+
+_DRAWS = 1000
+# 97.5th percentile of t with 1, 2, ... degrees of freedom
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+_Z = 1.959964
+
+Floats = NDArray[np.float64]
+Numbers = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The answered requests of one measurement, in the order of a list of keys."""
+
+    ttft: Floats
+    tpot: Floats
+    e2e: Floats
+    answer: Floats
+    tokens: Floats
+    prompt: Floats
+    decode_tokens: Floats
+    decode_seconds: Floats
+    gaps: tuple[Floats, ...]
+
+    @staticmethod
+    def of(records: Sequence[Record]) -> Sample:
+        """Read them from records."""
+
+        def column(read: Callable[[Record], float | None]) -> Floats:
+            values = (read(record) for record in records)
+            return np.array([math.nan if v is None else v for v in values], dtype=np.float64)
+
+        return Sample(
+            ttft=column(lambda r: r.ttft_ms),
+            tpot=column(lambda r: r.tpot_ms),
+            e2e=column(lambda r: r.e2e_ms),
+            answer=column(lambda r: r.answer_ms),
+            tokens=column(lambda r: float(r.tokens)),
+            prompt=column(lambda r: float(r.prompt_tokens or 0)),
+            decode_tokens=column(lambda r: float(r.decode_tokens)),
+            decode_seconds=column(lambda r: r.decode_seconds),
+            gaps=tuple(np.diff(r.arrivals) * 1000 for r in records),
+        )
+
+
+def pair(base: Sequence[Record], candidate: Sequence[Record]) -> tuple[Sample, Sample]:
+    """The requests that both sides answered, in one order."""
+    sides = [
+        {(r.kind, r.index, r.turn): r for r in side if r.complete} for side in (base, candidate)
+    ]
+    keys = sorted(sides[0].keys() & sides[1].keys())
+    first, second = (Sample.of([side[key] for key in keys]) for side in sides)
+    return first, second
+
+
+Statistic = Callable[[Sample, Numbers], Floats]
+
+
+def _percentile(column: str, percent: float) -> Statistic:
+    def read(sample: Sample, draws: Numbers) -> Floats:
+        values = getattr(sample, column)[draws]
+        missing = np.isnan(values).all(axis=1)
+        found: Floats = np.full(len(draws), math.nan)
+        if not missing.all():
+            found[~missing] = np.nanpercentile(values[~missing], percent, axis=1)
+        return found
+
+    return read
+
+
+def _gaps(percent: float) -> Statistic:
+    def read(sample: Sample, draws: Numbers) -> Floats:
+        found = []
+        for draw in draws:
+            gaps = np.concatenate([sample.gaps[i] for i in draw]) if draw.size else np.empty(0)
+            found.append(np.percentile(gaps, percent) if gaps.size else math.nan)
+        return np.array(found)
+
+    return read
+
+
+def _share(above: str, below: str) -> Statistic:
+    def read(sample: Sample, draws: Numbers) -> Floats:
+        over = np.nansum(getattr(sample, above)[draws], axis=1)
+        under = np.nansum(getattr(sample, below)[draws], axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found: Floats = over / under
+        return found
+
+    return read
+
+
+def _mean(sample: Sample, draws: Numbers) -> Floats:
+    found: Floats = np.nanmean(sample.tokens[draws], axis=1)
+    return found
+
+
+# How each metric of a measurement is computed of drawn requests. In a closed loop the throughput is
+# the users' tokens over the users' time (Little's law), but for the end when some users are done.
+STATISTICS: dict[str, Statistic] = {
+    "output_tokens_per_second": _share("tokens", "e2e"),
+    "prefill_tokens_per_second": _share("prompt", "ttft"),
+    "decode_tokens_per_second": _share("decode_tokens", "decode_seconds"),
+    "ttft_ms_p50": _percentile("ttft", 50),
+    "ttft_ms_p95": _percentile("ttft", 95),
+    "answer_ms_p50": _percentile("answer", 50),
+    "tpot_ms_p50": _percentile("tpot", 50),
+    "tpot_ms_p95": _percentile("tpot", 95),
+    "itl_ms_p50": _gaps(50),
+    "itl_ms_p95": _gaps(95),
+    "e2e_ms_p50": _percentile("e2e", 50),
+    "e2e_ms_p95": _percentile("e2e", 95),
+    "output_tokens_mean": _mean,
+}
+
+
+def interval(
+    metric: str,
+    rounds: Sequence[tuple[Sample, Sample]],
+    ratios: Sequence[float],
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """The 95 % interval of the median over the rounds of a metric's ratio.
+
+    :param ratios: the ratio that was measured in each round; draws are around it
+    :returns: None where there is nothing to draw from
+    """
+    statistic = STATISTICS.get(metric)
+    if statistic is None or any(not base.ttft.size for base, _ in rounds):
+        return None
+    rng = np.random.default_rng(seed)
+    number = 200 if metric.startswith("itl") else _DRAWS
+    drawn = []
+    for (base, candidate), ratio in zip(rounds, ratios, strict=True):
+        size = base.ttft.size
+        draws = rng.integers(0, size, (number, size))
+        whole = np.arange(size)[None, :]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = statistic(candidate, draws) / statistic(base, draws)
+            centre = (statistic(candidate, whole) / statistic(base, whole))[0]
+            drawn.append(found / centre * ratio)
+    table = np.stack(drawn)  # [rounds, draws]
+    chosen = rng.integers(0, len(rounds), (len(rounds), number))
+    medians = np.median(table[chosen, np.arange(number)[None, :]], axis=0)
+    medians = medians[np.isfinite(medians)]
+    if not medians.size:
+        return None
+    low = 100 * _tail(len(rounds))
+    ends = np.percentile(medians, [low, 100 - low])
+    return float(ends[0]), float(ends[1])
+
+
+def _tail(rounds: int) -> float:
+    """The share of draws below the interval."""
+    if rounds < 2:
+        return 0.025
+    freedom = rounds - 1
+    t = _T[freedom - 1] if freedom <= len(_T) else _Z * (1 + (_Z**2 + 1) / (4 * freedom))
+    return NormalDist().cdf(-t * math.sqrt(rounds / freedom))

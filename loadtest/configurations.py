@@ -1,0 +1,63 @@
+"""The sides of a comparison of more than two, in a YAML file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from loadtest.results import BASE
+from loadtest.target import Target
+from vllm_moe_prune.errors import PruneError, one_line
+
+
+class Configuration(BaseModel):
+    """One entry: a name for the tables, and what is served or the address of a server."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str = Field(pattern=r"^[\w.-]+$")
+    model: str
+    load_format: str = "auto"
+    loader_config: dict[str, Any] | None = None
+    serve_args: tuple[str, ...] = ()
+
+
+def read_configurations(path: Path) -> dict[str, Target]:
+    """Read the file: a list, of which the first is called ``base``.
+
+    :raises PruneError: one line that names the file and what is wrong in it
+    """
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PruneError(f"cannot read {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise PruneError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    try:
+        found = TypeAdapter(tuple[Configuration, ...]).validate_python(fields)
+    except ValidationError as error:
+        raise PruneError(f"{path}: {one_line(error)}", hint="see docs/loadtest.md") from error
+    names = [one.name for one in found]
+    if len(found) < 2 or len(set(names)) < len(names):
+        raise PruneError(f"{path}: two configurations or more, each with a name of its own")
+    if names[0] != BASE:
+        raise PruneError(f"{path}: the first configuration is called base", hint="not " + names[0])
+    return {
+        one.name: Target(one.model, one.load_format, one.loader_config, one.serve_args)
+        for one in found
+    }
+
+
+def json_object(_: click.Context, __: click.Parameter, value: str | None) -> dict[str, Any] | None:
+    """An option that is a JSON object."""
+    try:
+        found = json.loads(value) if value else None
+    except ValueError as error:
+        raise click.BadParameter(f"not JSON: {error}") from error
+    if found is not None and not isinstance(found, dict):
+        raise click.BadParameter("must be a JSON object")
+    return found

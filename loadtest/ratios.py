@@ -1,0 +1,74 @@
+"""The ratios between the sides of a comparison, with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from statistics import median
+
+from loadtest.bootstrap import Sample, interval, pair
+from loadtest.metrics import Record, Summary
+from loadtest.results import BASE, LIFETIME_METRICS, POINT_METRICS, Lifetime, Ratio, SideName
+
+#: The records of a side in a round at a number of users, for intervals.
+RecordsOf = Callable[[Lifetime, int], Sequence[Record]]
+
+
+def ratios(lifetimes: Sequence[Lifetime], records_of: RecordsOf | None = None) -> tuple[Ratio, ...]:
+    """Every candidate / base within each round, for every metric that both sides have.
+
+    Two measurements of one round lie minutes apart, two rounds further: what else the machine
+    does changes slowly, so a ratio within a round is steadier than a time.
+
+    :param records_of: where the requests are, for intervals; without it there are none
+    """
+    names = dict.fromkeys(life.side for life in lifetimes if life.side != BASE)
+    found = [ratio for name in names for ratio in _against(name, lifetimes, records_of)]
+    return tuple(found)
+
+
+def _against(
+    name: SideName, lifetimes: Sequence[Lifetime], records_of: RecordsOf | None
+) -> Iterator[Ratio]:
+    sides = {(life.side, life.round): life for life in lifetimes}
+    rounds = sorted({life.round for life in lifetimes})
+    pairs = [(sides[(BASE, r)], sides[(name, r)]) for r in rounds]
+    for users in [point.users for point in pairs[0][0].points]:
+        samples = None
+        if records_of is not None:
+            samples = [pair(records_of(b, users), records_of(c, users)) for b, c in pairs]
+        points = [(_point(base, users), _point(candidate, users)) for base, candidate in pairs]
+        for metric, (read, better) in POINT_METRICS.items():
+            values = [(read(b), read(c)) for b, c in points]
+            yield from _ratio(metric, users, better, values, name, samples)
+    for metric, (look, better) in LIFETIME_METRICS.items():
+        yield from _ratio(metric, None, better, [(look(b), look(c)) for b, c in pairs], name, None)
+
+
+def _point(life: Lifetime, users: int) -> Summary:
+    return next(point for point in life.points if point.users == users)
+
+
+def _ratio(
+    metric: str,
+    users: int | None,
+    better: bool | None,
+    pairs: Sequence[tuple[float | None, float | None]],
+    name: SideName,
+    samples: Sequence[tuple[Sample, Sample]] | None,
+) -> Iterator[Ratio]:
+    values = tuple(c / b for b, c in pairs if b and c is not None)
+    if not values:
+        return
+    ends = None
+    if samples is not None and len(values) == len(samples):
+        ends = interval(metric, samples, values)
+    yield Ratio(
+        metric=metric,
+        users=users,
+        per_round=values,
+        median=median(values),
+        higher_is_better=better,
+        candidate=name,
+        low=ends and ends[0],
+        high=ends and ends[1],
+    )

@@ -1,0 +1,287 @@
+"""What the users of one locust process share during one test, and where their records go.
+
+One process alone has the ledger of requests, the tally and the file of records. With workers the
+master has them: it hands out the requests and every worker sends it what became of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import gevent  # type: ignore[import-untyped]
+from locust.env import Environment
+from locust.runners import MasterRunner, WorkerRunner
+
+from loadtest.client import Client, Exchange, Kind, Sampling, StreamError, request_body
+from loadtest.endpoint import Endpoint, ask_served
+from loadtest.flags import load_of, slo_of, workload_of
+from loadtest.health import Health, Heartbeat
+from loadtest.metrics import Record
+from loadtest.tally import Tally
+from loadtest.tickets import Ledger, RemoteTickets, Ticket, Tickets
+from loadtest.workload import Ask
+from vllm_moe_prune.errors import PruneError
+
+_BACK_OFF_SECONDS = 0.5  # a refused connection must not become a busy loop
+_LONGEST_BACK_OFF = 60.0
+_OPEN_LEAD_SECONDS = 0.05  # before a request is due, its connection is seen to
+_GRACE_SECONDS = 5.0
+
+
+class Centre:
+    """The ledger, the tally and the records of a test; in the master, or in the only process."""
+
+    def __init__(self, environment: Environment) -> None:
+        options = environment.parsed_options
+        assert options is not None
+        workload = workload_of(options)
+        load = load_of(options, workload)
+        due: Iterator[float] | None = None
+        if load.open:
+            begin = options.begin_at
+            due = (begin + offset for offset in load.due(options.workload_seed))
+        self.tally = Tally(slo_of(options, workload))
+        self.ledger = Ledger(options.requests or None, due, self._complete)
+        self.healths: dict[str, Health] = {}
+        self.reported: dict[str, float] = {}  # worker -> when it last did, monotonic
+        self.heartbeat: Heartbeat | None = None
+        self.lost = 0
+        self._environment = environment
+        self._records = _open_records(options.records)
+        self._patience = options.request_timeout + _GRACE_SECONDS
+        self._heard = time.monotonic()
+        if isinstance(environment.runner, MasterRunner) and self.ledger.counted:
+            gevent.spawn(self._watch)
+        if options.end_seconds:
+            gevent.spawn_later(options.end_seconds, self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        options = self._environment.parsed_options
+        if options is not None and options.drain:
+            self.ledger.close()
+        else:
+            self._end()
+
+    def take(self, line: str, record: Record, done: bool) -> None:
+        """Take a request that has ended; ``done``: it was the last of its ticket."""
+        self._heard = time.monotonic()
+        if self._records and not self._records.closed:
+            self._records.write(line + "\n")
+            self._records.flush()
+        self.tally.add(record)
+        if done:
+            self.ledger.finish()
+
+    def health(self) -> Health:
+        """How the client processes did."""
+        parts = list(self.healths.values())
+        if self.heartbeat is not None:
+            parts.append(self.heartbeat.health())
+        worst = Health.worst(parts)
+        return worst.model_copy(update={"short_gaps": self.tally.short_gaps})
+
+    def close(self) -> None:
+        """End the file of records and say how the client did beside it."""
+        if self._records:
+            self._records.close()
+            path = Path(self._records.name)
+            path.with_suffix(".client.json").write_text(self.health().model_dump_json(indent=2))
+
+    def _complete(self) -> None:
+        # Not from a user's own greenlet: quitting waits for the users to end.
+        gevent.spawn_later(0.01, self._end)
+
+    def _end(self) -> None:
+        runner = self._environment.runner
+        options = self._environment.parsed_options
+        if runner is None:
+            return
+        runner.stop()
+        if isinstance(runner, MasterRunner):
+            self._hear_all(runner)
+        if options is not None and options.headless:
+            runner.quit()
+
+    def _hear_all(self, runner: MasterRunner) -> None:
+        """Wait until every worker has told what it has: locust's own wait is half a second."""
+        asked = time.monotonic()
+        while time.monotonic() - asked < _GRACE_SECONDS:
+            if all(self.reported.get(name, 0.0) > asked for name in runner.clients):
+                return
+            gevent.sleep(0.05)
+
+    def _watch(self) -> None:
+        """A worker that is gone takes its requests with it: do not wait for them for ever."""
+        while self._patience > time.monotonic() - self._heard or not self.ledger.left:
+            gevent.sleep(1)
+        self.lost = self.ledger.left
+        self._end()
+
+
+class Run:
+    """What the users of one process share during one test."""
+
+    def __init__(self, environment: Environment, endpoint: Endpoint, centre: Centre | None) -> None:
+        options = environment.parsed_options
+        assert options is not None
+        workload = workload_of(options)
+        self.load = load_of(options, workload)
+        self.endpoint = endpoint
+        self.timeout: float = options.request_timeout
+        self._asks = workload.asks(options.workload_seed, options.max_tokens)
+        self._position = 0
+        self._pause = workload.turn_pause
+        self._model: str = options.model
+        self._sampling = Sampling(
+            options.temperature,
+            options.workload_seed,
+            options.ignore_eos,
+            options.continuous_usage == "on",
+        )
+        self._environment = environment
+        self._centre = centre
+        self.tickets: Tickets
+        if centre is not None:
+            self.tickets = centre.ledger
+        else:
+            runner = environment.runner
+            assert isinstance(runner, WorkerRunner)
+            ahead = 0 if self.load.open else 1
+            self.tickets = RemoteTickets(lambda: runner.send_message("loadtest_ticket"), ahead)
+
+    def client(self) -> Client:
+        """A user's own connection."""
+        return Client(self.endpoint, self.timeout)
+
+    def ask_at(self, index: int) -> Ask:
+        """Request number ``index`` of the workload; a process is given them in ascending order."""
+        ahead = itertools.islice(self._asks, index - self._position, None)
+        self._position = index + 1
+        return next(ahead)
+
+    def serve(self, kind: Kind, client: Client, ticket: Ticket) -> None:
+        """Send what a ticket stands for, and report it."""
+        ask = self.ask_at(ticket.index)
+        self._wait(client, ticket.due)
+        answers: list[str] = []
+        due = ticket.due
+        while len(answers) < ask.item.num_turns:
+            turn = len(answers)
+            if turn:
+                gevent.sleep(self._pause)
+                due = None
+            item = ask.item.turn(answers)
+            body = request_body(kind, self._model, item, ask.max_tokens, self._sampling)
+            exchange = Exchange(
+                client,
+                kind,
+                body,
+                index=ticket.index,
+                turn=turn,
+                intended=due,
+                cancel_after=ask.cancel_after,
+            )
+            last = turn + 1 == ask.item.num_turns
+            try:
+                exchange.run()
+            finally:
+                record = exchange.record
+                self._report(record, last or not record.complete)
+            if not record.complete:
+                self._back_off(record)
+                return
+            answers.append(exchange.text)
+
+    def _wait(self, client: Client, due: float | None) -> None:
+        if due is None:
+            client.ready()
+            return
+        gevent.sleep(max(0.0, due - time.time() - _OPEN_LEAD_SECONDS))
+        if due > time.time():
+            client.ready()
+        gevent.sleep(max(0.0, due - time.time()))
+
+    def _back_off(self, record: Record) -> None:
+        """Wait as the server asks. The arrivals of an open loop wait for nobody."""
+        if record.error is not None and not self.load.open:
+            seconds = _BACK_OFF_SECONDS if record.retry_after is None else record.retry_after
+            gevent.sleep(min(seconds, _LONGEST_BACK_OFF))
+
+    def _report(self, record: Record, done: bool) -> None:
+        line = record.model_dump_json(exclude_defaults=True)
+        if self._centre is not None:
+            self._centre.take(line, record, done)
+        else:
+            assert self._environment.runner is not None
+            self._environment.runner.send_message("loadtest_record", [line, done])
+        if not (record.cut or record.cancelled):
+            fire(self._environment, record)
+
+
+def fire(environment: Environment, record: Record) -> None:
+    """Tell locust of a request, as one."""
+    environment.events.request.fire(  # type: ignore[no-untyped-call]
+        request_type="POST",
+        name=record.kind,
+        response_time=record.e2e_ms,
+        response_length=record.num_bytes,
+        exception=StreamError(record.error) if record.error else None,
+        start_time=record.started,
+        context={},
+    )
+
+
+def discover(environment: Environment, endpoint: Endpoint) -> None:
+    """Ask the endpoint what it serves and set what the options leave open.
+
+    :raises PruneError: one line, if it is no such endpoint
+    """
+    options = environment.parsed_options
+    assert options is not None
+    served = ask_served(endpoint)
+    if options.model and options.model not in served.models:
+        known = ", ".join(served.models[:5])
+        raise PruneError(f"{endpoint.url} serves no model {options.model}", hint=f"it has: {known}")
+    options.model = options.model or served.models[0]
+    if options.continuous_usage == "auto":
+        options.continuous_usage = "on" if served.vllm else "off"
+
+
+def listen(environment: Environment, centre_of: Any, run_of: Any) -> None:
+    """Register the messages between the master and its workers, once in a process.
+
+    :param centre_of: the present test's `Centre`, asked for when a message comes
+    :param run_of: the present test's `Run`
+    """
+    runner = environment.runner
+
+    def ticket_wanted(msg: Any, **_: Any) -> None:
+        assert isinstance(runner, MasterRunner)
+        runner.send_message("loadtest_given", centre_of().ledger.take(), client_id=msg.node_id)
+
+    def given(msg: Any, **_: Any) -> None:
+        tickets = run_of().tickets
+        assert isinstance(tickets, RemoteTickets)
+        tickets.receive(Ticket(*msg.data) if msg.data is not None else None)
+
+    def record_sent(msg: Any, **_: Any) -> None:
+        line, done = msg.data
+        centre_of().take(line, Record.model_validate_json(line), done)
+
+    if isinstance(runner, MasterRunner):
+        runner.register_message("loadtest_ticket", ticket_wanted)
+        runner.register_message("loadtest_record", record_sent)
+    elif isinstance(runner, WorkerRunner):
+        runner.register_message("loadtest_given", given)
+
+
+def _open_records(path: str) -> TextIO | None:
+    if not path:
+        return None
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file.open("w", encoding="utf-8")
