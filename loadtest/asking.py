@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 
-from loadtest.client import Client, Exchange, Sampling, request_body
+from loadtest.client import Exchange, Sampling, request_body
+from loadtest.connection import Client
 from loadtest.endpoint import Endpoint, ask_served
 from loadtest.metrics import Record, summarise
 from loadtest.results import Settings

@@ -28,6 +28,7 @@ def register(environment: Environment, centre_of: Callable[[], Centre | None]) -
     from flask import Response, request
 
     page, app = environment.web_ui, environment.web_ui.app
+    assert app is not None
     structure = [{"key": key, "title": title} for key, title in _TITLES.items()]
     page.template_args["extended_tabs"] = [{"title": "Tokens", "key": _KEY}]
     page.template_args["extended_tables"] = [{"key": _KEY, "structure": structure}]
@@ -35,7 +36,7 @@ def register(environment: Environment, centre_of: Callable[[], Centre | None]) -
         {"href": "/tokens.csv", "title": "Download token statistics CSV"}
     ]
 
-    @app.after_request
+    @app.after_request  # type: ignore[untyped-decorator]
     def extend(response: Response) -> Response:
         centre = centre_of()
         if centre is None:
@@ -48,7 +49,7 @@ def register(environment: Environment, centre_of: Callable[[], Centre | None]) -
             response.set_data(with_section(response.get_data(as_text=True), centre))
         return response
 
-    @app.route("/tokens.csv")
+    @app.route("/tokens.csv")  # type: ignore[untyped-decorator]
     def tokens_csv() -> Response:
         centre = centre_of()
         text = csv_text(centre.tally) if centre else ""

@@ -6,7 +6,7 @@ is told by colour alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,7 +154,7 @@ def timeline(name: str, records: Sequence[Record]) -> Figure:
             hovertemplate="%{x:.1f} s: %{y} under way<extra></extra>",
         )
     )
-    kinds = (
+    kinds: tuple[tuple[str, str, Callable[[Record], Any], Callable[[Record], bool]], ...] = (
         ("time to first token", "circle", lambda r: r.ttft_ms, lambda r: r.complete),
         ("end to end", "diamond", lambda r: r.e2e_ms, lambda r: r.complete),
         ("failed", "x", lambda r: r.e2e_ms, lambda r: r.error is not None),

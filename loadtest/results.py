@@ -18,7 +18,6 @@ from loadtest.health import Health
 from loadtest.metrics import Quantiles, Summary
 from vllm_moe_prune.errors import PruneError, one_line
 
-SCHEMA_VERSION = 2
 PAGE_MARK = b"<title>Serving compared</title>"
 PAGE_TITLE = "# Serving, candidate against base"
 _ROUND_FILES = re.compile(
@@ -119,7 +118,7 @@ class CompareResult(_Frozen):
     those of the client, which is the servers' too where they were started from here.
     """
 
-    schema_version: Literal[1, 2] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = 2
     base: str
     candidate: str
     settings: Settings

@@ -16,7 +16,8 @@ import gevent  # type: ignore[import-untyped]
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
-from loadtest.client import Client, Exchange, Kind, Sampling, StreamError, request_body
+from loadtest.client import Exchange, Kind, Sampling, StreamError, request_body
+from loadtest.connection import Client
 from loadtest.endpoint import Endpoint, ask_served
 from loadtest.flags import load_of, slo_of, workload_of
 from loadtest.health import Health, Heartbeat
@@ -165,7 +166,7 @@ class Run:
 
     def serve(self, kind: Kind, client: Client, ticket: Ticket) -> None:
         """Send what a ticket stands for, and report it."""
-        ask = self.ask_at(ticket.index)
+        ask = self.ask_at(ticket.number)
         self._wait(client, ticket.due)
         answers: list[str] = []
         due = ticket.due
@@ -180,7 +181,7 @@ class Run:
                 client,
                 kind,
                 body,
-                index=ticket.index,
+                index=ticket.number,
                 turn=turn,
                 intended=due,
                 cancel_after=ask.cancel_after,

@@ -12,7 +12,7 @@ from gevent.event import AsyncResult  # type: ignore[import-untyped]
 class Ticket(NamedTuple):
     """The number of a request, and in an open loop the Unix time at which it is due."""
 
-    index: int
+    number: int
     due: float | None
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,14 @@ import pytest
 from click.testing import CliRunner
 
 from loadtest.compare import CompareResult, compare_command
+from loadtest.configurations import read_configurations
+from loadtest.judgement import verdict
 from loadtest.metrics import Quantiles, Summary
-from loadtest.results import Lifetime, SideName, ratios
-from loadtest.rounds import ServerFlags, Target
-from tests.loadtest.fake_openai import Behaviour, fake_openai
+from loadtest.ratios import ratios
+from loadtest.results import Lifetime, Settings, SideName, load_result
+from loadtest.target import ServerFlags, Target
+from tests.loadtest.scripted import Script, scripted
+from vllm_moe_prune.errors import PruneError
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,32 +70,127 @@ def test_what_one_side_lacks_has_no_ratio() -> None:
 
 
 def test_compare_of_two_running_servers(tmp_path: Path) -> None:
-    slow, fast = Behaviour(first=0.2, gap=0.04), Behaviour(first=0.1, gap=0.02)
-    with fake_openai(slow) as base, fake_openai(fast) as candidate:
+    slow = Script(first=0.2, gap=0.04, only="plain", key="secret")
+    fast = Script(first=0.1, gap=0.02, only="plain", key="secret", first_modes=("plain",) * 6)
+    fast.first_modes += ("503",)
+    with scripted(slow) as base, scripted(fast) as candidate:
         out = tmp_path / "out"
         command = [sys.executable, "-m", "loadtest.compare", "--base", base.url]
         command += ["--candidate", candidate.url, "--users", "2", "--rounds", "1"]
-        command += ["--requests", "4", "--natural-requests", "2", "--out", str(out), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=100)
-    assert done.returncode == 0, done.stderr
-    result = CompareResult.model_validate_json((out / "compare.json").read_text())
+        command += ["--requests", "6", "--natural-requests", "2", "--out", str(out), "--json"]
+        command += ["--seed", "0", "--max-tokens", "9", "--client-lag-ms", "0"]
+        done = subprocess.run(
+            [*command, "--api-key-env", "MY_KEY"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=100,
+            env={**os.environ, "MY_KEY": "secret"},
+        )
+    # One of the candidate's requests was refused: a row, a verdict and the exit status.
+    assert done.returncode == 1
+    assert "FAILED: candidate, round 1, 2 users: 1 of 6 requests failed: HTTP 503" in done.stderr
+    result = load_result(out / "compare.json")
     assert CompareResult.model_validate_json(done.stdout) == result
-    assert CompareResult.model_validate_json(result.model_dump_json()) == result
-    ttft, itl = result.ratio("ttft_ms_p50", 2), result.ratio("itl_ms_p50", 2)
-    speed = result.ratio("output_tokens_per_second", 2)
-    assert ttft and itl and speed
-    assert 0.4 < ttft.median < 0.75 and 0.4 < itl.median < 0.75
-    assert 1.4 < speed.median < 2.2
-    assert result.errors == 0
+    assert result.failed("candidate", 2) == (1, 6) and result.failed("base", 2) == (0, 6)
+    page = (out / "compare.md").read_text()
+    assert "| FAILED requests | 2 | 0 of 6 | 1 of 6 |" in page
+    ttft, tpot = result.ratio("ttft_ms_p50", 2), result.ratio("tpot_ms_p50", 2)
+    assert ttft and tpot
+    assert 0.4 < ttft.median < 0.75 and 0.4 < tpot.median < 0.75
+    for ratio in (ttft, tpot):
+        assert ratio.low is not None and ratio.high is not None
+        assert ratio.low <= ratio.median <= ratio.high
+    lengths = result.ratio("output_tokens_mean", 2)
+    assert lengths and lengths.median == 1
     assert result.ratio("peak_bytes") is None  # these servers are not ours
-    natural = [body for body in slow.bodies if "ignore_eos" not in body]
+    # What is needed to do it again.
+    assert result.settings.seed == 0 and result.machine["cores"] and result.versions["locust"]
+    natural = [body for body in base.bodies if "ignore_eos" not in body]
     assert len(natural) == 2
     # Both sides were asked the same things (users of one server race, so order is left out).
-    asked = [sorted(json.dumps(b["messages"]) for b in side.bodies) for side in (slow, fast)]
+    asked = [sorted(json.dumps(b["messages"]) for b in side.bodies) for side in (base, candidate)]
     assert asked[0] == asked[1]
-    page = (out / "compare.md").read_text()
-    assert "| output tokens/s | 2 |" in page and "natural answer length" in page
-    assert not list(out.glob("*.partial"))
+    assert (
+        "natural answer length" in page
+        and "<title>Serving compared</title>" in ((out / "loadtest.html").read_text()[:400])
+    )
+    written = [file.read_text() for file in out.rglob("*") if file.is_file()]
+    assert not any("secret" in text for text in written)
+    assert not list(out.glob("*.tmp"))
+
+
+def test_a_ratio_of_several_candidates_has_the_name_of_each() -> None:
+    lives = [life("base", 0, 100), life("top-1", 0, 170), life("plain", 0, 150)]
+    speeds = [r for r in ratios(lives) if r.metric == "output_tokens_per_second"]
+    assert {r.candidate: r.median for r in speeds} == {"top-1": 1.7, "plain": 1.5}
+
+
+def test_requests_that_did_not_end_are_a_verdict() -> None:
+    settings = Settings(users=(8,), requests=4)
+    short = point(8, 5, None).model_copy(update={"requests": 3})
+    lives = [life("base", 0, 100).model_copy(update={"points": (short,)})]
+    assert list(verdict(settings, lives)) == [
+        "base, round 1, 8 users: 0 requests were cut, 3 of 4 ended"
+    ]
+
+
+def test_configurations_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "sides.yaml"
+    file.write_text(
+        "- {name: base, model: http://a:1}\n"
+        "- {name: top-1, model: b, load_format: pruned_moe, serve_args: [--seed, '0']}\n"
+    )
+    found = read_configurations(file)
+    assert list(found) == ["base", "top-1"]
+    assert found["top-1"] == Target("b", "pruned_moe", arguments=("--seed", "0"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- {name: base, model: a}", "two configurations or more"),
+        ("- {name: a, model: a}\n- {name: b, model: b}", "the first configuration is called base"),
+        ("- {name: base}\n- {name: b, model: b}", "model: Field required"),
+        ("[", "is not YAML"),
+    ],
+)
+def test_a_wrong_file_of_configurations_is_one_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    file = tmp_path / "sides.yaml"
+    file.write_text(text)
+    with pytest.raises(PruneError, match=message) as caught:
+        read_configurations(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_older_comparison_loads_and_another_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "compare.json"
+    latency = {"p50": 1.0, "p95": 2.0}
+    summary = {
+        **{"users": 8, "seconds": 1.0, "requests": 1, "errors": 0, "cut": 0},
+        **{"output_tokens_per_second": 5.0, "requests_per_second": 1.0, "output_tokens_mean": 5.0},
+        **{"ttft_ms": latency, "itl_ms": None, "e2e_ms": latency, "first_error": None},
+    }
+    side = {
+        **{"side": "base", "round": 0, "model": "m", "version": None, "startup_seconds": None},
+        **{"peak_bytes": None, "natural_output_tokens": None, "points": [summary]},
+    }
+    ratio = {"metric": "ttft_ms_p50", "users": 8, "per_round": [1.0], "median": 1.0}
+    old = {
+        **{"schema_version": 1, "base": "a", "candidate": "b", "created": "then"},
+        "settings": {"users": [8], "rounds": 2, "duration": 20.0, "requests": None},
+        **{"server_arguments": ["--seed"], "lifetimes": [side, {**side, "side": "candidate"}]},
+        "ratios": [{**ratio, "higher_is_better": False}],
+    }
+    file.write_text(json.dumps(old))
+    found = load_result(file)
+    assert found.ratio("ttft_ms_p50", 8) and found.candidates == ("candidate",)
+    file.write_text('{"schema_version": 7}')
+    with pytest.raises(PruneError, match="is no comparison: schema_version") as caught:
+        load_result(file)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -121,3 +221,5 @@ def test_both_servers_get_the_same_flags() -> None:
     assert differing == [("org/a", "org/b"), ("auto", "pruned_moe")]
     shown = " ".join(flags.shown())
     assert "--dtype bfloat16" in shown and "--no-enable-prefix-caching" in shown
+    flags = ServerFlags(extra=("--seed", "0"))
+    assert flags.shown()[-2:] == ("--seed", "0")

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from loadtest.client import Client, Exchange, Kind, Sampling, request_body
+from loadtest.client import Exchange, Kind, Sampling, request_body
+from loadtest.connection import Client
 from loadtest.endpoint import Endpoint
 from loadtest.metrics import Record
 from loadtest.workload import Item

@@ -61,6 +61,6 @@ def test_users_of_two_processes_get_all_requests_in_order_of_their_process() -> 
             if ticket is None:
                 open_ones.discard(number)
             else:
-                found[number].append(ticket.index)
+                found[number].append(ticket.number)
     assert sorted(found[0] + found[1]) == list(range(20))
     assert all(numbers == sorted(numbers) for numbers in found)
