@@ -14,7 +14,8 @@ from loadtest.connection import Client
 from loadtest.endpoint import Endpoint, ask_served
 from loadtest.metrics import Record, summarise
 from loadtest.results import Settings
-from loadtest.workload import DEFAULT_WORKLOAD, Ask, load_workload
+from loadtest.workload import DEFAULT_WORKLOAD, Ask
+from loadtest.workload_file import read_workload
 from vllm_moe_prune.errors import PruneError
 
 _WARM_UP_TOKENS = 8
@@ -60,7 +61,7 @@ def ask(
     :param timeout: seconds that each may take
     :raises PruneError: if the server does not say what it serves
     """
-    workload = load_workload(Path(settings.workload) if settings.workload else DEFAULT_WORKLOAD)
+    workload = read_workload(Path(settings.workload) if settings.workload else DEFAULT_WORKLOAD)
     sampling = Sampling(settings.temperature, settings.seed, settings.ignore_eos)
     model = ask_served(endpoint).models[0]
     asks: Iterable[Ask] = islice(workload.asks(settings.seed, cap), number)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from locust.env import Environment
 
-from loadtest.run import Centre
+from loadtest.centre import Centre
 from loadtest.tally import COLUMNS, Tally
 
 _KEY = "tokens"
@@ -36,7 +36,7 @@ def register(environment: Environment, centre_of: Callable[[], Centre | None]) -
         {"href": "/tokens.csv", "title": "Download token statistics CSV"}
     ]
 
-    @app.after_request  # type: ignore[untyped-decorator]
+    @app.after_request
     def extend(response: Response) -> Response:
         centre = centre_of()
         if centre is None:
@@ -49,7 +49,7 @@ def register(environment: Environment, centre_of: Callable[[], Centre | None]) -
             response.set_data(with_section(response.get_data(as_text=True), centre))
         return response
 
-    @app.route("/tokens.csv")  # type: ignore[untyped-decorator]
+    @app.route("/tokens.csv")
     def tokens_csv() -> Response:
         centre = centre_of()
         text = csv_text(centre.tally) if centre else ""

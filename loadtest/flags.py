@@ -11,7 +11,8 @@ from locust.argument_parser import LocustArgumentParser
 from loadtest.endpoint import KEY_VARIABLE, Endpoint, key_from
 from loadtest.load import Load, steady
 from loadtest.metrics import Slo
-from loadtest.workload import DEFAULT_WORKLOAD, Workload, load_workload
+from loadtest.workload import DEFAULT_WORKLOAD, Workload
+from loadtest.workload_file import read_workload
 from vllm_moe_prune.errors import PruneError
 
 _OPEN_USERS = 256  # at most so many requests of an open loop are under way in all
@@ -67,7 +68,7 @@ def endpoint_of(options: argparse.Namespace, host: str | None) -> Endpoint:
 
 def workload_of(options: argparse.Namespace) -> Workload:
     """The workload that is named."""
-    return load_workload(Path(options.workload))
+    return read_workload(Path(options.workload))
 
 
 def slo_of(options: argparse.Namespace, workload: Workload) -> Slo:

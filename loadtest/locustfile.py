@@ -28,10 +28,11 @@ from locust.runners import MasterRunner, WorkerRunner
 # locust puts the caller's folder first, where a user may have a `loadtest.py`.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from loadtest import custom_stats, flags, verdict
+from loadtest.centre import Centre
 from loadtest.client import Kind
 from loadtest.endpoint import Endpoint
 from loadtest.health import Health, Heartbeat
-from loadtest.run import Centre, Run, discover, listen
+from loadtest.run import Run, discover, listen
 from loadtest.workload import Workload
 from vllm_moe_prune.errors import PruneError
 
@@ -48,6 +49,7 @@ class _State:
     endpoint: Endpoint | None = None
     centre: Centre | None = None
     heartbeat: Heartbeat | None = None
+    run: Run | None = None
     failed_to_start: str | None = None
 
 
@@ -166,13 +168,17 @@ def _start(environment: Environment, **_: Any) -> None:
     if not isinstance(environment.runner, MasterRunner):
         if _State.heartbeat is not None:
             _State.heartbeat.stop()
+        if _State.run is not None:
+            _State.run.stop()
         _State.heartbeat = Heartbeat()
-        StreamingUser.run_state = Run(environment, _State.endpoint, _State.centre)
+        _State.run = StreamingUser.run_state = Run(environment, _State.endpoint, _State.centre)
         if _State.centre is not None:
             _State.centre.heartbeat = _State.heartbeat
 
 
 def _report_to_master(data: dict[str, Any], **_: Any) -> None:
+    if _State.run is not None:
+        _State.run.flush()
     if _State.heartbeat is not None:
         data["loadtest_health"] = _State.heartbeat.health().model_dump()
 
@@ -188,6 +194,8 @@ def _worker_report(client_id: str, data: dict[str, Any], **_: Any) -> None:
 def _quitting(environment: Environment, **_: Any) -> None:
     options = environment.parsed_options
     centre = _State.centre
+    if _State.run is not None:
+        _State.run.flush()
     if options is None or isinstance(environment.runner, WorkerRunner):
         return
     if _State.failed_to_start is not None:

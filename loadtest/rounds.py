@@ -29,7 +29,7 @@ from loadtest.results import (
 )
 from loadtest.table import markdown
 from loadtest.target import ServerFlags, Target
-from loadtest.workload import load_workload
+from loadtest.workload_file import read_workload
 from serve.server import Server
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import commit, parse
@@ -126,7 +126,7 @@ def _check(sides: Mapping[SideName, Target], settings: Settings) -> None:
         raise PruneError("a number of users is given twice")
     if settings.rounds < 1:
         raise PruneError("at least one round is needed")
-    if settings.workload and load_workload(Path(settings.workload)).load.stages:
+    if settings.workload and read_workload(Path(settings.workload)).load.stages:
         raise PruneError(
             f"workload {settings.workload} has a load of its own",
             hint="a comparison sends a number of requests; leave load: out",

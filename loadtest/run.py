@@ -1,126 +1,30 @@
-"""What the users of one locust process share during one test, and where their records go.
-
-One process alone has the ledger of requests, the tally and the file of records. With workers the
-master has them: it hands out the requests and every worker sends it what became of them.
-"""
+"""What the users of one locust process share during one test."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, TextIO
+from collections import deque
+from typing import Any
 
 import gevent  # type: ignore[import-untyped]
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
+from loadtest.centre import Centre
 from loadtest.client import Exchange, Kind, Sampling, StreamError, request_body
 from loadtest.connection import Client
 from loadtest.endpoint import Endpoint, ask_served
-from loadtest.flags import load_of, slo_of, workload_of
-from loadtest.health import Health, Heartbeat
+from loadtest.flags import load_of, workload_of
 from loadtest.metrics import Record
-from loadtest.tally import Tally
-from loadtest.tickets import Ledger, RemoteTickets, Ticket, Tickets
+from loadtest.tickets import RemoteTickets, Ticket, Tickets
 from loadtest.workload import Ask
 from vllm_moe_prune.errors import PruneError
 
 _BACK_OFF_SECONDS = 0.5  # a refused connection must not become a busy loop
 _LONGEST_BACK_OFF = 60.0
 _OPEN_LEAD_SECONDS = 0.05  # before a request is due, its connection is seen to
-_GRACE_SECONDS = 5.0
-
-
-class Centre:
-    """The ledger, the tally and the records of a test; in the master, or in the only process."""
-
-    def __init__(self, environment: Environment) -> None:
-        options = environment.parsed_options
-        assert options is not None
-        workload = workload_of(options)
-        load = load_of(options, workload)
-        due: Iterator[float] | None = None
-        if load.open:
-            begin = options.begin_at
-            due = (begin + offset for offset in load.due(options.workload_seed))
-        self.tally = Tally(slo_of(options, workload))
-        self.ledger = Ledger(options.requests or None, due, self._complete)
-        self.healths: dict[str, Health] = {}
-        self.reported: dict[str, float] = {}  # worker -> when it last did, monotonic
-        self.heartbeat: Heartbeat | None = None
-        self.lost = 0
-        self._environment = environment
-        self._records = _open_records(options.records)
-        self._patience = options.request_timeout + _GRACE_SECONDS
-        self._heard = time.monotonic()
-        if isinstance(environment.runner, MasterRunner) and self.ledger.counted:
-            gevent.spawn(self._watch)
-        if options.end_seconds:
-            gevent.spawn_later(options.end_seconds, self._time_is_up)
-
-    def _time_is_up(self) -> None:
-        options = self._environment.parsed_options
-        if options is not None and options.drain:
-            self.ledger.close()
-        else:
-            self._end()
-
-    def take(self, line: str, record: Record, done: bool) -> None:
-        """Take a request that has ended; ``done``: it was the last of its ticket."""
-        self._heard = time.monotonic()
-        if self._records and not self._records.closed:
-            self._records.write(line + "\n")
-            self._records.flush()
-        self.tally.add(record)
-        if done:
-            self.ledger.finish()
-
-    def health(self) -> Health:
-        """How the client processes did."""
-        parts = list(self.healths.values())
-        if self.heartbeat is not None:
-            parts.append(self.heartbeat.health())
-        worst = Health.worst(parts)
-        return worst.model_copy(update={"short_gaps": self.tally.short_gaps})
-
-    def close(self) -> None:
-        """End the file of records and say how the client did beside it."""
-        if self._records:
-            self._records.close()
-            path = Path(self._records.name)
-            path.with_suffix(".client.json").write_text(self.health().model_dump_json(indent=2))
-
-    def _complete(self) -> None:
-        # Not from a user's own greenlet: quitting waits for the users to end.
-        gevent.spawn_later(0.01, self._end)
-
-    def _end(self) -> None:
-        runner = self._environment.runner
-        options = self._environment.parsed_options
-        if runner is None:
-            return
-        runner.stop()
-        if isinstance(runner, MasterRunner):
-            self._hear_all(runner)
-        if options is not None and options.headless:
-            runner.quit()
-
-    def _hear_all(self, runner: MasterRunner) -> None:
-        """Wait until every worker has told what it has: locust's own wait is half a second."""
-        asked = time.monotonic()
-        while time.monotonic() - asked < _GRACE_SECONDS:
-            if all(self.reported.get(name, 0.0) > asked for name in runner.clients):
-                return
-            gevent.sleep(0.05)
-
-    def _watch(self) -> None:
-        """A worker that is gone takes its requests with it: do not wait for them for ever."""
-        while self._patience > time.monotonic() - self._heard or not self.ledger.left:
-            gevent.sleep(1)
-        self.lost = self.ledger.left
-        self._end()
+_CARRIER_SECONDS = 0.005
 
 
 class Run:
@@ -145,6 +49,8 @@ class Run:
         )
         self._environment = environment
         self._centre = centre
+        self._outbox: deque[tuple[Record, bool]] = deque()
+        self._carrier = gevent.spawn(self._carry)
         self.tickets: Tickets
         if centre is not None:
             self.tickets = centre.ledger
@@ -213,6 +119,27 @@ class Run:
             gevent.sleep(min(seconds, _LONGEST_BACK_OFF))
 
     def _report(self, record: Record, done: bool) -> None:
+        # Writing and counting takes longer than sending the next request: that goes first.
+        self._outbox.append((record, done))
+
+    def _carry(self) -> None:
+        while True:
+            gevent.sleep(_CARRIER_SECONDS)
+            while self._outbox:
+                self._deliver(*self._outbox.popleft())
+                gevent.sleep(0)
+
+    def flush(self) -> None:
+        """Deliver what has not been."""
+        while self._outbox:
+            self._deliver(*self._outbox.popleft())
+
+    def stop(self) -> None:
+        """The test is over."""
+        self.flush()
+        self._carrier.kill()
+
+    def _deliver(self, record: Record, done: bool) -> None:
         line = record.model_dump_json(exclude_defaults=True)
         if self._centre is not None:
             self._centre.take(line, record, done)
@@ -278,11 +205,3 @@ def listen(environment: Environment, centre_of: Any, run_of: Any) -> None:
         runner.register_message("loadtest_record", record_sent)
     elif isinstance(runner, WorkerRunner):
         runner.register_message("loadtest_given", given)
-
-
-def _open_records(path: str) -> TextIO | None:
-    if not path:
-        return None
-    file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return file.open("w", encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from loadtest.run import Centre
+from loadtest.centre import Centre
 
 
 def say(centre: Centre, options: argparse.Namespace) -> bool:

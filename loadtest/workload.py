@@ -199,14 +199,10 @@ class Workload:
 
 
 def load_workload(path: Path = DEFAULT_WORKLOAD) -> Workload:
-    """Read a workload file: JSONL, or YAML by its suffix.
+    """Read a workload of JSONL.
 
     :raises PruneError: if it is missing, has a bad line (its number is named) or no prompt
     """
-    if path.suffix in {".yaml", ".yml"}:
-        from loadtest.workload_file import load_yaml
-
-        return load_yaml(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from loadtest.load import Load
 from loadtest.metrics import Slo
 from loadtest.workload import (
+    DEFAULT_WORKLOAD,
     Cancel,
     Item,
     Lengths,
@@ -84,6 +85,14 @@ class WorkloadFile(_Part):
     users: int | None = Field(default=None, ge=1)
 
 
+def read_workload(path: Path = DEFAULT_WORKLOAD) -> Workload:
+    """Read a workload file: YAML by its suffix, else JSONL.
+
+    :raises PruneError: one line that names the file, and the field or line that is wrong
+    """
+    return load_yaml(path) if path.suffix in {".yaml", ".yml"} else load_workload(path)
+
+
 def load_yaml(path: Path) -> Workload:
     """Read a workload's YAML file.
 
@@ -107,7 +116,7 @@ def _workload(file: WorkloadFile, path: Path) -> Workload:
     items = [Item(prompt=p) if isinstance(p, str) else p for p in file.prompts]
     lengths = Lengths()
     if file.workload is not None:
-        other = load_workload(path.parent / file.workload)
+        other = read_workload(path.parent / file.workload)
         items, lengths = [*items, *other.items], other.lengths
     if file.jsonl is not None:
         source = path.parent / file.jsonl.file

@@ -14,7 +14,8 @@ from loadtest.endpoint import Endpoint
 from loadtest.metrics import Record
 from loadtest.workload import Item
 from tests.loadtest.modes import MODES, Mode
-from tests.loadtest.scripted import Script, ScriptedServer, Truth, scripted
+from tests.loadtest.scripted import Script, ScriptedServer, scripted
+from tests.loadtest.scripted_answer import Truth
 
 _TOKENS = 8
 _SCRIPT = Script(first=0.02, gap=0.003)

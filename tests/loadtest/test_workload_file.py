@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.workload import Item, load_workload
+from loadtest.workload import Item, Workload
+from loadtest.workload_file import read_workload
 from vllm_moe_prune.errors import PruneError
 
 
-def load(folder: Path, text: str):  # noqa: ANN201
+def load(folder: Path, text: str) -> Workload:
     file = folder / "w.yaml"
     file.write_text(text)
-    return load_workload(file)
+    return read_workload(file)
 
 
 def test_a_whole_file(tmp_path: Path) -> None:
