@@ -19,7 +19,6 @@ from rich.console import Console
 from loadtest.cli import one_line
 from loadtest.configurations import json_object, read_configurations
 from loadtest.endpoint import KEY_VARIABLE
-from loadtest.report import write_comparison
 from loadtest.results import BASE, CompareResult, Settings
 from loadtest.rounds import compare
 from loadtest.table import rich_tables
@@ -146,6 +145,8 @@ def compare_command(out: Path, as_json: bool, **options: Any) -> None:
     def run() -> CompareResult:
         targets = sides if isinstance(sides, dict) else read_configurations(sides)
         result = compare(targets, settings, out, flags, lambda line: progress.print(line))
+        from loadtest.report import write_comparison  # plotly takes a second
+
         write_comparison(out)
         return result
 
