@@ -66,6 +66,8 @@ class _Reply:
         text, self._held = b"".join(self._held), []
         if not text:
             return
+        if self._writer.is_closing():
+            raise ConnectionError("the client is gone")
         if self._gzip:
             text = self._gzip.compress(text) + self._gzip.flush(zlib.Z_SYNC_FLUSH)
         if self._mode.trickle:

@@ -295,3 +295,29 @@ def test_web_page_shows_true_totals_and_a_tab_of_tokens() -> None:
     rows = found["extended_stats"][0]["data"]
     assert next(row["count"] for row in rows if row["metric"] == "end-to-end latency") == "7"
     assert "time per output token" in table
+
+
+@pytest.mark.slow
+def test_stages_conversations_and_users_who_go_away(tmp_path: Path) -> None:
+    workload, records = tmp_path / "w.yaml", tmp_path / "records.jsonl"
+    workload.write_text(
+        "prompts: [{conversation: [one, two, three]}]\n"
+        "output_tokens: {distribution: constant, median: 8}\n"
+        "cancel: {share: 0.5, after: [0.01, 0.02]}\n"
+        "load: {stages: [{seconds: 3, users: 1}, {seconds: 3, users: 6}]}\n"
+    )
+    with scripted(Script(first=0.25, gap=0.01, only="plain")) as server:
+        flags = ["--workload", str(workload), "--records", str(records), "--host", server.url]
+        done = locust(*flags)
+    assert done.returncode == 0, done.stderr
+    found = read_records(records)
+    gone = [record for record in found if record.cancelled]
+    assert gone and all(record.turn == 0 and not record.arrivals for record in gone)
+    assert {record.turn for record in found if record.complete} == {0, 1, 2}
+    said = max((body["messages"] for body in server.bodies), key=len)
+    assert [message["role"] for message in said] == ["user", "assistant"] * 2 + ["user"]
+    assert said[1]["content"].split() == ["wörd"] * 8
+    starts = sorted(record.started for record in found)
+    first = [record for record in found if record.started < starts[0] + 2]
+    last = [record for record in found if record.started > starts[0] + 4]
+    assert len(last) > 2 * len(first)
