@@ -106,9 +106,13 @@ class Centre:
                 return
             gevent.sleep(0.05)
 
+    def _quiet(self) -> float:
+        """Seconds without an answer where one could have been."""
+        return min(time.monotonic() - self._heard, time.time() - self.ledger.last_due)
+
     def _watch(self) -> None:
         """A worker that is gone takes its requests with it: do not wait for them for ever."""
-        while self._patience > time.monotonic() - self._heard or not self.ledger.left:
+        while self._quiet() < self._patience or not self.ledger.left:
             gevent.sleep(1)
         self.lost = self.ledger.left
         self._end()

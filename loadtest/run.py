@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import deque
 from typing import Any
@@ -17,8 +16,7 @@ from loadtest.connection import Client
 from loadtest.endpoint import Endpoint, ask_served
 from loadtest.flags import load_of, workload_of
 from loadtest.metrics import Record
-from loadtest.tickets import RemoteTickets, Ticket, Tickets
-from loadtest.workload import Ask
+from loadtest.tickets import Numbered, RemoteTickets, Ticket, Tickets
 from vllm_moe_prune.errors import PruneError
 
 _BACK_OFF_SECONDS = 0.5  # a refused connection must not become a busy loop
@@ -37,8 +35,7 @@ class Run:
         self.load = load_of(options, workload)
         self.endpoint = endpoint
         self.timeout: float = options.request_timeout
-        self._asks = workload.asks(options.workload_seed, options.max_tokens)
-        self._position = 0
+        self._asks = Numbered(workload.asks(options.workload_seed, options.max_tokens))
         self._pause = workload.turn_pause
         self._model: str = options.model
         self._sampling = Sampling(
@@ -64,15 +61,9 @@ class Run:
         """A user's own connection."""
         return Client(self.endpoint, self.timeout)
 
-    def ask_at(self, index: int) -> Ask:
-        """Request number ``index`` of the workload; a process is given them in ascending order."""
-        ahead = itertools.islice(self._asks, index - self._position, None)
-        self._position = index + 1
-        return next(ahead)
-
     def serve(self, kind: Kind, client: Client, ticket: Ticket) -> None:
         """Send what a ticket stands for, and report it."""
-        ask = self.ask_at(ticket.number)
+        ask = self._asks.at(ticket.number)
         self._wait(client, ticket.due)
         answers: list[str] = []
         due = ticket.due

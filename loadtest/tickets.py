@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from gevent.event import AsyncResult  # type: ignore[import-untyped]
+
+ThingT = TypeVar("ThingT")
 
 
 class Ticket(NamedTuple):
@@ -33,6 +35,7 @@ class Ledger:
         self._said = False
         self.given = 0
         self.done = 0
+        self.last_due = 0.0  # Unix time
 
     @property
     def left(self) -> int:
@@ -55,6 +58,7 @@ class Ledger:
             if due is None:
                 self.close()
                 return None
+            self.last_due = due
         self.given += 1
         return Ticket(self.given - 1, due)
 
@@ -73,6 +77,32 @@ class Ledger:
         if none_left and self.done >= self.given and not self._said:
             self._said = True
             self._complete()
+
+
+_KEPT = 4096  # numbers further back than this belong to other processes
+
+
+class Numbered(Generic[ThingT]):
+    """The things of an endless iterator by their number, each asked for once at most.
+
+    Tickets reach the users of a process nearly in order; what lies between belongs to others.
+    """
+
+    def __init__(self, things: Iterator[ThingT]) -> None:
+        self._things = things
+        self._passed: dict[int, ThingT] = {}
+        self._position = 0
+
+    def at(self, number: int) -> ThingT:
+        """Thing ``number``."""
+        while self._position <= number:
+            self._passed[self._position] = next(self._things)
+            self._position += 1
+        found = self._passed.pop(number)
+        if len(self._passed) > 2 * _KEPT:
+            latest = self._position - _KEPT
+            self._passed = {n: thing for n, thing in self._passed.items() if n >= latest}
+        return found
 
 
 class Tickets(Protocol):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 
-from loadtest.tickets import Ledger, RemoteTickets, Ticket
+from loadtest.tickets import Ledger, Numbered, RemoteTickets, Ticket
 
 
 def test_a_number_of_requests_is_given_out_once_each_and_its_end_said_once() -> None:
@@ -64,3 +65,11 @@ def test_users_of_two_processes_get_all_requests_in_order_of_their_process() -> 
                 found[number].append(ticket.number)
     assert sorted(found[0] + found[1]) == list(range(20))
     assert all(numbers == sorted(numbers) for numbers in found)
+
+
+def test_things_are_found_by_number_also_a_little_out_of_order_and_in_little_memory() -> None:
+    things = Numbered(itertools.count(100))
+    assert [things.at(n) for n in (0, 3, 1, 7, 5)] == [100, 103, 101, 107, 105]
+    for number in range(10_000, 60_000, 3):  # a third of them are ours
+        assert things.at(number) == 100 + number
+    assert len(things._passed) < 10_000
