@@ -82,7 +82,8 @@ def _report(result: CompareResult, base: Shape, pruned: Shape) -> dict[str, Any]
     users = result.settings.users
     headline = _HEADLINE_USERS if _HEADLINE_USERS in users else users[0]
     speeds = {n: result.ratio("output_tokens_per_second", n) for n in users}
-    gaps = {n: result.ratio("itl_ms_p50", n) for n in users}
+    per_token = {n: result.ratio("tpot_ms_p50", n) for n in users}
+    prefill = {n: result.ratio("ttft_ms_p50", n) for n in users}
     main_ratio = speeds[headline]
     return {
         "name": f"serving_output_tokens_per_second_pruned_over_base_{headline}_users",
@@ -93,7 +94,10 @@ def _report(result: CompareResult, base: Shape, pruned: Shape) -> dict[str, Any]
             "speed_ratio_per_round": {
                 n: r and [round(v, 3) for v in r.per_round] for n, r in speeds.items()
             },
-            "itl_p50_ratio": {n: r and round(r.median, 3) for n, r in gaps.items()},
+            "speed_interval": {n: r and (r.low, r.high) for n, r in speeds.items()},
+            "tpot_p50_ratio": {n: r and round(r.median, 3) for n, r in per_token.items()},
+            "ttft_p50_ratio": {n: r and round(r.median, 3) for n, r in prefill.items()},
+            "verdict": result.verdict,
             "peak_memory_ratio": (r := result.ratio("peak_bytes")) and round(r.median, 3),
             "errors": result.errors,
             "base": asdict(base),

@@ -18,13 +18,15 @@ from loadtest.cli import one_line
 from loadtest.workload import Lengths, check_free, prompts_from_jsonl, save_workload
 from vllm_moe_prune.errors import PruneError
 
+_DISTRIBUTIONS = ("constant", "uniform", "normal", "lognormal", "exponential")
+
 
 @click.command("workload", context_settings={"show_default": True})
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--field", default="prompt", help="which field of a line is the prompt")
 @click.option("--limit", type=click.IntRange(min=1), help="at most so many prompts")
-@click.option("--distribution", type=click.Choice(["constant", "uniform", "lognormal"]))
+@click.option("--distribution", type=click.Choice(_DISTRIBUTIONS))
 @click.option("--median", type=click.IntRange(min=1), help="of the answers' tokens")
 @click.option("--min", "minimum", type=click.IntRange(min=1))
 @click.option("--max", "maximum", type=click.IntRange(min=1))

@@ -59,6 +59,7 @@ LONG = (
     "tests/finetune/",
     "tests/loadtest/test_compare.py",
     "tests/loadtest/test_locustfile.py",
+    "tests/loadtest/test_modes.py",
     "tests/lottery/",
     "tests/methods/test_adding.py",
     "tests/methods/test_eep.py",

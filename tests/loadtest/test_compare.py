@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,16 @@ def test_compare_of_two_running_servers(tmp_path: Path) -> None:
     written = [file.read_text() for file in out.rglob("*") if file.is_file()]
     assert not any("secret" in text for text in written)
     assert not list(out.glob("*.tmp"))
+
+
+def test_a_server_that_hangs_ends_the_comparison_in_one_line(tmp_path: Path) -> None:
+    with scripted(Script(only="hangs")) as server:
+        arguments = ["--base", server.url, "--candidate", server.url, "--request-timeout", "1s"]
+        began = time.monotonic()
+        done = CliRunner().invoke(compare_command, [*arguments, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 1 and time.monotonic() - began < 20
+    assert "answered none of 1 requests: no answer after 1 s" in done.output
+    assert not (tmp_path / "out" / "compare.json").exists()
 
 
 def test_a_ratio_of_several_candidates_has_the_name_of_each() -> None:

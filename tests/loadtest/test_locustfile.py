@@ -106,8 +106,10 @@ def test_end_of_the_running_time_cuts_answers_whose_tokens_still_count(tmp_path:
     script = Script(first=0.1, gap=0.05, only="two a chunk, continuous", vllm=True)
     with scripted(script) as server:
         flags = ["-u", "3", "-r", "100", "--run-time", "2s", "--host", server.url]
+        flags += ["--client-lag-ms", "0.000001"]  # which no client keeps
         done = locust(*flags, "--workload", str(long_answers(tmp_path)), "--records", str(records))
     assert done.returncode == 1
+    assert "the client was the bottleneck, do not believe the times: its loop was" in done.stderr
     assert "no request was answered: 0 failed, 3 were still without an end" in done.stderr
     summary = summarise(read_records(records), users=3)
     assert (summary.errors, summary.requests, summary.cut) == (0, 0, 3)
