@@ -51,6 +51,7 @@ class _State:
     heartbeat: Heartbeat | None = None
     run: Run | None = None
     failed_to_start: str | None = None
+    named: tuple[str, str] = ("", "auto")  # model and usage as they were asked for
 
 
 class StreamingUser(User):
@@ -102,6 +103,7 @@ def _init(environment: Environment, **_: Any) -> None:
     options = environment.parsed_options
     assert options is not None
     worker = isinstance(environment.runner, WorkerRunner)
+    _State.named = options.model, options.continuous_usage
     options.begin_at = options.end_seconds = options.open_seconds = None
     try:
         workload = flags.workload_of(options)
@@ -147,15 +149,23 @@ def _set_weights(environment: Environment) -> None:
     environment.user_classes[:] = chosen
 
 
+def _address(environment: Environment) -> str:
+    return (environment.host or "").rstrip("/")
+
+
 def _start(environment: Environment, **_: Any) -> None:
     options = environment.parsed_options
     assert options is not None
-    _State.failed_to_start = StreamingUser.run_state = None
+    _State.failed_to_start = StreamingUser.run_state = _State.centre = None
     try:
-        if _State.endpoint is None or _State.endpoint.url != (environment.host or "").rstrip("/"):
+        elsewhere = _State.endpoint is None or _State.endpoint.url != _address(environment)
+        if elsewhere:
             _State.endpoint = flags.endpoint_of(options, environment.host)
+        assert _State.endpoint is not None
         if not isinstance(environment.runner, WorkerRunner):
-            if not options.model:
+            if elsewhere:  # another address was given on locust's page
+                options.model, options.continuous_usage = _State.named
+            if elsewhere or not options.model:
                 discover(environment, _State.endpoint)
             options.begin_at = time.time() + 1.0
             _State.centre = Centre(environment)
