@@ -58,6 +58,7 @@ LONG = (
     "tests/families/",
     "tests/finetune/",
     "tests/loadtest/test_compare.py",
+    "tests/loadtest/test_distributed.py",
     "tests/loadtest/test_locustfile.py",
     "tests/loadtest/test_modes.py",
     "tests/lottery/",
