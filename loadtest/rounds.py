@@ -28,7 +28,7 @@ from loadtest.results import (
     write_atomic,
 )
 from loadtest.table import markdown
-from loadtest.target import ServerFlags, Target
+from loadtest.target import ServerFlags, Target, redacted
 from loadtest.workload_file import read_workload
 from serve.server import Server
 from vllm_moe_prune.errors import PruneError
@@ -109,7 +109,7 @@ def _side(name: SideName, target: Target) -> Side:
         target=target.name,
         load_format=None if target.is_url else target.load_format,
         loader_extra_config=None if config is None else dict(config),
-        arguments=target.arguments,
+        arguments=redacted(target.arguments),
     )
 
 

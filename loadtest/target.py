@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,4 +98,17 @@ class ServerFlags:
         for name in ("--host", "--port", "--load-format"):
             place = words.index(name)
             del words[place : place + 2]
-        return tuple(words)
+        return redacted(words)
+
+
+def redacted(words: Sequence[str]) -> tuple[str, ...]:
+    """Arguments of `vllm serve` as they may be shown: without keys."""
+    shown, secret = [], False
+    for word in words:
+        if secret and not word.startswith("--"):
+            shown.append("***")
+            continue
+        name, equals, _ = word.partition("=")
+        secret = name == "--api-key" and not equals  # it takes several
+        shown.append(f"{name}=***" if name == "--api-key" and equals else word)
+    return tuple(shown)

@@ -16,7 +16,7 @@ from loadtest.judgement import verdict
 from loadtest.metrics import Quantiles, Summary
 from loadtest.ratios import ratios
 from loadtest.results import Lifetime, Settings, SideName, load_result
-from loadtest.target import ServerFlags, Target
+from loadtest.target import ServerFlags, Target, redacted
 from tests.loadtest.scripted import Script, scripted
 from vllm_moe_prune.errors import PruneError
 
@@ -234,3 +234,9 @@ def test_both_servers_get_the_same_flags() -> None:
     assert "--dtype bfloat16" in shown and "--no-enable-prefix-caching" in shown
     flags = ServerFlags(extra=("--seed", "0"))
     assert flags.shown()[-2:] == ("--seed", "0")
+
+
+def test_keys_among_the_server_s_arguments_are_not_shown() -> None:
+    words = ["--api-key", "one", "two", "--seed", "0", "--api-key=three"]
+    assert redacted(words) == ("--api-key", "***", "***", "--seed", "0", "--api-key=***")
+    assert "three" not in "".join(ServerFlags(extra=tuple(words)).shown())
