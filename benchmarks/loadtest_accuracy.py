@@ -67,7 +67,7 @@ class _Log:
     def cells(self) -> Cells:
         """The true percentiles since the last call; counts are then those of the same time."""
         every = self._endpoint.get_json("/truth", timeout=120)
-        new, self._seen = every[self._seen :], len(every)
+        new, self._seen = [row for row in every[self._seen :] if row["sent"]], len(every)
         self.requests, self.tokens = len(new), sum(row["tokens"] for row in new)
         self.connections = len({row["connection"] for row in new})
         values: dict[str, list[float]] = {

@@ -165,7 +165,8 @@ class Answer:
         self, reply: _Reply, writer: asyncio.StreamWriter, mode: Mode, truth: Truth, chat: bool
     ) -> bool:
         """Send the tokens; False if the mode ends the connection among them."""
-        asked = truth.body.get("max_tokens") or truth.body["max_completion_tokens"]
+        body = truth.body
+        asked = body.get("max_tokens") or body.get("max_completion_tokens") or 16
         number = asked if mode.tokens is None else mode.tokens
         base = truth.received + self._first
         for index in range(0, number, mode.per_chunk):
