@@ -20,6 +20,7 @@ from vllm.distributed import (
     model_parallel_is_initialized,
 )
 from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.layers.rotary_embedding import _ROPE_DICT
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.models import registry
 
@@ -37,6 +38,7 @@ def alone() -> Iterator[None]:
         try:
             yield
         finally:
+            _ROPE_DICT.clear()  # a reload leaves what it shares between models without data
             cleanup_dist_env_and_memory()
 
 

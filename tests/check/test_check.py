@@ -10,6 +10,7 @@ import pytest
 
 from offline.build.build import build
 from offline.check import check as module
+from offline.check.answers import Answer
 from offline.check.check import check, save
 from offline.check.probes import repetition
 from offline.engines.local.transformers import TransformersEngine
@@ -102,8 +103,8 @@ def test_the_reference_is_where_it_is_told_when_the_server_has_ended(
         return TransformersEngine(*given, device=device, **more)
 
     monkeypatch.setattr(module, "Server", Ending)
-    monkeypatch.setattr(module, "_complete", lambda *_: module.Answer((1, 2), (-1.0, -1.0)))
-    monkeypatch.setattr(module, "_chat", lambda *_: "words")
+    monkeypatch.setattr(module, "continued", lambda *_: Answer((1, 2), (-1.0, -1.0)))
+    monkeypatch.setattr(module, "chat", lambda *_: "words")
     monkeypatch.setattr("offline.engines.local.transformers.TransformersEngine", engine)
     result = check(compact, base, dtype="float32", device="cpu", log=tmp_path / "log")
     assert events == ["ended", "cpu"]

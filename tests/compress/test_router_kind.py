@@ -23,7 +23,8 @@ from tests.families.models import make_family
 from tests.sample_runs import Listener, of_its_method
 from tests.tiny import word_tokenizer
 from vllm_moe_prune.checkpoint import Checkpoint
-from vllm_moe_prune.live import LiveRouting
+from vllm_moe_prune.choice import Choice
+from vllm_moe_prune.live_routing import LiveRouting
 from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.routing_map import RoutingMap
 
@@ -157,7 +158,8 @@ def test_a_live_layer_routes_as_the_sliced_gate_that_is_built(
     space = Space.of(MoeShape.of(base), 4, router="sliced")
     kept = (0, 3, 4, 6)
     made = space.routing_map(dict.fromkeys(space.layers, kept), Provenance.now("test"))
-    live = LiveRouting(8, 2, base.layout, fixed_columns=fixed_columns)
+    choice = Choice(base.layout.score, renormalises=base.layout.renormalise)
+    live = LiveRouting(8, 2, base.layout, choice, fixed_columns=fixed_columns)
     live.set(made.layers[0])
     logits = torch.randn(9, 8, generator=torch.Generator().manual_seed(0))
     weights, ids = live(logits, logits, 2, base.layout.renormalise)

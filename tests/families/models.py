@@ -264,7 +264,7 @@ def make_family(family: str, folder: Path, *, correction: float = 0.3, **more: A
                     weight.zero_()  # vLLM does not add Phi-MoE's
                 elif name.endswith("per_expert_scale"):
                     weight.uniform_(0.5, 1.5)
-                elif weight.dim() == 1 and "bias" in name and "dt_bias" not in name:
+                elif weight.dim() == 1 and "bias" in name and "mamba.dt_bias" not in name:
                     weight.normal_(std=0.3)
                 elif weight.dim() > 1 and weight.is_floating_point():
                     weight.normal_(std=1.5 / weight.shape[-1] ** 0.5)

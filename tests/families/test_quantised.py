@@ -236,7 +236,7 @@ def test_whoever_trains_or_merges_refuses_quantised_ones(plain: Path, tmp_path: 
     with pytest.raises(PruneError, match=complaint):
         settings = FinetuneSettings(trainable="router")
         check_fits(Checkpoint.open(folder), settings, length=8, where=Where(device="cpu"))
-    merged = r"quantised and cannot be merged \(.*\.(qweight|qzeros|scales|g_idx|bias) is"
+    merged = r"are quantised \(gptq; .*\.(qweight|qzeros|scales|g_idx|bias) is .*cannot be merged"
     with pytest.raises(PruneError, match=merged):
         Prepared.of(recipe_of({"model": folder, "keep": 4}))
 
