@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -79,9 +81,17 @@ def test_a_data_set_that_cannot_be_had_is_one_line(
 
 
 def test_a_hub_that_does_not_answer_is_one_line(
-    hub: Hub, data: Path, model: Path, capsys: pytest.CaptureFixture[str]
+    hub: Hub,
+    data: Path,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hub.is_down = True
+    waited: list[float] = []  # by the client between its tries, 23 seconds in all
+    clock = SimpleNamespace(sleep=waited.append, time=time.time, monotonic=time.monotonic)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
     words = ("eval", "--model", model, "--task", "gsm8k_cot_zeroshot", "--device", "cpu", "--quiet")
     error = one_error(*run(*words, capsys=capsys))
     assert error.startswith("task gsm8k_cot_zeroshot: its data set openai/gsm8k (main) cannot be ")
+    assert len(waited) > 1
