@@ -11,9 +11,10 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH := $(shell grep '^torch==' requirements/cpu.lock)
 STAMP := $(VENV)/.installed
-# Two processes share the test files (tests/scheduling.py says how); what starts ranks on both
-# cores is in test-all, one by one.
-PARALLEL ?= -n 2
+# Three processes share the test files (tests/scheduling.py says how): of two cores a fifth was idle
+# with two, while a worker waited for an engine or a server. What starts ranks on both cores is in
+# test-all, one by one.
+PARALLEL ?= -n 3
 # Some environments write no byte code: then each of the many processes of the tests compiles
 # all that it imports, for 10 to 40 s.
 unexport PYTHONDONTWRITEBYTECODE
