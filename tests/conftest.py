@@ -52,6 +52,13 @@ def _no_garbage_among_modules() -> None:
     gc.freeze()
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What `make quick` leaves out it does not import either: every process would, for seconds."""
+    file = str(collection_path.relative_to(config.rootpath))
+    left_out = "not long" in config.option.markexpr and scheduling.is_long(file)
+    return True if left_out else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     scheduling.arrange(items)

@@ -39,15 +39,20 @@ GROUPS = dict.fromkeys(
     ),
     _STARTS,
 )
-# More than two seconds together: whole runs, training, Ray, locust, children that import torch,
-# real data, properties that hold for any input.
+# What takes long together: whole runs, training, Ray, locust, servers that break off, Triton's
+# interpreter, children that import torch, real data, properties of any input.
 LONG = (
     "tests/analysis/test_cli.py",
     "tests/analysis/test_use.py",
     "tests/benchmarks/",
     "tests/calibration/test_calibrate.py",
     "tests/calibration/test_outliers.py",
+    "tests/calibration/test_stored.py",
     "tests/calibration/test_weights.py",
+    "tests/check/test_judging.py",
+    "tests/cli/test_by_id.py",
+    "tests/cli/test_map_by_id.py",
+    "tests/cli/test_prompting.py",
     "tests/compress/test_compress.py",
     "tests/compress/test_eep.py",
     "tests/compress/test_oneshot.py",
@@ -55,8 +60,10 @@ LONG = (
     "tests/engines/local/test_attention.py",
     "tests/engines/local/test_generation.py",
     "tests/engines/ray/",
+    "tests/engines/test_replies.py",
     "tests/families/",
     "tests/finetune/",
+    "tests/hub/",
     "tests/loadtest/test_compare.py",
     "tests/loadtest/test_distributed.py",
     "tests/loadtest/test_locustfile.py",
@@ -66,19 +73,30 @@ LONG = (
     "tests/methods/test_eep.py",
     "tests/recover/test_recover.py",
     "tests/report/test_leftovers.py",
+    "tests/tasks/test_commands.py",
     "tests/tasks/test_harness.py",
     "tests/tasks/test_paper_extraction.py",
     "tests/tasks/test_paper_tasks.py",
+    "tests/tasks/test_same_as_lm_eval.py",
     "tests/tasks/test_splits.py",
     "tests/test_caches.py",
     "tests/test_digests.py",
     "tests/test_own_names.py",
     "tests/test_wheel.py",
+    "tests/testbed/test_puzzles.py",
     "tests/texts/test_hub.py",
     "tests/texts/test_hygiene.py",
     "tests/texts/test_long.py",
     "tests/vllm_moe_prune/test_composition.py",
+    "tests/vllm_moe_prune/test_hub.py",
+    "tests/vllm_moe_prune/test_hub_parts.py",
+    "tests/vllm_moe_prune/test_mapped_router.py",
 )
+
+
+def is_long(file: str) -> bool:
+    """Whether a test's or a file's name says that `make quick` leaves it out."""
+    return file.startswith(LONG)
 
 
 def group_of(nodeid: str) -> str:
@@ -92,7 +110,7 @@ def group_of(nodeid: str) -> str:
 def arrange(items: list[pytest.Item]) -> None:
     """Mark what is long, and put files that start engines first."""
     for item in items:
-        if item.nodeid.startswith(LONG):
+        if is_long(item.nodeid):
             item.add_marker("long")
     ranks: dict[str, int] = {}
     for item in items:
