@@ -125,13 +125,13 @@ def _in_vllm(
     """Return the report of scoring inside vLLM."""
     from transformers import AutoTokenizer
 
-    from benchmarks.live_calibration import SHAPE, measure
+    from benchmarks.live_calibration import SHAPE, measure, of_one_step
     from vllm_moe_prune.checkpoint import read_config
 
     folder = model or write_small(work / "model", layers=SHAPE.layers, shape=SHAPE)
     if calibration is None:
         vocab = int(read_config(folder)["vocab_size"])
-        domains = (random_tokens(vocab, sequences, length),)
+        domains = of_one_step(random_tokens(vocab, sequences, length))
     else:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         domains = load_domains(parse_calibration(calibration, sequences), tokenizer, length=length)

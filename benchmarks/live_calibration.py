@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,16 @@ def measure(
         "tokens_from_which_all_is_1.25": round(tokens * weights / left) if left > 0 else None,
         "tokens_of_a_step": settings["max_num_batched_tokens"],
     }
+
+
+def of_one_step(text: Domain) -> tuple[Domain, ...]:
+    """Return the text as domains that go through vLLM once: a larger one goes twice."""
+    size = max(STEP_TOKENS // text.token_ids.shape[1], 1)
+    parts = range(0, len(text.token_ids), size)
+    return tuple(
+        replace(text, name=f"{text.name} {begin}", token_ids=text.token_ids[begin : begin + size])
+        for begin in parts
+    )
 
 
 def _transformers(model: Path, domains: Sequence[Domain]) -> dict[str, float]:
