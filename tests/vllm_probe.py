@@ -4,13 +4,12 @@ Starting vLLM takes far longer than a tiny model does, so one process answers fo
 another, with the engine inside of it. What needs processes or an environment of its own (tensor or
 pipeline parallel, compiled models) gets a process for itself.
 
-A tiny model's time is not its arithmetic: of 4.4 s of CPU per model 3.2 s were spent on looking
-for garbage among a million objects of imported modules (`_Garbage`), 0.7 s on looking through all
-modules for kernels again, 0.5 s on zeros in a gibibyte of cache, and the first model waited 7 s for
-torch.compile to make a function of one line, which runs in eager models as well.
+A tiny model's time is not its arithmetic: of 4.4 s of CPU per model 3.2 s went into looking for
+garbage among a million objects of modules (`_Garbage`), 0.7 s into looking through all modules for
+kernels again, 0.5 s into zeros in a gibibyte of cache, and 7 s, once, into torch.compile.
 
-A process reads requests and writes answers, a line of JSON each. An answer is, per prompt, the
-greedy tokens and the log-probabilities of the whole vocabulary; or nothing, if scores were written.
+Requests and answers are lines of JSON. An answer is, per prompt, the greedy tokens and the
+log-probabilities of the whole vocabulary; or nothing, if scores were written.
 """
 
 from __future__ import annotations
@@ -278,6 +277,7 @@ def _main() -> None:
     from vllm.distributed import cleanup_dist_env_and_memory
     from vllm.model_executor.models import registry
 
+    from tests.draft_probe import drafting
     from tests.live_probe import live
 
     # vLLM looks at every new model class in a process of its own, which takes longer than all else.
@@ -288,7 +288,8 @@ def _main() -> None:
         garbage.is_gone()
         try:
             request = json.loads(line)
-            kind: Any = _score if "out" in request else live if "maps" in request else _answer
+            kinds: dict[str, Any] = {"out": _score, "maps": live, "drafted": drafting}
+            kind = next((kinds[key] for key in kinds if key in request), _answer)
             answer = kind(**request)
         except Exception:
             answer = traceback.format_exc()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from vllm_moe_prune.config_keys import count_at, value_at, with_value
+from vllm_moe_prune.draft_names import draft_beginnings, draft_names_in
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.form import Form
 from vllm_moe_prune.roles import WEIGHT, Role, name_pattern
@@ -135,7 +136,7 @@ class MoeLayout:
     def place(self, name: str) -> tuple[int, str]:
         """Return the decoder layer of a tensor with the rest of its name; -1 if it is in none."""
         found = name_pattern(self.layer).match(name)
-        if found is None or (self.mtp_prefix is not None and name.startswith(self.mtp_prefix)):
+        if found is None:
             return -1, ""
         layer = int(found["layer"])
         return (-1, "") if self._is_numbered_on(layer) else (layer, name[found.end() :])
@@ -150,10 +151,10 @@ class MoeLayout:
 
     def is_mtp(self, name: str) -> bool:
         """Whether a tensor is of an MTP (draft) layer, which transformers does not load."""
-        if self.mtp_layer is None:
+        if name.startswith(draft_beginnings(self.mtp_prefix)):
+            return True
+        if self.mtp_layer is None or self.mtp_prefix is not None:
             return False
-        if self.mtp_prefix is not None:
-            return name.startswith(self.mtp_prefix)
         found = name_pattern(self.layer).match(name)
         return found is not None and self._is_numbered_on(int(found["layer"]))
 
@@ -188,7 +189,13 @@ class MoeLayout:
         return replace(layout, found={layer: form for layer, (form, _) in sorted(found.items())})
 
     def _named_as(self, names: list[str]) -> MoeLayout:
-        """Return the layout with what the names of decoder layers begin with."""
+        """Return the layout with what the names of decoder and of draft layers begin with."""
+        if self.mtp_layer is not None and self.mtp_prefix is not None:
+            prefix, layer = draft_names_in(names, self.mtp_prefix, self.mtp_layer)
+            return replace(self, mtp_prefix=prefix, mtp_layer=layer)._trunk_named_as(names)
+        return self._trunk_named_as(names)
+
+    def _trunk_named_as(self, names: list[str]) -> MoeLayout:
         routers = [one for one in names if one.endswith(tuple(form.router for form in self.forms))]
 
         def fits(layer: str) -> bool:
@@ -282,11 +289,6 @@ class MoeLayout:
                 if key == keys[0] or value_at(text, key) is not None:
                     text = with_value(text, key, count)
         return text if self.section is None else with_value(dict(config), self.section, text)
-
-    def without_mtp(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the config with a count of no MTP (draft) layers."""
-        top = self.section is None or self.mtp_key in config
-        return with_value(config, self.mtp_key if top else f"{self.section}.{self.mtp_key}", 0)
 
     def num_groups(self, config: Mapping[str, Any]) -> int:
         """Return the number of router groups (1 where the family has none)."""

@@ -23,6 +23,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.weight_utils import maybe_download_from_modelscope
 
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
+from vllm_moe_prune.draft_loader import DraftLoader
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import HubReference
 from vllm_moe_prune.layout import MoeLayout
@@ -32,9 +33,8 @@ from vllm_moe_prune.rewrite import Copy, Drop, Operation, rewrite
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
 from vllm_moe_prune.vllm_compat.built_by import built_by, check_built_by
 from vllm_moe_prune.vllm_compat.config_counts import set_counts
-from vllm_moe_prune.vllm_compat.drafts import is_other_draft
+from vllm_moe_prune.vllm_compat.drafts import is_other_draft, is_own_draft
 from vllm_moe_prune.vllm_compat.limits import (
-    check_draft,
     check_lora,
     check_parallel,
     check_routed_experts,
@@ -92,6 +92,8 @@ class PrunedMoELoader(DefaultModelLoader):
                 draft: torch.nn.Module = loader.load_model(vllm_config, model_config, prefix)
                 return draft
             self._options = {}
+        if is_own_draft(vllm_config, model_config):
+            return self._drafts(model_config).load_model(vllm_config, model_config, prefix)
         model: torch.nn.Module = super().load_model(vllm_config, model_config, prefix)
         return model
 
@@ -117,8 +119,6 @@ class PrunedMoELoader(DefaultModelLoader):
         check_parallel(vllm_config, routing_map)
         check_lora(vllm_config)
         check_routed_experts(vllm_config, routing_map)
-        if "routing_map" in self._options:
-            check_draft(vllm_config)
         layout, layers = mapped.checkpoint.layout, routing_map.by_layer()
         config = model_config.hf_text_config
         # Whatever asks the config later, after the layers exist, gets the largest count.
@@ -188,6 +188,9 @@ class PrunedMoELoader(DefaultModelLoader):
             )
         allow_other = bool(self._options.get("allow_other_base", False))
         return apply_map(checkpoint, given, allow_other=allow_other)
+
+    def _drafts(self, model_config: ModelConfig) -> DraftLoader:
+        return DraftLoader(self.load_config, self._folder(model_config))
 
     def download_model(self, model_config: ModelConfig) -> None:
         """Bring the model onto this machine."""

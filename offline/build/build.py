@@ -12,11 +12,12 @@ from typing import Any
 from pydantic import JsonValue
 
 from offline.build.card import card_fields, model_card
-from offline.build.mtp import MtpChoice, decoder_tensors, plan_mtp
+from offline.build.mtp import MtpChoice, config_of_drafts, decoder_tensors, plan_mtp
 from offline.build.quantised import follow
 from offline.runs.output import check_output, staged
 from offline.runs.owned import MANIFEST
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
+from vllm_moe_prune.draft_config import own_counts
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import origin
 from vllm_moe_prune.rewrite import Combine, Drop, Mix, Operation, rewrite
@@ -166,10 +167,13 @@ def write_checkpoint(
             source, operations, weights, max_shard_bytes=max_shard_bytes, progress=progress
         )
         copy_companions(base.folder, partial)
-        written = json.dumps(pruned_config(config, base, routing_map, operations), indent=2)
-        (partial / "config.json").write_text(written + "\n")
+        pruned = pruned_config(config, base, routing_map, operations)
+        (partial / "config.json").write_text(json.dumps(pruned, indent=2) + "\n")
         inherited, exact = card_fields(base.folder), base.layout.slices
-        card = model_card(base.name, routing_map, routing_map.form, inherited, slices=exact)
+        drafts = own_counts(pruned, base.layout)
+        card = model_card(
+            base.name, routing_map, routing_map.form, inherited, slices=exact, drafts=drafts
+        )
         (partial / "README.md").write_text(card)
         routing_map.save(partial)
         for name, content in {**quantiser_files, **(beside or {})}.items():
@@ -185,10 +189,7 @@ def pruned_config(
 ) -> dict[str, Any]:
     """Return config.json with the largest counts; per-layer counts live in the map alone."""
     config = base.layout.with_counts(config, routing_map.max_kept, routing_map.max_top_k)
-    names = {op.target.name for op in operations if not isinstance(op, Drop)}
-    if any(map(base.layout.is_mtp, base.tensors)) and not any(map(base.layout.is_mtp, names)):
-        config = base.layout.without_mtp(config)
-    return config
+    return config_of_drafts(config, base, routing_map, operations)
 
 
 def copy_companions(source: Path, target: Path) -> None:

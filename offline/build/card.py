@@ -23,6 +23,14 @@ _SERVE = {
 """,
 }
 
+_DRAFTS = """
+Its MTP (draft) layers keep all {count} experts. vLLM builds them so by the `pruned_moe` load
+format (`pip install vllm-moe-prune`) alone:
+
+    vllm serve . --load-format pruned_moe \\
+        --speculative-config '{{"method": "mtp", "num_speculative_tokens": 1}}'
+"""
+
 _INEXACT = """
 Routers are sliced, and this model does not renormalise its top-k weights: the softmax runs over the
 kept experts alone, so that their weights are larger than in the base.
@@ -57,11 +65,13 @@ def model_card(
     inherited: Mapping[str, JsonValue] | None = None,
     *,
     slices: bool = True,
+    drafts: tuple[int, int] | None = None,
 ) -> str:
     """Return README.md: what was pruned, how, and how to serve it.
 
     :param inherited: as `card_fields`
     :param slices: whether a sliced router of this model is exact (`MoeLayout.slices`)
+    :param drafts: (experts, active experts) of draft layers, if they have others than the rest
     """
     fields = dict(inherited or {})
     given = fields.pop("tags", None)
@@ -89,7 +99,7 @@ base_model: {base_name}
 
 {routing_map.summary()}
 
-{_SERVE[form]}
+{_SERVE[form]}{_DRAFTS.format(count=drafts[0]) if drafts else ""}
 `{MAP_FILE}` says what became of every expert and of the routers.
 {"" if slices or not routing_map.loses_rows else _INEXACT}{trained if tuned else ""}
 ## How it was made

@@ -118,9 +118,16 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def _checkpoint_facts(path: Path) -> dict[str, Any]:
+    from offline.build.mtp import DraftLayers
     from vllm_moe_prune.checkpoint import Checkpoint
+    from vllm_moe_prune.draft_config import own_counts
 
     checkpoint = Checkpoint.open(path)
+    drafts = DraftLayers.of(checkpoint)
+    more = {}
+    if drafts.layers or drafts.promised:
+        counts = own_counts(checkpoint.config, checkpoint.layout)
+        more["drafts"] = asdict(drafts) | {"own_counts": counts, "missing": drafts.missing()}
     return {
         "model_type": checkpoint.layout.model_type,
         "num_bytes": checkpoint.num_bytes,
@@ -128,6 +135,7 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
         "experts_per_layer": checkpoint.expert_counts(),
         "top_k": checkpoint.layout.top_k(checkpoint.config),
         "fingerprint": checkpoint.fingerprint().model_dump(),
+        **more,
     }
 
 
@@ -146,6 +154,19 @@ def _map_facts(routing_map: RoutingMap) -> dict[str, Any]:
     }
 
 
+def _drafts(drafts: dict[str, Any]) -> str:
+    """Say what there is of draft layers."""
+    lines = []
+    if numbers := drafts["layers"]:
+        experts = sorted(set(drafts["experts"].values()))
+        of = f", {'/'.join(map(str, experts))} experts each" if experts else ", without experts"
+        active = f", top-{drafts['own_counts'][1]}" if drafts["own_counts"] else ""
+        lines.append(f"MTP (draft) layers: {', '.join(map(str, numbers))}{of}{active}")
+    if drafts["missing"]:
+        lines.append(drafts["missing"])
+    return "\n".join(lines)
+
+
 def _show(facts: dict[str, Any]) -> None:
     from rich.table import Table
 
@@ -156,6 +177,8 @@ def _show(facts: dict[str, Any]) -> None:
     console.print(f"{facts['path']}: {facts['kind']} of {facts['model_type']}", soft_wrap=True)
     if "num_bytes" in facts:
         console.print(f"{gib(facts['num_bytes'])}, of that experts {gib(facts['expert_bytes'])}")
+    if "drafts" in facts:
+        console.print(_drafts(facts["drafts"]), soft_wrap=True)
     table = Table("layer", "experts", "top-k", "router", "kept")
     if "map" in facts:
         console.print(facts["map"]["summary"], soft_wrap=True)

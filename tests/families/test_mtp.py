@@ -20,6 +20,7 @@ from tests.families.mtp import MTP, WITH_EXPERTS, add_mtp
 from tests.families.test_build import IDS, KEPT, loaded, sliced_map
 from tests.sample_maps import uniform_map
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.draft_config import own_counts
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.rewrite import Copy, rewrite
 from vllm_moe_prune.routing_map import RoutingMap
@@ -144,12 +145,13 @@ def test_prune_keeps_the_experts_with_the_largest_gate_rows(
     assert out.config["num_nextn_predict_layers"] == 1
 
 
-def test_keep_is_refused_where_the_config_could_not_say_it(
+def test_keep_copies_all_experts_beside_layers_that_keep_fewer(
     expert_case: Case, tmp_path: Path
 ) -> None:
-    with pytest.raises(PruneError, match=r"has 8 experts and config\.json has one number .* 4"):
-        build(expert_case.base, expert_case.map, tmp_path / "out", mtp="keep")
-    assert not (tmp_path / "out").exists()
+    out, _ = expert_case.built(tmp_path / "out", "keep")
+    assert all(out.raw(name) == expert_case.base.raw(name) for name in expert_case.names)
+    assert own_counts(out.config, out.layout) == (EXPERTS, 2)
+    assert out.layout.num_experts(out.config) == 4
 
 
 def test_keep_copies_where_a_layer_keeps_all_experts(expert_case: Case, tmp_path: Path) -> None:
@@ -164,6 +166,7 @@ def test_keep_copies_where_a_layer_keeps_all_experts(expert_case: Case, tmp_path
         assert written.raw(name) == expert_case.base.raw(name)
     assert written.config["num_nextn_predict_layers"] == 1
     assert written.layout.num_experts(written.config) == EXPERTS
+    assert own_counts(written.config, written.layout) is None
 
 
 @pytest.mark.parametrize("choice", ["keep", "prune"])
@@ -190,7 +193,5 @@ def test_a_search_asks_before_it_begins(tmp_path: Path) -> None:
     glm = Case("glm4_moe", tmp_path)
     with pytest.raises(PruneError, match=r"has MTP \(draft\) layers"):
         Prepared.of(recipe_of({"model": glm.base.folder, "keep": 4}))
-    with pytest.raises(PruneError, match=r"has 8 experts and config\.json has one"):
-        Prepared.of(recipe_of({"model": glm.base.folder, "keep": 4, "mtp": "keep"}))
     with pytest.raises(ValueError, match="a lottery trains, and MTP layers not"):
         recipe_of({"model": glm.base.folder, "keep": 4, "method": "lottery", "mtp": "prune"})

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from vllm_moe_prune.config_keys import count_at, value_at, with_value
+from vllm_moe_prune.draft_config import without_drafts
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import layout_of
 
@@ -75,8 +76,8 @@ def test_a_pruned_config_has_the_counts_under_every_key(
 
 def test_a_count_of_draft_layers_becomes_none_where_it_stands() -> None:
     config = {"model_type": "qwen3_5_moe", "text_config": {"mtp_num_hidden_layers": 1}}
-    found = layout_of(config).without_mtp(config)
+    found = without_drafts(config, layout_of(config), there_were=True)
     assert found == {"model_type": "qwen3_5_moe", "text_config": {"mtp_num_hidden_layers": 0}}
     config = {"model_type": "qwen3_next"}
-    found = layout_of(config).without_mtp(config)
+    found = without_drafts(config, layout_of(config), there_were=True)
     assert found == {"model_type": "qwen3_next", "num_nextn_predict_layers": 0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from tests.hub.server import Hub
 from tests.sample_maps import build_compact, mixed_map, uniform_map
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.draft_config import SECTION
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.plugin import register
 from vllm_moe_prune.rewrite import Drop
@@ -225,16 +227,12 @@ def test_expert_load_balancing_is_refused(base: Path) -> None:
         check_parallel(parallel_config(eplb=True), uniform_map(base, UNIFORM))
 
 
-def test_drafting_with_the_bases_own_layers_is_refused(base: Path) -> None:
-    own = SimpleNamespace(model=str(base))
-    other = SimpleNamespace(model="ngram")
-    for draft, refused in ((None, False), (other, False), (own, True)):
-        config: Any = SimpleNamespace(speculative_config=draft, model_config=own)
-        if refused:
-            with pytest.raises(PruneError, match="layers that draft"):
-                check_draft(config)
-        else:
-            check_draft(config)
+def test_experts_are_not_balanced_where_draft_layers_have_others() -> None:
+    own = {SECTION: {"num_experts": 8, "num_experts_per_tok": 2}}
+    for fields, eplb, refused in ((own, True, True), (own, False, False), ({}, True, False)):
+        draft: Any = SimpleNamespace(hf_text_config=SimpleNamespace(**fields))
+        with pytest.raises(PruneError, match="EPLB") if refused else nullcontext():
+            check_draft(parallel_config(eplb=eplb), draft)
 
 
 def test_the_seam_is_where_the_compat_layer_expects_it() -> None:

@@ -134,6 +134,9 @@ _MINIMAX_M3 = MoeLayout(
     score="sigmoid",
     mappable=False,
     vllm_module="vllm.models.minimax_m3.nvidia.model",
+    mtp_layer="model.mtp.layers.{layer}.transformer_layer.",
+    mtp_prefix="model.mtp.",
+    mtp_key="num_mtp_modules",
 )
 _DBRX = MoeLayout(
     "dbrx",

@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import RoutingMap
-from vllm_moe_prune.vllm_compat.drafts import is_same_model
+from vllm_moe_prune.vllm_compat.drafts import own_counts_in
 from vllm_moe_prune.vllm_compat.lora import adapts_experts
 
 
@@ -46,19 +46,18 @@ def check_lora(vllm_config: Any) -> None:
         )
 
 
-def check_draft(vllm_config: Any) -> None:
-    """Refuse to draft with the base's own layers while a map is applied to it.
+def check_draft(vllm_config: Any, model_config: Any) -> None:
+    """Refuse to balance experts where draft layers have another number of them.
 
-    Those layers keep their experts, and vLLM reads one count for them and the pruned layers.
-
-    :raises PruneError: saying what to build instead
+    :param model_config: that of the draft layers
+    :raises PruneError: naming the option to leave out
     """
-    draft = vllm_config.speculative_config
-    if draft is not None and is_same_model(draft.model, vllm_config.model_config.model):
+    own = own_counts_in(model_config.hf_text_config)
+    if own is not None and vllm_config.parallel_config.enable_eplb:
         raise PruneError(
-            "a map that is applied while loading does not reach the layers that draft",
-            hint="build a checkpoint with --mtp prune and serve that, or leave "
-            "--speculative-config out",
+            f"expert load balancing (EPLB) is not supported with {own[0]} experts in draft layers "
+            "and another number in the others",
+            hint="leave --enable-eplb out",
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vllm_moe_prune.vllm_compat.drafts import refuse_own_counts
+
 
 def is_registered(load_format: str) -> bool:
     """Whether vLLM knows a load format."""
@@ -35,6 +37,7 @@ def _guarded(loader: Any, refuse: Refuse) -> type:
 
         def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> Any:
             refuse(model_config.model, model_config.revision)
+            refuse_own_counts(vllm_config, model_config)
             return super().load_model(vllm_config, model_config, prefix)
 
     Guarded.__name__ = Guarded.__qualname__ = loader.__name__
