@@ -33,8 +33,8 @@ def compose(first: RoutingMap, following: RoutingMap) -> RoutingMap:
     """Return the map that does to the first one's base what both do, one after the other.
 
     :param following: made for the model that ``first`` makes
-    :raises PruneError: if the second does not fit what the first leaves, or a sliced router under
-        a mapped one cannot be written exactly
+    :raises PruneError: if the second does not fit what the first leaves, a sliced router under a
+        mapped one cannot be written exactly, or constant vectors stand for experts of either
     """
     _check_fit(first, following)
     layout, after = layout_of({"model_type": first.model_type}), following.by_layer()
@@ -56,6 +56,11 @@ def compose(first: RoutingMap, following: RoutingMap) -> RoutingMap:
 
 
 def _check_fit(first: RoutingMap, following: RoutingMap) -> None:
+    if first.substitutes or following.substitutes:
+        raise PruneError(
+            "a routing map that substitutes experts neither follows another nor is followed",
+            hint="make one map of the base that does both",
+        )
     if first.model_type != following.model_type:
         raise PruneError(
             f"a routing map for {following.model_type} cannot follow one for {first.model_type}"

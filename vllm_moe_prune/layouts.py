@@ -13,6 +13,7 @@ from vllm_moe_prune.config_keys import value_at
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.families import deepseek, mixtral, qwen
 from vllm_moe_prune.layout import MoeLayout
+from vllm_moe_prune.substitutes import check_computes_all
 
 LAYOUTS: Mapping[str, MoeLayout] = {
     layout.model_type: layout for layout in (*mixtral.FAMILIES, *qwen.FAMILIES, *deepseek.FAMILIES)
@@ -27,8 +28,9 @@ _REFUSED = {
 def layout_of(config: Mapping[str, Any]) -> MoeLayout:
     """Return the layout for a config.json; the names in it are the usual ones (`settled`).
 
-    :raises PruneError: for a family that is not in the table
+    :raises PruneError: for a family that is not in the table, or if vectors stand for experts
     """
+    check_computes_all(config)
     model_type = config.get("model_type")
     if (reason := _REFUSED.get(str(model_type))) is not None:
         raise PruneError(f"a {model_type} model cannot be pruned: {reason}")

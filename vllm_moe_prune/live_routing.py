@@ -107,7 +107,7 @@ class LiveRouting:
         rows = entry.router_selection.kept if sliced else one_hot_ids(w_rm)
         if not (sliced or self._mappable):
             check_mapped(entry, rows, self.layout)
-        slots = entry.experts.kept or tuple(range(entry.num_kept))
+        slots = entry.slots
         if rows is None or (self._always_multiplies and not sliced):
             assert w_rm is not None
             self._multiply(torch.from_numpy(w_rm), slots, entry.top_k)
@@ -195,4 +195,4 @@ def _key(entry: LayerMap, w_rm: NDArray[np.float32] | None) -> tuple[object, ...
     """Return all that decides the choice."""
     rows = entry.router_selection.kept
     mixed = b"" if w_rm is None else w_rm.tobytes()
-    return (entry.router, rows, entry.experts.kept, entry.num_kept, entry.top_k, mixed)
+    return (entry.router, rows, entry.slots, entry.num_kept, entry.top_k, mixed)

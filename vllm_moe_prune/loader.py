@@ -14,6 +14,7 @@ from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from vllm.config import ModelConfig, VllmConfig
 from vllm.config.load import LoadConfig
@@ -23,6 +24,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.weight_utils import maybe_download_from_modelscope
 
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
+from vllm_moe_prune.constant_experts import ConstantExperts
 from vllm_moe_prune.draft_loader import DraftLoader
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import HubReference
@@ -124,7 +126,8 @@ class PrunedMoELoader(DefaultModelLoader):
         # Whatever asks the config later, after the layers exist, gets the largest count.
         set_counts(config, layout, routing_map.max_kept, routing_map.max_top_k)
         built_by(model_config, routing_map)
-        with built_by_layer(layout, layers, _routers(routing_map, layout)):
+        constant = _constants(routing_map)
+        with built_by_layer(layout, layers, _routers(routing_map, layout), constant):
             model = super().create_model(vllm_config, model_config, prefix)
         if views_by_count(mapped.checkpoint):
             kept = {number: layer.num_kept for number, layer in layers.items()}
@@ -251,8 +254,20 @@ def _as_it_is(checkpoint: Checkpoint, routing_map: RoutingMap) -> MappedCheckpoi
 
 
 def _routers(routing_map: RoutingMap, layout: MoeLayout) -> Mapping[int, MappedRouter]:
+    """Return the routers of our own: mapped ones, and of whole scores among constant vectors."""
+    found = {}
+    for layer in routing_map.layers:
+        if layer.router == "mapped":
+            found[layer.layer] = MappedRouter.of(routing_map, layer, layout.score)
+        elif layer.substituted and layout.mappable and routing_map.num_groups == 1:
+            every = np.eye(layer.gate_rows, dtype=np.float32)
+            found[layer.layer] = MappedRouter(every, layout.score)
+    return found
+
+
+def _constants(routing_map: RoutingMap) -> Mapping[int, ConstantExperts]:
     return {
-        layer.layer: MappedRouter.of(routing_map, layer, layout.score)
+        layer.layer: ConstantExperts.of(routing_map, layer)
         for layer in routing_map.layers
-        if layer.router == "mapped"
+        if layer.substituted is not None
     }

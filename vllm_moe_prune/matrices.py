@@ -17,7 +17,7 @@ Matrix = NDArray[np.float32]
 
 
 def read_matrices(file: Path, layers: tuple[LayerMap, ...]) -> dict[str, Matrix]:
-    """Read the matrices that layers name, each [E', E]; none where none is named.
+    """Read the matrices that layers name; none where none is named.
 
     :raises PruneError: if the file is missing or damaged
     """
@@ -33,7 +33,19 @@ def read_matrices(file: Path, layers: tuple[LayerMap, ...]) -> dict[str, Matrix]
 
 def named(layer: LayerMap) -> list[str]:
     """Return the names of the matrices that a layer needs."""
-    return [s.matrix for s in (layer.experts, layer.router_rows) if s and s.matrix]
+    return [name for name, _ in _shapes(layer)]
+
+
+def _shapes(layer: LayerMap) -> list[tuple[str, tuple[int, int | None]]]:
+    """Return name and shape of each matrix that a layer needs; of vectors any length will do."""
+    found: list[tuple[str, tuple[int, int | None]]] = []
+    rows = ((layer.experts, layer.num_kept), (layer.router_rows, layer.num_choices))
+    for selection, count in rows:
+        if selection is not None and selection.matrix is not None:
+            found.append((selection.matrix, (count, layer.num_experts)))
+    if layer.substituted is not None:
+        found.append((layer.substituted.vectors, (len(layer.constant_ids), None)))
+    return found
 
 
 def check_matrices(layers: tuple[LayerMap, ...], matrices: Mapping[str, Matrix]) -> None:
@@ -42,16 +54,15 @@ def check_matrices(layers: tuple[LayerMap, ...], matrices: Mapping[str, Matrix])
     :raises PruneError: naming the layer and the matrix
     """
     for layer in layers:
-        for name in named(layer):
+        for name, (rows, columns) in _shapes(layer):
             matrix = matrices.get(name)
             where = f"layer {layer.layer}: matrix {name}"
             if matrix is None:
                 raise PruneError(f"{where} is missing")
-            if matrix.shape != (layer.num_kept, layer.num_experts):
-                raise PruneError(
-                    f"{where} has shape {list(matrix.shape)}, "
-                    f"not [{layer.num_kept}, {layer.num_experts}]"
-                )
+            wide = matrix.shape[-1] if columns is None and matrix.ndim == 2 else columns
+            if matrix.shape != (rows, wide) or not wide:
+                wanted = "D" if columns is None else columns
+                raise PruneError(f"{where} has shape {list(matrix.shape)}, not [{rows}, {wanted}]")
             if matrix.dtype != np.float32:
                 raise PruneError(f"{where} is {matrix.dtype}, not float32")
             if not np.isfinite(matrix).all():

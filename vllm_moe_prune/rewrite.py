@@ -29,6 +29,7 @@ from vllm_moe_prune.operations import (
 )
 from vllm_moe_prune.roles import STACKED_PARTS, WEIGHT, Role
 from vllm_moe_prune.routing_map import RoutingMap
+from vllm_moe_prune.substitutes import check_substitutable
 
 __all__ = [
     "COMBINABLE", "ITEM_BYTES", "Combine", "Copy", "Drop", "Mix", "Operation", "Slice",
@@ -79,8 +80,11 @@ def rewrite(
     The parts of a quantised expert move with it. MTP layers are copied: a map says nothing of them.
 
     :param tensors: the base checkpoint, name -> info, in the order to read it
-    :raises PruneError: if the map needs a tensor that is absent, or merges quantised experts
+    :raises PruneError: if the map needs a tensor that is absent, merges quantised experts, or
+        substitutes experts of a family in which none can be
     """
+    if routing_map.substitutes:
+        check_substitutable(layout)
     layers = routing_map.by_layer()
     used = {number: _used(routing_map, layer) for number, layer in layers.items()}
     for info in tensors.values():

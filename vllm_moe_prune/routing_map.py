@@ -17,12 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from safetensors.numpy import save
 
 from vllm_moe_prune.errors import PruneError, one_line
-from vllm_moe_prune.layer_map import LayerMap, Selection
+from vllm_moe_prune.layer_map import LayerMap, Selection, check_groups
 from vllm_moe_prune.matrices import Matrix, check_matrices, read_matrices
 from vllm_moe_prune.provenance import Provenance, write_atomic
 from vllm_moe_prune.tuning import Tuning
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAP_FILE = "routing_map.json"
 MATRIX_FILE = "routing_map.safetensors"
 
@@ -53,7 +53,7 @@ class RoutingMap(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = 2  # 3 where experts are substituted: older readers know the rest
     model_type: str
     base: BaseFingerprint
     num_groups: int = Field(default=1, ge=1)
@@ -69,9 +69,11 @@ class RoutingMap(BaseModel):
         for layer in self.layers:
             if numbers.count(layer.layer) > 1:
                 raise ValueError(f"layer {layer.layer} appears twice")
-            _check_groups(layer, self.num_groups)
+            check_groups(layer, self.num_groups)
         if self.tuned and self.schema_version < 2:
             raise ValueError("`tuned` needs schema_version 2")
+        if self.substitutes and self.schema_version < 3:
+            raise ValueError("`substituted` needs schema_version 3")
         return self
 
     def __eq__(self, other: object) -> bool:
@@ -83,9 +85,13 @@ class RoutingMap(BaseModel):
     def build(cls, *, matrices: Mapping[str, Any] | None = None, **fields: Any) -> RoutingMap:
         """Make a map together with the matrices that its layers name.
 
-        :param matrices: name -> array [E', E], finite; stored as float32
+        :param matrices: name -> array, finite; stored as float32
+        :param fields: ``schema_version`` is the lowest that has them, if not given
         :raises PruneError: if a rule is broken, naming the layer and the rule
         """
+        layers = fields.get("layers", ())
+        if any(_substitutes(layer) for layer in layers):
+            fields.setdefault("schema_version", 3)
         try:
             routing_map = cls(**fields)
         except ValidationError as error:
@@ -97,7 +103,7 @@ class RoutingMap(BaseModel):
 
     @property
     def matrices(self) -> Mapping[str, Matrix]:
-        """Return the named matrices, each [E', E] float32."""
+        """Return the named matrices in float32: W_EM [E', E], W_RM [E' + S, E], vectors [S, D]."""
         return self._matrices
 
     @property
@@ -105,7 +111,8 @@ class RoutingMap(BaseModel):
         """``plain`` if any reader can open the built checkpoint, else ``compact``."""
         counts = {(layer.num_kept, layer.top_k) for layer in self.layers}
         sliced = all(layer.router == "sliced" for layer in self.layers)
-        return "plain" if sliced and len(counts) == 1 else "compact"
+        plain = sliced and len(counts) == 1 and not self.substitutes
+        return "plain" if plain else "compact"
 
     @property
     def max_kept(self) -> int:
@@ -118,9 +125,14 @@ class RoutingMap(BaseModel):
         return max(layer.top_k for layer in self.layers)
 
     @property
+    def substitutes(self) -> bool:
+        """Whether a constant vector stands for an expert of any layer."""
+        return any(layer.substituted is not None for layer in self.layers)
+
+    @property
     def loses_rows(self) -> bool:
         """Whether a router loses gate rows: sliced, with fewer experts than before."""
-        return any(e.router == "sliced" and e.num_kept < e.num_experts for e in self.layers)
+        return any(layer.gate_rows < layer.num_experts for layer in self.layers)
 
     def summary(self) -> str:
         """Say in one line what the map does."""
@@ -130,10 +142,12 @@ class RoutingMap(BaseModel):
         top_k = sorted({layer.top_k for layer in self.layers})
         mapped = sum(layer.router == "mapped" for layer in self.layers)
         merged = sum(layer.experts.matrix is not None for layer in self.layers)
+        constant = sum(len(layer.constant_ids) for layer in self.layers)
+        also = f", {constant} substituted experts" if constant else ""
         return (
             f"{self.form}: {after} of {before} experts in {len(self.layers)} layers "
             f"({'/'.join(map(str, kept))} per layer, top-{'/'.join(map(str, top_k))}, "
-            f"{mapped} mapped routers, {merged} merged layers)"
+            f"{mapped} mapped routers, {merged} merged layers{also})"
         )
 
     def by_layer(self) -> dict[int, LayerMap]:
@@ -145,15 +159,20 @@ class RoutingMap(BaseModel):
         return self._dense(layer.experts, layer)
 
     def router_matrix(self, layer: LayerMap) -> Matrix:
-        """Return W_RM, shape [E', E]: acts on the scores over E experts (EEP, section 4.2)."""
+        """Return W_RM, shape [E' + S, E]: acts on the scores over E (EEP, section 4.2)."""
         return self._dense(layer.router_selection, layer)
+
+    def vectors(self, layer: LayerMap) -> Matrix:
+        """Return the vectors of a layer's substituted experts, [S, D]."""
+        assert layer.substituted is not None
+        return self._matrices[layer.substituted.vectors]
 
     def _dense(self, selection: Selection, layer: LayerMap) -> Matrix:
         if selection.matrix is not None:
             return self._matrices[selection.matrix]
         assert selection.kept is not None
-        dense = np.zeros((layer.num_kept, layer.num_experts), np.float32)
-        dense[np.arange(layer.num_kept), list(selection.kept)] = 1.0
+        dense = np.zeros((len(selection.kept), layer.num_experts), np.float32)
+        dense[np.arange(len(dense)), list(selection.kept)] = 1.0
         return dense
 
     def digest(self) -> str:
@@ -164,6 +183,9 @@ class RoutingMap(BaseModel):
             digest.update(head.encode())
             digest.update(self.expert_matrix(layer).tobytes())
             digest.update(self.router_matrix(layer).tobytes())
+            if layer.substituted is not None:
+                digest.update(f"/substituted/{layer.choices}/{layer.constant_ids}".encode())
+                digest.update(self.vectors(layer).tobytes())
         return "sha256:" + digest.hexdigest()
 
     def check_base(
@@ -264,21 +286,6 @@ def _read_json(file: Path) -> dict[str, Any]:
     return fields
 
 
-def _check_groups(layer: LayerMap, num_groups: int) -> None:
-    """A group-limited router chooses groups first: each must keep the same number of experts."""
-    if num_groups == 1:
-        return
-    size, rest = divmod(layer.num_experts, num_groups)
-    if rest or layer.router_selection.kept is None:
-        raise ValueError(f"layer {layer.layer}: a router with {num_groups} groups needs kept ids")
-    if layer.router == "mapped":
-        raise ValueError(
-            f"layer {layer.layer}: a router that first chooses among {num_groups} groups cannot be "
-            "mapped"
-        )
-    kept = [expert // size for expert in layer.router_selection.kept]
-    if kept != sorted(kept) or len({kept.count(group) for group in range(num_groups)}) != 1:
-        raise ValueError(
-            f"layer {layer.layer}: all {num_groups} router groups must keep the same number of "
-            "experts, in order"
-        )
+def _substitutes(layer: Any) -> bool:
+    found = layer.get("substituted") if isinstance(layer, Mapping) else layer.substituted
+    return found is not None

@@ -14,7 +14,7 @@ from offline.runs.owned import read_json
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import RoutingMap
 
-ExportFormat = Literal["kept-ids", "llm-compressor"]
+ExportFormat = Literal["kept-ids", "llm-compressor"]  # of a file
 KEPT_IDS_VERSION = 1
 
 
@@ -97,6 +97,11 @@ def pruner_call(routing_map: RoutingMap, file: str) -> str:
 
 def _check_selects(routing_map: RoutingMap) -> None:
     for entry in routing_map.layers:
+        if entry.substituted is not None:
+            raise PruneError(
+                f"layer {entry.layer} substitutes experts, which is no list of kept ids",
+                hint="--format approximate-experts, which vLLM 0.33 reads",
+            )
         if entry.experts.kept is None or entry.router_selection.kept != entry.experts.kept:
             raise PruneError(
                 f"layer {entry.layer} merges experts or mixes their scores, which is no list of "

@@ -62,8 +62,8 @@ def calibrate(
     :param scratch: folder for the hidden states of all tokens, of every layer with ``gradients``;
         the system's temporary folder if not given
     :param provenance: of the scores; the data's identity and the time if not given
-    :raises PruneError: if the map applied merges experts, a sequence is longer than the model can
-        take, or the disk for hidden states is too small
+    :raises PruneError: if the map applied merges or substitutes experts, a sequence is longer than
+        the model can take, or the disk for hidden states is too small
     """
     _check(engine, corpora)
     top_k = _top_k_by_layer(engine)
@@ -97,9 +97,10 @@ def calibrate(
 
 def _check(engine: TransformersEngine, corpora: Sequence[Domain]) -> None:
     entries = engine.applied.layers if engine.applied else ()
-    if any(entry.experts.kept is None for entry in entries):
+    if any(entry.experts.kept is None or entry.substituted for entry in entries):
         raise PruneError(
-            "the routing map applied merges experts, so there are no single ones to score",
+            "the routing map applied merges or substitutes experts, so there are no single ones to "
+            "score",
             hint="build the merged checkpoint and score that",
         )
     assert corpora, "no text"

@@ -184,6 +184,8 @@ def _show(facts: dict[str, Any]) -> None:
         console.print(facts["map"]["summary"], soft_wrap=True)
         for layer in facts["map"]["layers"]:
             kept = layer["experts"].get("kept") or f"merged by {layer['experts']['matrix']}"
+            if "substituted" in layer:
+                kept = f"{kept}, constant: {layer['substituted']['experts']}"
             count = f"{layer['num_kept']} of {layer['num_experts']}"
             row = (layer["layer"], count, layer["top_k"], layer["router"], kept)
             table.add_row(*map(str, row))

@@ -21,6 +21,7 @@ from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.layouts import layout_of
 from vllm_moe_prune.rewrite import COMBINABLE
 from vllm_moe_prune.routing_map import RoutingMap
+from vllm_moe_prune.substitutes import check_substitutable
 from vllm_moe_prune.vllm_compat.version import check_supported
 
 _TOKENIZERS = (
@@ -131,6 +132,8 @@ def check_evaluable(
         routing_map.check_base(base.fingerprint(), base.expert_counts(), allow_other=allow_other)
         if any(entry.experts.kept is None for entry in routing_map.layers):
             check_mergeable(base)
+        if routing_map.substitutes:
+            check_substitutable(layout)
         for entry in routing_map.layers if layout.is_corrected else ():
             check_only_drops(entry)
     elif allow_other:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Collection, Iterable, Sequence
 
+from vllm_moe_prune.layer_map import LayerMap
+
 # The counts for which vLLM 0.32 instantiates its fused top-k kernel (softmax and sigmoid routers):
 # csrc/libtorch_stable/moe/topk_softmax_kernels.cu, `topkGatingKernelLauncher`. Any other count
 # takes the general path, two kernels and a workspace. On ROCm only the powers of two are there.
@@ -57,3 +59,24 @@ def spans(layers: Collection[int]) -> str:
             parts.append([layer])
     text = ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
     return f"layer{'s' if len(layers) > 1 else ''} {text}"
+
+
+def routes_in_kernel(entry: LayerMap) -> bool:
+    """Whether vLLM's own router may choose the experts of a layer."""
+    return entry.router == "sliced" and entry.substituted is None
+
+
+def by_counts(entries: Iterable[LayerMap]) -> list[tuple[list[int], int, int]]:
+    """Return (layers, E', k) for each pair of counts."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for entry in entries:
+        found.setdefault((entry.num_kept, entry.top_k), []).append(entry.layer)
+    return [(layers, kept, k) for (kept, k), layers in sorted(found.items())]
+
+
+def by_kept(entries: Iterable[LayerMap]) -> list[tuple[list[int], int]]:
+    """Return (layers, E') for each count."""
+    found: dict[int, list[int]] = {}
+    for entry in entries:
+        found.setdefault(entry.num_kept, []).append(entry.layer)
+    return [(layers, kept) for kept, layers in sorted(found.items())]

@@ -6,13 +6,20 @@ say; its docstring names which. Nothing here imports vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from offline.lint.counts import FUSED_TOPK, TUNED, spans, starts_on_blackwell
+from offline.lint.counts import (
+    FUSED_TOPK,
+    TUNED,
+    by_counts,
+    by_kept,
+    routes_in_kernel,
+    spans,
+    starts_on_blackwell,
+)
 from offline.maps.router_groups import RouterGroups
-from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.routing_map import RoutingMap
 
@@ -80,7 +87,7 @@ def _reachable(routing_map: RoutingMap, facts: ModelFacts, _: Target) -> Iterato
     if facts.topk_group is None or routing_map.num_groups == 1:
         return
     router = RouterGroups(routing_map.num_groups, facts.topk_group)
-    for layers, kept, k in _counts(routing_map.layers):
+    for layers, kept, k in by_counts(e for e in routing_map.layers if e.substituted is None):
         if kept < router.least(k):
             yield Finding(
                 "unreachable-top-k",
@@ -93,7 +100,7 @@ def _reachable(routing_map: RoutingMap, facts: ModelFacts, _: Target) -> Iterato
 
 def _all_active(routing_map: RoutingMap, _: ModelFacts, __: Target) -> Iterator[Finding]:
     """With k = E' every expert is active for every token, and the router only weights them."""
-    for layers, kept, k in _counts(routing_map.layers):
+    for layers, kept, k in by_counts(e for e in routing_map.layers if e.substituted is None):
         if k == kept:
             yield Finding(
                 "all-active",
@@ -139,16 +146,25 @@ def _mapped(routing_map: RoutingMap, _: ModelFacts, __: Target) -> Iterator[Find
         )
 
 
+def _substituted(routing_map: RoutingMap, _: ModelFacts, __: Target) -> Iterator[Finding]:
+    """Constant vectors are added by the plugin, whose routing function then chooses."""
+    layers = [entry.layer for entry in routing_map.layers if entry.substituted is not None]
+    if layers:
+        yield Finding(
+            "substituted",
+            "note",
+            f"{spans(layers)}: vectors stand for experts: served with --load-format pruned_moe "
+            "only, without expert parallelism, and not by GPU kernels that route by themselves",
+            "vLLM 0.33 and later serve an export (--format approximate-experts) without the plugin",
+        )
+
+
 def _inexact(routing_map: RoutingMap, facts: ModelFacts, _: Target) -> Iterator[Finding]:
     """A sliced router's softmax runs over E'; only a division by the top-k's sum undoes that.
 
     Qwen1.5/2-MoE, OLMoE and DeepSeek-V2 have none. docs/routers.md has what it costs.
     """
-    layers = [
-        entry.layer
-        for entry in routing_map.layers
-        if entry.router == "sliced" and entry.num_kept < entry.num_experts
-    ]
+    layers = [entry.layer for entry in routing_map.layers if entry.gate_rows < entry.num_experts]
     if layers and facts.slices is False:
         mapped = "" if routing_map.num_groups > 1 else "--router mapped keeps the weights; "
         yield Finding(
@@ -181,7 +197,7 @@ def _expert_parallel(routing_map: RoutingMap, _: ModelFacts, target: Target) -> 
                 f"{counts[0]} experts per layer do not divide among {sizes} expert-parallel ranks",
                 "vmprune plan --friendly --serve-ep N chooses a count that does",
             )
-    elif size > 1 and (len(counts) > 1 or counts[0] % size):
+    elif size > 1 and (len(counts) > 1 or counts[0] % size or routing_map.substitutes):
         kept = "/".join(map(str, counts))
         yield Finding(
             "expert-parallel",
@@ -198,9 +214,9 @@ def _blackwell(routing_map: RoutingMap, _: ModelFacts, __: Target) -> Iterator[F
     multiple of four and at most 512 (experts/trtllm_fp8_moe.py) and FlashInfer's launcher wants
     k < E'; for bfloat16 and FP4 it depends on FlashInfer's version. Mapped routers go elsewhere.
     """
-    sliced = (entry for entry in routing_map.layers if entry.router == "sliced")
+    sliced = (entry for entry in routing_map.layers if routes_in_kernel(entry))
     changed = (e for e in sliced if e.num_kept < e.num_experts or e.num_kept == e.top_k)
-    for layers, kept, k in _counts(changed):
+    for layers, kept, k in by_counts(changed):
         if not starts_on_blackwell(kept, k):
             why = "no multiple of 4" if kept % 4 else "all active" if kept == k else "over 512"
             yield Finding(
@@ -221,8 +237,8 @@ def _kernels(routing_map: RoutingMap, _: ModelFacts, __: Target) -> Iterator[Fin
     what a missing tuned file costs; TRT-LLM's FP8 block-scale kernels assert a multiple of 4.
     """
     pruned = [entry for entry in routing_map.layers if entry.num_kept < entry.num_experts]
-    fused = [e for e in pruned if e.router == "sliced" and routing_map.num_groups == 1]
-    for layers, kept in _kept(e for e in fused if e.num_kept not in FUSED_TOPK):
+    fused = [e for e in pruned if routes_in_kernel(e) and routing_map.num_groups == 1]
+    for layers, kept in by_kept(e for e in fused if e.num_kept not in FUSED_TOPK):
         yield Finding(
             "general-top-k",
             "note",
@@ -231,7 +247,7 @@ def _kernels(routing_map: RoutingMap, _: ModelFacts, __: Target) -> Iterator[Fin
             "--friendly rounds to a count that has one",
         )
     lost = [e for e in pruned if e.num_experts in TUNED and e.num_kept not in TUNED]
-    for layers, kept in _kept(lost):
+    for layers, kept in by_kept(lost):
         yield Finding(
             "untuned",
             "note",
@@ -273,24 +289,9 @@ RULES: tuple[Rule, ...] = (
     _expert_parallel,
     _form,
     _mapped,
+    _substituted,
     _inexact,
     _blackwell,
     _kernels,
     _shapes,
 )
-
-
-def _counts(entries: Iterable[LayerMap]) -> list[tuple[list[int], int, int]]:
-    """Return (layers, E', k) for each pair of counts."""
-    found: dict[tuple[int, int], list[int]] = {}
-    for entry in entries:
-        found.setdefault((entry.num_kept, entry.top_k), []).append(entry.layer)
-    return [(layers, kept, k) for (kept, k), layers in sorted(found.items())]
-
-
-def _kept(entries: Iterable[LayerMap]) -> list[tuple[list[int], int]]:
-    """Return (layers, E') for each count."""
-    found: dict[int, list[int]] = {}
-    for entry in entries:
-        found.setdefault(entry.num_kept, []).append(entry.layer)
-    return [(layers, kept) for kept, layers in sorted(found.items())]

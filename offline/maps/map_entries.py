@@ -8,7 +8,7 @@ from typing import Literal
 
 from offline.maps.depth_groups import Groups
 from offline.maps.genome import Coefficients, Genome, Kept, Matrix, selected
-from vllm_moe_prune.layer_map import Selection
+from vllm_moe_prune.layer_map import Selection, Substituted
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,7 @@ class Entry:
     router: Literal["sliced", "mapped"]
     router_rows: Selection | None
     matrices: dict[str, Matrix]
+    substituted: Substituted | None = None
 
 
 def entry_of(coefficients: Coefficients, name: str, *, slices: bool) -> Entry:
@@ -48,6 +49,21 @@ def entry_of(coefficients: Coefficients, name: str, *, slices: bool) -> Entry:
     experts = selection(kept, coefficients.experts, "experts")
     router_rows = selection(rows, coefficients.router, "router")
     return Entry(experts, router, router_rows, matrices)
+
+
+def substituted_entry(kept: Kept, outputs: Matrix, name: str) -> Entry:
+    """Write that the router chooses among all experts and vectors stand for those not kept.
+
+    :param outputs: [E, D], by expert
+    :param name: begins the name of the matrix: ``NAME.substituted``
+    """
+    others = tuple(expert for expert in range(len(outputs)) if expert not in kept)
+    if not others:
+        return Entry(Selection(kept=tuple(sorted(kept))), "sliced", None, {})
+    vectors = f"{name}.substituted"
+    constant = Substituted(experts=others, vectors=vectors)
+    matrices = {vectors: outputs[list(others)]}
+    return Entry(Selection(kept=tuple(sorted(kept))), "sliced", None, matrices, constant)
 
 
 def kept_genome(kept: Mapping[int, Kept], groups: Groups) -> Genome:

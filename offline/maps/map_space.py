@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from offline.maps.depth_groups import DepthGroup, Groups, depth_groups, even_rows, fits, total_kept
-from offline.maps.genome import Coefficients, Genome, Kept
-from offline.maps.map_entries import Entry, entry_of
+from offline.maps.genome import Coefficients, Genome, Kept, Matrix
+from offline.maps.map_entries import Entry, entry_of, substituted_entry
 from offline.maps.moe_shape import MoeShape
 from offline.maps.per_layer import top_k_by_layer
 from offline.maps.router_groups import RouterGroups
 from offline.maps.router_kind import RouterKind, check_router, slices
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
+from vllm_moe_prune.layouts import layout_of
 from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.routing_map import RoutingMap
+from vllm_moe_prune.substitutes import check_substitutable
 
 __all__ = ["Kept", "Space"]
 
@@ -29,7 +31,8 @@ class Space:
     all. ``top_k`` is decoder layer -> how many the maps activate per token. Where a router chooses
     groups first, every group keeps equally many, and one-hot maps keep gate rows even where the
     shape would have the scores mapped. ``router`` asks for one kind of router everywhere: of a
-    sliced one all maps must select distinct experts.
+    sliced one all maps must select distinct experts. With ``substitutes`` the router goes on
+    choosing among all experts, so that neither its groups nor top-k bound what is kept.
 
     :raises PruneError: if the model cannot keep or activate so many
     """
@@ -40,9 +43,12 @@ class Space:
     budget: int | None = None
     floor: int = 1
     router: RouterKind = "auto"
+    substitutes: bool = False
 
     def __post_init__(self) -> None:
         check_router(self.shape, self.router)
+        if self.substitutes:
+            check_substitutable(layout_of({"model_type": self.shape.model_type}))
         if self.keep is not None and self.budget is not None:
             raise PruneError("--keep and --budget exclude each other")
         self._check_counts()
@@ -61,13 +67,14 @@ class Space:
         budget: int | None = None,
         floor: int = 1,
         router: RouterKind | None = None,
+        substitutes: bool = False,
     ) -> Space:
         """Say what maps of a model may keep; ``top_k`` None means its own in every layer.
 
         :param top_k: also as text, see `top_k_by_layer`
         """
         active = top_k_by_layer(top_k, shape.top_k)
-        return cls(shape, active, keep, budget, floor, router or "auto")
+        return cls(shape, active, keep, budget, floor, router or "auto", substitutes)
 
     @property
     def num_experts(self) -> Mapping[int, int]:
@@ -81,8 +88,8 @@ class Space:
 
     @property
     def router_groups(self) -> RouterGroups:
-        """Return the groups that the router chooses among first."""
-        return self.shape.router_groups
+        """Return the groups that must keep equally many: those that the router chooses among."""
+        return RouterGroups() if self.substitutes else self.shape.router_groups
 
     @property
     def keeps_all(self) -> bool:
@@ -110,13 +117,18 @@ class Space:
         kept: Mapping[int, Kept],
         provenance: Provenance,
         tokens_seen: Mapping[int, Sequence[int]] | None = None,
+        outputs: Mapping[int, Matrix] | None = None,
     ) -> RoutingMap:
         """Make the one-hot map that keeps these experts.
 
         :param kept: decoder layer -> expert ids, in any order
+        :param outputs: with ``substitutes``, decoder layer -> vectors [E, D] of which those of the
+            other experts stand for them
         """
         entries = {
-            layer: self._entry(Coefficients.one_hot(kept[layer], count), "")
+            layer: substituted_entry(kept[layer], outputs[layer], f"layers.{layer}")
+            if outputs is not None
+            else self._entry(Coefficients.one_hot(kept[layer], count), "")
             for layer, count in self.num_experts.items()
         }
         rows = {layer: len(kept[layer]) for layer in self.layers}
@@ -180,6 +192,7 @@ class Space:
                 experts=entries[layer].experts,
                 router=entries[layer].router,
                 router_rows=entries[layer].router_rows,
+                substituted=entries[layer].substituted,
             )
             for layer, count in self.num_experts.items()
         )
@@ -204,7 +217,8 @@ class Space:
             return keep, keep
         if self.budget is None or self.budget == sum(self.num_experts.values()):
             return count, count
-        least = max(self.floor, self.router_groups.least(self.top_k[layer]))
+        active = 1 if self.substitutes else self.top_k[layer]
+        least = max(self.floor, self.router_groups.least(active))
         return min(self.router_groups.rounded_up(least), count), count
 
     def group(self, layers: tuple[int, ...]) -> DepthGroup:
@@ -245,6 +259,8 @@ class Space:
     def _check_top_k(self) -> None:
         for layer in self.layers:
             top_k, most = self.top_k[layer], self._bounds(layer)[1]
+            if self.substitutes:
+                most = self.num_experts[layer]
             if 1 <= top_k <= most:
                 continue
             differ = len(set(self.top_k.values())) > 1 or isinstance(self.keep, Mapping)

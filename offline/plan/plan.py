@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from offline.calibration.scores import Scores, tokens_seen
 from offline.calibration.statistics import Evidence
 from offline.lint.friendly import friendly
 from offline.lint.lint import Finding, ModelFacts, Target, lint
+from offline.maps.genome import Matrix
 from offline.maps.map_space import Space
 from offline.maps.moe_shape import MoeShape
+from offline.maps.router_groups import RouterGroups
 from offline.methods.keep_last import keep_last
 from offline.methods.merging import merged_map
 from offline.plan.protection import Protected, parse_protected, super_experts, union_of
@@ -64,7 +68,8 @@ def plan(scores: Scores, recipe: PlanRecipe, source: DataIdentity | None = None)
     provenance = _provenance(scores, recipe, protected, source)
     seen = tokens_seen(scores, recipe.blend)
     if recipe.merge is None:
-        routing_map = space.routing_map(kept, provenance, seen)
+        outputs = _mean_outputs(evidence) if recipe.substitute else None
+        routing_map = space.routing_map(kept, provenance, seen, outputs)
     else:
         counts = {layer: len(ids) for layer, ids in kept.items()}
         kind, router = recipe.merge, recipe.merge_router
@@ -74,12 +79,21 @@ def plan(scores: Scores, recipe: PlanRecipe, source: DataIdentity | None = None)
     )
 
 
+def _mean_outputs(evidence: Evidence) -> dict[int, Matrix]:
+    """Return decoder layer -> the mean output [E, D] of each expert over the tokens routed to it.
+
+    It is 0 of experts that saw no token.
+    """
+    return {layer: one.seen.mean.astype(np.float32) for layer, one in evidence.items()}
+
+
 def space_of(shape: MoeShape, recipe: PlanRecipe) -> Space:
     """Say what a recipe keeps of a model.
 
     :raises PruneError: if the model cannot keep or activate so many
     """
-    keep = recipe.counts(shape.num_experts, shape.router_groups)
+    router = RouterGroups() if recipe.substitute else shape.router_groups
+    keep = recipe.counts(shape.num_experts, router)
     return Space.of(
         shape,
         keep,
@@ -87,12 +101,13 @@ def space_of(shape: MoeShape, recipe: PlanRecipe) -> Space:
         budget=recipe.budget,
         floor=recipe.floor,
         router=recipe.router,
+        substitutes=recipe.substitute,
     )
 
 
 def _rounded(space: Space, recipe: PlanRecipe) -> tuple[str, ...]:
     """Say where the groups that a router chooses among take less, or keep more, than asked for."""
-    count = space.shape.num_groups
+    count = space.router_groups.count
     if recipe.budget is not None and (rest := recipe.budget % count):
         text = f"--budget {recipe.budget}: {recipe.budget - rest} experts at most"
     elif recipe.ratio is not None and space.keep != recipe.counts(space.num_experts):
@@ -116,7 +131,7 @@ def _provenance(
 ) -> Provenance:
     told = scores.provenance.settings
     return Provenance.now(
-        "oneshot" if recipe.merge is None else "merge",
+        "merge" if recipe.merge else "substitute" if recipe.substitute else "oneshot",
         settings={
             **{name: told[name] for name in ("base_model", "base_commit") if name in told},
             **recipe.model_dump(mode="json", exclude_none=True),

@@ -92,6 +92,11 @@ class PlanRecipe(BaseModel):
     serve_tp: int | None = Field(
         default=None, ge=1, description="tensor-parallel ranks to lint for"
     )
+    substitute: bool = Field(
+        default=False,
+        description="let the router go on choosing among all experts, with the mean output of each "
+        "in place of those not kept; for vLLM alone (docs/substituted.md)",
+    )
     merge: MergeKind | None = Field(
         default=None,
         description="merge experts instead of dropping them: by how alike their mean outputs are "
@@ -115,6 +120,11 @@ class PlanRecipe(BaseModel):
             raise ValueError("give one of --keep, --ratio, --keep-per-layer and --budget")
         if self.merge is not None and (self.protect is not None or self.protect_outliers):
             raise ValueError("--merge leaves no expert as it is; drop --protect and its like")
+        if self.substitute and (self.merge is not None or self.router is not None):
+            other = "merge" if self.merge is not None else "router"
+            raise ValueError(
+                f"--substitute leaves the router as it is and drops nothing; leave out --{other}"
+            )
         if self.merge is not None and self.merge_router == "sum" and self.router == "sliced":
             raise ValueError(
                 "--router sliced: a router that adds up the scores of merged experts is mapped; "

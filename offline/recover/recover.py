@@ -24,7 +24,7 @@ from offline.runs.owned import MANIFEST
 from offline.runs.progress import Reporter
 from offline.runs.resume import check_outputs
 from vllm_moe_prune.checkpoint import Checkpoint
-from vllm_moe_prune.routing_map import SCHEMA_VERSION, RoutingMap
+from vllm_moe_prune.routing_map import RoutingMap
 from vllm_moe_prune.tuning import Tuning
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def _write(session: Session, result: Recovery, out: Path, *, force: bool) -> Non
 
 def _save_map(routing_map: RoutingMap, tuning: Tuning, folder: Path, before: Checkpoint) -> None:
     """Write the map and the card; ``before`` is the checkpoint as it was."""
-    update = {"tuned": (*routing_map.tuned, tuning), "schema_version": SCHEMA_VERSION}
+    version = max(routing_map.schema_version, 2)
+    update = {"tuned": (*routing_map.tuned, tuning), "schema_version": version}
     tuned = routing_map.model_copy(update=update)  # with its matrices
     tuned.save(folder)
     inherited, exact = card_fields(before.folder), before.layout.slices

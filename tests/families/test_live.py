@@ -18,6 +18,7 @@ from benchmarks.dummy_model import write_tokenizer
 from offline.build.build import build
 from offline.engines.local.transformers import TransformersEngine
 from tests.engines.served import requests
+from tests.families.constants import constant, is_substitutable, substituted_map
 from tests.families.masking import without
 from tests.families.matrix import Matrix
 from tests.families.models import EXPERTS, make_family
@@ -96,6 +97,8 @@ def maps_of(base: Checkpoint) -> dict[str, RoutingMap | None]:
                 router_rows=lambda _: Selection(matrix="r"),
                 matrices={"r": np.abs(mixed).astype(np.float32)},
             )
+    if is_substitutable(layout.model_type):
+        found["substituted"], _ = substituted_map(base, KEPT)
     return {**found, "masks": kept_map(base, KEPT), "base again": None}
 
 
@@ -112,6 +115,9 @@ def expected(
             build(base, routing_map, folder)
             merged = TransformersEngine(folder, dtype="float32")
             found[name] = merged._scorer.loglikelihood(asked)
+        elif name == "substituted":
+            with constant(engine.model, substituted_map(base, KEPT)[1]):
+                found[name] = engine._scorer.loglikelihood(asked)
         elif name == "mapped" or (name == "one-hot" and base.layout.mappable):
             engine.apply(routing_map)
             found[name] = engine._scorer.loglikelihood(asked)
@@ -163,6 +169,7 @@ def test_candidates_of_a_recorded_model(family: str, tmp_path: Path) -> None:
     maps = maps_of(base)
     if family == "deepseek_v3":
         maps = {"one active": kept_map(base, KEPT, top_k=lambda _: 1), **maps}
+    maps.pop("substituted")  # refused: its vectors are not recorded
     eager, recorded = (
         probe_live(folder, PAIRS, list(maps.values()), tmp_path, dtype="float32", enforce_eager=way)
         for way in (True, False)

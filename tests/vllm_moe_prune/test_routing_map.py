@@ -98,7 +98,7 @@ def test_the_digest_is_frozen() -> None:
 
 def test_the_schema_is_frozen() -> None:
     """Another tool may read and write maps: a new field needs a new schema_version."""
-    assert SCHEMA_VERSION == 2
+    assert SCHEMA_VERSION == 3
     schema = RoutingMap.model_json_schema()
     names = {"RoutingMap": sorted(schema["properties"])}
     parts = {name: entry for name, entry in schema["$defs"].items() if name != "JsonValue"}
@@ -121,9 +121,11 @@ def test_the_schema_is_frozen() -> None:
             "num_kept",
             "router",
             "router_rows",
+            "substituted",
             "top_k",
         ],
         "Selection": ["kept", "matrix"],
+        "Substituted": ["experts", "vectors"],
         "BaseFingerprint": ["config", "index", "name", "routers"],
         "Provenance": ["created", "data", "method", "seed", "settings", "tool", "versions"],
         "DataIdentity": ["count", "name", "sha256", "split"],

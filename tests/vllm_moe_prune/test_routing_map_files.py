@@ -55,10 +55,10 @@ def text_of(**changes: Any) -> str:
 
 
 FILES: list[tuple[str, str]] = [
-    (text_of(schema_version=3), "has schema_version 3, this program reads up to 2"),
-    (text_of(schema_version="1"), "has schema_version 1, this program reads up to 2"),
-    (json.dumps(map_fields()), "has schema_version None, this program reads up to 2"),
-    (text_of(schema_version=0), "has schema_version 0, this program reads up to 2"),
+    (text_of(schema_version=4), "has schema_version 4, this program reads up to 3"),
+    (text_of(schema_version="1"), "has schema_version 1, this program reads up to 3"),
+    (json.dumps(map_fields()), "has schema_version None, this program reads up to 3"),
+    (text_of(schema_version=0), "has schema_version 0, this program reads up to 3"),
     (text_of(colour="red"), "colour: Extra inputs are not permitted"),
     (text_of(layers=[]), "layers: Tuple should have at least 1 item after validation, not 0"),
     (text_of(layers=[layer_fields(top_k=4)]), "layer 0: top_k 4 is more than the 3 experts kept"),

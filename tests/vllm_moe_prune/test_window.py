@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 pytest.importorskip("vllm", reason="the plugin side needs vLLM")
 
-from tests.tiny import make_tiny_mixtral
-from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.vllm_compat.version import SUPPORTED, check_version
 
@@ -63,15 +58,3 @@ def test_another_version_is_refused_with_the_window(
     message = str(caught.value)
     assert version in message
     assert f"{LOWEST[0]}.{LOWEST[1]}.x to {HIGHEST[0]}.{HIGHEST[1]}.x" in message
-
-
-def test_a_base_with_vllm_033s_constant_experts_is_refused(tmp_path: Path) -> None:
-    """Its router knows more experts than there are: nothing of ours could count them."""
-    folder = make_tiny_mixtral(tmp_path / "base")
-    weights, stem = folder / "model.safetensors", "model.layers.1.block_sparse_moe.experts.3."
-    tensors = {n: t for n, t in load_file(weights).items() if not n.startswith(stem)}
-    save_file(tensors | {f"{stem}approx_value": torch.zeros(64)}, weights, {"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"approximate_experts": {"1": [3]}}))
-    with pytest.raises(PruneError, match=r"experts\.3\.approx_value belongs to an MoE block"):
-        Checkpoint.open(folder).expert_counts()

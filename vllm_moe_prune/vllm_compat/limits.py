@@ -17,6 +17,12 @@ def check_parallel(vllm_config: Any, routing_map: RoutingMap) -> None:
     """
     parallel = vllm_config.parallel_config
     counts = {layer.num_kept for layer in routing_map.layers}
+    if routing_map.substitutes and _splits_tokens_or_experts(parallel):
+        raise PruneError(
+            "constant vectors stand for experts of this model, and ranks that share out experts or "
+            "tokens would add them more than once",
+            hint="use --tensor-parallel-size alone",
+        )
     size = parallel.tensor_parallel_size * parallel.data_parallel_size
     size *= getattr(parallel, "prefill_context_parallel_size", 1)
     if parallel.enable_expert_parallel and (len(counts) > 1 or max(counts) % size):
@@ -30,6 +36,11 @@ def check_parallel(vllm_config: Any, routing_map: RoutingMap) -> None:
             "expert load balancing (EPLB) is not supported with a compact or map-only model",
             hint="leave --enable-eplb out",
         )
+
+
+def _splits_tokens_or_experts(parallel: Any) -> bool:
+    more = parallel.data_parallel_size * getattr(parallel, "prefill_context_parallel_size", 1)
+    return bool(parallel.enable_expert_parallel) or more > 1
 
 
 def check_lora(vllm_config: Any) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from vllm_moe_prune.choice import Choice
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.live import LiveLayer
 from vllm_moe_prune.live_experts import LiveExperts
 from vllm_moe_prune.live_routing import LiveRouting
+from vllm_moe_prune.vllm_compat.choices import choice_of
+from vllm_moe_prune.vllm_compat.constant_layers import substitute
 from vllm_moe_prune.vllm_compat.moe_layers import layer_number, unscaled
 
 
@@ -24,44 +25,24 @@ def live_routing(
     :param arguments: those of ``FusedMoEFactory``
     """
     count, top_k = int(arguments["num_experts"]), int(arguments["top_k"])
-    choice = _choice(arguments, layout)
+    choice = choice_of(arguments, layout)
     return LiveRouting(count, top_k, layout, choice, fixed_columns=fixed_columns)
-
-
-def _choice(arguments: Mapping[str, Any], layout: MoeLayout) -> Choice:
-    own, bias = arguments.get("custom_routing_function"), arguments.get("e_score_correction_bias")
-    if own is not None and not layout.mappable:  # those of others are what the layout says
-        top_k = int(arguments["top_k"])
-        return Choice(layout.score, renormalises=False, own=partial(_owned, own, top_k))
-    grouped = bool(arguments.get("use_grouped_topk"))
-    return Choice(
-        layout.score,
-        renormalises=layout.renormalise,
-        bias=bias,
-        groups=int(arguments.get("num_expert_group") or 1) if grouped else 1,
-        active=int(arguments.get("topk_group") or 1) if grouped else 1,
-    )
-
-
-def _owned(
-    function: Any, top_k: int, hidden: torch.Tensor, logits: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    found: tuple[torch.Tensor, torch.Tensor] = function(
-        hidden_states=hidden, gating_output=logits, topk=top_k, renormalize=False
-    )
-    return found
 
 
 def live_layers(model: torch.nn.Module) -> dict[int, LiveLayer]:
     """Return decoder layer -> its switchable parts, for a model of `LiveMoELoader`."""
     found = {}
     for name, module in model.named_modules():
-        experts = getattr(module, "routed_experts", None)
         routing = getattr(getattr(module, "router", None), "custom_routing_function", None)
         routing = unscaled(routing)
-        if experts is not None and isinstance(routing, LiveRouting):
-            found[layer_number(name)] = LiveLayer(routing, LiveExperts(experts))
+        if hasattr(module, "routed_experts") and isinstance(routing, LiveRouting):
+            found[layer_number(name)] = _live_layer(name, module, routing)
     return found
+
+
+def _live_layer(name: str, runner: Any, routing: LiveRouting) -> LiveLayer:
+    constants = partial(substitute, runner, layer=layer_number(name))
+    return LiveLayer(routing, LiveExperts(runner.routed_experts), constants)
 
 
 def is_quantised(experts: Any) -> bool:

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 
+from vllm_moe_prune.constant_experts import ConstantExperts
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layout import MoeLayout
+from vllm_moe_prune.vllm_compat.choices import ChoosingRouter, choice_of
 from vllm_moe_prune.vllm_compat.config_counts import counts_in, put_counts, set_counts
+from vllm_moe_prune.vllm_compat.constant_layers import substitute
 
 RoutingFunction = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)(?:\.|$)")
@@ -50,20 +53,26 @@ def _module(name: str) -> Any:
 
 @contextmanager
 def built_by_layer(
-    layout: MoeLayout, layers: Mapping[int, LayerMap], mapped: Mapping[int, torch.nn.Module]
+    layout: MoeLayout,
+    layers: Mapping[int, LayerMap],
+    mapped: Mapping[int, torch.nn.Module],
+    constant: Mapping[int, ConstantExperts] | None = None,
 ) -> Iterator[None]:
     """Within this context vLLM builds each MoE layer with that layer's own counts.
 
     Model code reads one expert count and one top-k from its config, makes the gate from the first
     and hands both to ``FusedMoEFactory``. So while a layer is being made, the config answers with
-    the width of that layer's gate, and for layers with a mapped router, whose gate is wider than
-    their experts are many, the factory is called with E' and the routing function.
+    the width of that layer's gate, and for layers whose gate is wider than their experts are many
+    (with a mapped router, or with constant vectors), the factory is called with E' and a routing
+    function.
 
     :param mapped: decoder layer -> routing function with the buffers that it reads, for the layers
         whose router is mapped
+    :param constant: decoder layer -> vectors that stand for experts
     """
     module, maker = _model_code(layout), _layers_code(layout)
     make_layers, factory = maker.make_layers, module.FusedMoEFactory
+    vectors = constant or {}
 
     def make_layers_each(count: int, layer_fn: Callable[..., Any], prefix: str) -> Any:
         def build(prefix: str) -> Any:
@@ -77,13 +86,17 @@ def built_by_layer(
 
     def factory_each(**arguments: Any) -> Any:
         number = layer_number(arguments["prefix"])
-        if number not in mapped:
+        if number not in mapped and number not in vectors:
             return factory(**arguments)
-        arguments |= _routed(mapped[number], arguments)
+        router = mapped.get(number) or ChoosingRouter(choice_of(arguments, layout))
+        arguments |= _routed(router, arguments)
         arguments["num_experts"] = layers[number].num_kept
         made = factory(**arguments)
         # Where weights are scaled as well, vLLM does not see that the function is a module.
-        made.add_module("mapped_router", mapped[number])
+        made.add_module("mapped_router", router)
+        if number in vectors:
+            made.add_module("constant_experts", vectors[number])
+            substitute(made, vectors[number], layer=number)
         return made
 
     maker.make_layers, module.FusedMoEFactory = make_layers_each, factory_each

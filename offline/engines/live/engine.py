@@ -26,6 +26,7 @@ from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.layouts import layout_of
 from vllm_moe_prune.live_routing import check_mapped, one_hot_ids
 from vllm_moe_prune.routing_map import BaseFingerprint, RoutingMap
+from vllm_moe_prune.substitutes import check_substitutable
 
 Dtype = Literal["auto", "bfloat16", "float32"]
 _MAX_LENGTH = 4096
@@ -131,10 +132,20 @@ class VllmEngine(OwnsVllm):
             )
         if not (self.layout.mappable and routing_map.num_groups == 1):
             self._check_choice(routing_map)
+        if routing_map.substitutes:
+            self._check_substitutes()
         if self._recorded and routing_map.max_top_k > self.top_k:
             raise PruneError(
                 f"top-k {routing_map.max_top_k} is more than the base's {self.top_k}, for which "
                 "the model was recorded",
+                hint="use enforce_eager=True (no --cuda-graphs)",
+            )
+
+    def _check_substitutes(self) -> None:
+        check_substitutable(self.layout)
+        if self._recorded:
+            raise PruneError(
+                "the model was recorded without the vectors that stand for experts of this map",
                 hint="use enforce_eager=True (no --cuda-graphs)",
             )
 

@@ -40,6 +40,6 @@ class Correction:
             return
         check_only_drops(entry)
         dropped = torch.ones_like(self.bias, dtype=torch.bool)
-        dropped[list(entry.experts.kept or ())] = False
+        dropped[list(entry.slots)] = False
         self.bias.masked_fill_(dropped, float("-inf"))
         self.router.top_k = entry.top_k

@@ -15,15 +15,18 @@ import numpy as np
 import torch
 
 from offline.engines.base import ExpertUse
+from offline.engines.local.constants import Constants
 from offline.engines.local.correction import Correction
 from offline.engines.local.dense import make_sparse
 from offline.engines.local.router import Routed, RouterAdapter, router_of
 from offline.engines.needs import check_routable
+from vllm_moe_prune.constant_experts import ConstantExperts
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.routing import route, scores
 from vllm_moe_prune.routing_map import RoutingMap
+from vllm_moe_prune.substitutes import check_substitutable
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 _FUSED = ("gate_up_proj", "down_proj")
@@ -50,6 +53,7 @@ class LayerControl:
     _combined: torch.Tensor | None = None  # the W_EM [E', E] that the weights now are
     _rule: _Rule | None = None
     _correction: Correction | None = None
+    _constants: Constants = field(init=False)
 
     @property
     def num_experts(self) -> int:
@@ -58,6 +62,7 @@ class LayerControl:
 
     def __post_init__(self) -> None:
         self.router.register_forward_hook(self._after_router)
+        self._constants = Constants(self.experts)
 
     def _after_router(self, _: Any, __: Any, output: Any) -> tuple[torch.Tensor, ...] | None:
         """Replace the router's choice by the map's; note what is chosen."""
@@ -88,6 +93,7 @@ class LayerControl:
         if routing_map is not None:
             check_routable(self.layout, routing_map.num_groups)
         entry = routing_map.by_layer()[self.layer] if routing_map else None
+        self._substitute(routing_map, entry)
         if self.layout.is_corrected:
             if self._correction is None:
                 bias = self.adapter.bias_of(self.block)
@@ -104,6 +110,14 @@ class LayerControl:
         else:
             self._restore()
         self._rule = _Rule.of(entry, routing_map, self.layout, self.experts.gate_up_proj.device)
+
+    def _substitute(self, routing_map: RoutingMap | None, entry: LayerMap | None) -> None:
+        if routing_map is None or entry is None or entry.substituted is None:
+            self._constants.set(None)
+            return
+        check_substitutable(self.layout)
+        device = self.experts.gate_up_proj.device
+        self._constants.set(ConstantExperts.among_all(routing_map, entry, device))
 
     def _restore(self) -> None:
         if self._combined is not None:
@@ -172,7 +186,7 @@ class _Rule:
 
     rows: torch.Tensor | None  # [E'] gate rows that remain, None if all E do
     w_rm: torch.Tensor  # [E', gate rows] float32
-    slots: torch.Tensor | None  # [E'] old id of new expert j, None if they are the same
+    slots: torch.Tensor | None  # [E'] old id of choice j, None if they are the same
     top_k: int
     layout: MoeLayout
 
@@ -183,11 +197,11 @@ class _Rule:
         rows = None
         if entry.router == "sliced":
             rows = torch.tensor(entry.router_selection.kept, device=device)
-            w_rm = torch.eye(entry.num_kept)
+            w_rm = torch.eye(entry.num_choices)
         else:
             w_rm = torch.from_numpy(routing_map.router_matrix(entry))
-        kept = entry.experts.kept
-        slots = None if kept is None else torch.tensor(kept, device=device)
+        merged = entry.experts.kept is None
+        slots = None if merged else torch.tensor(entry.slots, device=device)
         return cls(rows, w_rm.to(device), slots, entry.top_k, layout)
 
     def __call__(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
