@@ -269,7 +269,30 @@ def _rebind_new_modules_only() -> None:
             rebind(overrides)
             seen[0] = len(sys.modules)
 
+    # It takes the attributes of every object of every module for a dictionary.
+    dispatcher.vars = lambda one: found if isinstance(found := vars(one), dict) else {}
     dispatcher._rebind_kernels = rebind_if_new
+
+
+def _let_sigmoids_choose() -> None:
+    """Let vLLM's CPU router choose by sigmoids without groups as it does with one.
+
+    It asserts a softmax there, so that no such model computes anything; its kernels for GPUs
+    choose like this. What is computed else is vLLM's own.
+    """
+    try:
+        from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
+    except ImportError:  # of other versions, and other devices
+        return
+    compute = CPURouter._compute_routing
+
+    def compute_in_one_group(self: Any, *given: Any, **named: Any) -> Any:
+        own = self.custom_routing_function is None and not self.use_grouped_topk
+        if own and self.scoring_func == "sigmoid":
+            self.use_grouped_topk, self.num_expert_group, self.topk_group = True, 1, 1
+        return compute(self, *given, **named)
+
+    CPURouter._compute_routing = compute_in_one_group  # type: ignore[method-assign]
 
 
 def _main() -> None:
@@ -283,6 +306,7 @@ def _main() -> None:
     # vLLM looks at every new model class in a process of its own, which takes longer than all else.
     registry._run_in_subprocess = lambda look: look()
     _rebind_new_modules_only()
+    _let_sigmoids_choose()
     garbage = _Garbage()
     for line in sys.stdin:
         garbage.is_gone()

@@ -58,8 +58,9 @@ class MoeLayout:
     ``mtp_key`` is the config's count of them.
 
     ``vllm_module`` is the name of vLLM's module with the model's code, where that is not the model
-    type: with dots one outside of its folder of models. ``vllm_layers_module`` is the one that
-    makes the decoder layers, where it is another.
+    type: with dots one outside of its folder of models, with a colon that of a class, of which
+    there is one for each kind of device. ``vllm_layers_module`` is the one that makes the decoder
+    layers, where it is another.
     """
 
     model_type: str

@@ -29,7 +29,7 @@ _ROUTER_PARTS = (
 )
 STACKED_PARTS = ("_blocks", "_scales")  # of a stacked tensor in MXFP4, in place of it
 # What stands beside a stacked tensor of another format (transformers' FP8, ModelOpt's NVFP4).
-_BESIDE_STACKED = (
+BESIDE_STACKED = (
     *("_scale_inv", "_scale", "_weight_scale_inv", "_weight_scale", "_weight_scale_2"),
     *("_input_scale", "_activation_scale"),
 )
@@ -71,7 +71,7 @@ def name_pattern(template: str, projections: tuple[str, ...] = ()) -> re.Pattern
     pattern = pattern.replace(r"\{layer\}", r"(?P<layer>\d+)")
     pattern = pattern.replace(r"\{expert\}", r"(?P<expert>\d+)")
     pattern = pattern.replace(r"\{part\}", f"(?P<part>{'|'.join(PARTS)})")
-    stacked = "|".join((*STACKED_PARTS, *_BESIDE_STACKED))
+    stacked = "|".join((*STACKED_PARTS, *BESIDE_STACKED))
     pattern = pattern.replace(r"\{stacked\}", f"(?P<part>{stacked})?")
     return re.compile(
         pattern.replace(r"\{projection\}", f"(?P<projection>{'|'.join(projections)})")

@@ -183,9 +183,8 @@ class _Pass:
                 trim()
 
     def _accumulator(self, control: LayerControl, recorded: RecordedOutputs) -> RecordedLayer:
-        vocab, hidden = self.walk.model.get_input_embeddings().weight.shape
-        device = control.experts.gate_up_proj.device
-        sums = LayerAccumulator(control.num_experts, hidden, vocab, device=device)
+        vocab = len(self.walk.model.get_input_embeddings().weight)
+        sums = LayerAccumulator(control.num_experts, control.width, vocab, device=control.device)
         return RecordedLayer(sums, recorded)
 
     def _finish(self, seen: RecordedLayer, number: int) -> LayerStatistics:

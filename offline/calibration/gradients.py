@@ -46,13 +46,26 @@ def enter_backwards(walk: Walk, last: HiddenStates, into: HiddenStates) -> float
 def _head(model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[float, torch.Tensor]:
     """Return the loss of targets [B, l] and its gradient with respect to ``hidden`` [B, l, D]."""
     hidden = hidden.detach().requires_grad_()
-    logits = model.get_output_embeddings()(decoder_of(model).norm(hidden))  # [B, l, V]
+    logits = _logits(model, hidden)
     precise = logits if logits.dtype == torch.float64 else logits.float()
     loss = torch.nn.functional.cross_entropy(
         precise.flatten(0, 1), targets.flatten().to(precise.device), reduction="sum"
     )
     (gradient,) = torch.autograd.grad(loss, hidden)
     return float(loss.detach()), gradient
+
+
+_LAST_NORMS = ("norm", "norm_f", "final_layernorm", "embedding_norm")
+
+
+def _logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Return what a model makes of its last layer's output [B, l, D], [B, l, V]."""
+    decoder, config = decoder_of(model), model.config.get_text_config()
+    norm = next(getattr(decoder, name) for name in _LAST_NORMS if hasattr(decoder, name))
+    logits: torch.Tensor = model.get_output_embeddings()(norm(hidden))
+    logits = logits / getattr(config, "logits_scaling", 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def step_back(
@@ -102,8 +115,8 @@ def _learning(weights: Sequence[torch.Tensor]) -> Iterator[None]:
 
 
 def fused_weights(control: LayerControl) -> Matrices:
-    """Return ``gate_up_proj`` and ``down_proj`` of a layer, as they are laid out."""
-    return control.experts.gate_up_proj, control.experts.down_proj
+    """Return the two tensors of a layer's experts, as they are laid out."""
+    return control.fused
 
 
 def matrices_of(control: LayerControl, fused: Matrices) -> Iterator[Matrices]:
@@ -115,9 +128,7 @@ def matrices_of(control: LayerControl, fused: Matrices) -> Iterator[Matrices]:
 
 def gate_weight(control: LayerControl) -> torch.Tensor:
     """Return the router's gate of a layer, [E, D]."""
-    gate: Any = control.router
-    weight: torch.Tensor = gate.weight.detach()
-    return weight
+    return control.adapter.gate_of(control.router)
 
 
 def expert_matrices(
@@ -127,9 +138,9 @@ def expert_matrices(
     transposed: bool = False,
     interleaved: bool = False,
 ) -> Iterator[Matrices]:
-    """Yield each expert's gate, up and transposed down matrix, [I, D] each.
+    """Yield each expert's gate, where it has any, up and transposed down matrix, [I, D] each.
 
-    :param gate_up: [E, 2I, D], or transposed [E, D, 2I]
+    :param gate_up: [E, 2I, D], or transposed [E, D, 2I]; [E, I, D] where nothing gates
     :param down: [E, D, I], or transposed [E, I, D]
     :param interleaved: gate and up take turns along 2I; otherwise up follows gate
     """
@@ -137,5 +148,8 @@ def expert_matrices(
         gate_up, down = gate_up.mT, down.mT
     assert gate_up.shape[2] == down.shape[1], "fused experts of another orientation"
     for one, other in zip(gate_up.detach(), down.detach(), strict=True):
+        if one.shape[0] == other.shape[1]:
+            yield one, other.T
+            continue
         gate, up = (one[::2], one[1::2]) if interleaved else one.chunk(2)
         yield gate, up, other.T

@@ -114,7 +114,7 @@ def engine_settings(
 
 def cache_numbers(config: Mapping[str, Any], ranks: int) -> int:
     """Return how many numbers of vLLM's cache a token takes on each of some ranks, at most."""
-    layers = int(config["num_hidden_layers"])
+    layers = int(config.get("num_hidden_layers") or len(config["layers_block_type"]))
     if latent := config.get("kv_lora_rank"):  # MLA: one vector for all heads
         return layers * (int(latent) + int(config.get("qk_rope_head_dim") or 0))
     heads = int(config["num_attention_heads"])

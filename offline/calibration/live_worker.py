@@ -39,7 +39,7 @@ class ScoringWorker:
         """
         if client != os.getpid():
             threading.Thread(target=end_with, args=(client,), daemon=True).start()
-        self.moe_scoring = scoring = Scoring(score, hidden, vocab)
+        self.moe_scoring = scoring = Scoring(score, vocab)
         layers = watch_layers(
             self.model_runner.model, hidden, scoring.see, lambda: scoring.step is not None
         )
@@ -81,7 +81,6 @@ class Scoring:
     """
 
     score: Score
-    hidden: int
     vocab: int
     experts: dict[int, int] = field(default_factory=dict)
     sums: dict[int, LayerAccumulator] = field(default_factory=dict)
@@ -136,7 +135,7 @@ class Scoring:
         sums = self.sums.get(number)
         if sums is None:
             sums = self.sums[number] = LayerAccumulator(
-                self.experts[number], self.hidden, self.vocab, device=outputs.device
+                self.experts[number], outputs.shape[2], self.vocab, device=outputs.device
             )
         blocks = ExpertBlocks.of(ids, sums.num_experts)
         if not self.second:

@@ -22,8 +22,9 @@ from offline.engines.quantised.decode import (
     matrix_of,
     stacked,
 )
+from offline.engines.quantised.forms import ASIDE, modules_of
 from vllm_moe_prune.checkpoint import Checkpoint
-from vllm_moe_prune.roles import PARTS, STACKED_PARTS, WEIGHT
+from vllm_moe_prune.roles import BESIDE_STACKED, PARTS, STACKED_PARTS, WEIGHT
 
 
 def stored_weights(checkpoint: Checkpoint, layer: int) -> WeightStatistics:
@@ -77,6 +78,9 @@ def _stacked(checkpoint: Checkpoint, layer: int, count: int) -> Iterator[Expert]
             # A down matrix of [I, D], or a wide one of [D, 2I], is of a family that transposes.
             if one.shape[1] != hidden or (one.shape[0] == hidden and other.shape[0] != hidden):
                 one = one.T
+            if one.numel() == other.numel():  # nothing gates
+                yield one, other
+                continue
             gate, up = (one[::2], one[1::2]) if layout.interleaved else one.chunk(2)
             yield gate, up, other
         else:
@@ -90,9 +94,20 @@ def _stack(checkpoint: Checkpoint, name: str, count: int) -> Sequence[Matrix]:
     if parts:
         return matrices_of(parts, settings_of(checkpoint.config), name)
     if name in checkpoint.stored:
+        if parts := _scaled(checkpoint, name):
+            return matrices_of(parts, settings_of(checkpoint.config), name)
         tensor = checkpoint.tensor(name)
         return list(tensor if tensor.ndim > 2 else tensor.view(count, -1, tensor.shape[1]))
     return stacked(*(checkpoint.tensor(name + part) for part in STACKED_PARTS))
+
+
+def _scaled(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
+    """Return part -> tensor of a stacked tensor with scales beside it; nothing if it has none."""
+    names = (name + suffix for suffix in ("", *BESIDE_STACKED))
+    stored = {one: checkpoint.stored[one].info for one in names if one in checkpoint.stored}
+    found = modules_of(stored)
+    parts = {part: info.name for part, info in found[name].items() if part not in ASIDE}
+    return {part: checkpoint.tensor(one) for part, one in parts.items()} if "" not in parts else {}
 
 
 def _halves(matrix: Matrix, interleaved: bool) -> tuple[Matrix, Matrix]:

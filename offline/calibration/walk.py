@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from offline.calibration.corpus import Domain
 from offline.calibration.hidden import HiddenStates
 from offline.engines.local.experts import decoder_of
+from vllm_moe_prune.errors import PruneError
 
-Forward = Callable[..., torch.Tensor]
+Forward = Callable[..., Any]
+_Given = tuple[tuple[Any, ...], dict[str, Any]]  # beside hidden states: in order, and by name
+_HANDED_ON = "prev_topk_indices"  # of GLM-5: what layers let later ones attend to
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ class Walk:
     model: Any
     batches: Sequence[TextBatch]
     folder: Path
-    _given: dict[tuple[torch.Size, int], dict[str, Any]] = field(default_factory=dict)
+    _given: dict[tuple[torch.Size, int], _Given] = field(default_factory=dict)
 
     @property
     def layers(self) -> Sequence[torch.nn.Module]:
@@ -105,13 +109,35 @@ class Walk:
                 decoder(input_ids=batch.token_ids.to(self.device), use_cache=False)
             into.write(batch.number, seen[0])
 
-    def _note(self, number: int, hidden: torch.Tensor, given: dict[str, Any]) -> None:
-        self._given.setdefault((hidden.shape[:2], number), given)
+    def _note(self, number: int, hidden: torch.Tensor, given: _Given) -> None:
+        more, named = given
+        if named.get("input_ids") is not None or any(isinstance(one, Tensor) for one in more):
+            raise PruneError(
+                "the layers of this model are given the tokens, too: not to be taken one by one",
+                hint="--engine vllm, if vLLM runs the model",
+            )
+        if _HANDED_ON in named:
+            named = {**named, _HANDED_ON: self._all_positions(hidden)}
+        self._given.setdefault((hidden.shape[:2], number), (more, named))
+
+    def _all_positions(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return what a layer chooses to attend to, [B, L, L], where it has to choose all."""
+        rows, length = hidden.shape[:2]
+        most = int(self.model.config.get_text_config().index_topk)
+        if length > most:
+            raise PruneError(
+                f"--length {length}: layers of this model attend to {most} tokens, which other "
+                "layers choose",
+                hint=f"--length {most} or less",
+            )
+        return torch.arange(length, device=hidden.device).expand(rows, length, length)
 
     def run(self, number: int, hidden: torch.Tensor) -> torch.Tensor:
         """Return the output [B, L, D] of decoder layer ``number`` for its input [B, L, D]."""
-        output: torch.Tensor = self.layers[number](hidden, **self._given[hidden.shape[:2], number])
-        return output
+        more, given = self._given[hidden.shape[:2], number]
+        output = self.layers[number](hidden, *more, **given)
+        first: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        return first
 
     def step(
         self,
@@ -133,17 +159,17 @@ class Walk:
 
 @contextmanager
 def _replaced_forwards(
-    layers: Sequence[torch.nn.Module], note: Callable[[int, torch.Tensor, dict[str, Any]], None]
+    layers: Sequence[torch.nn.Module], note: Callable[[int, torch.Tensor, _Given], None]
 ) -> Iterator[list[torch.Tensor]]:
     """Let layers pass on what they are given; gives the list that the first one's input joins."""
     seen: list[torch.Tensor] = []
 
     def passing(number: int) -> Forward:
-        def forward(hidden_states: torch.Tensor, **given: Any) -> torch.Tensor:
+        def forward(hidden_states: torch.Tensor, *more: Any, **given: Any) -> Any:
             if number == 0:
                 seen.append(hidden_states)
-            note(number, hidden_states, given)
-            return hidden_states
+            note(number, hidden_states, (more, given))
+            return (hidden_states, None) if _HANDED_ON in given else hidden_states
 
         return forward
 

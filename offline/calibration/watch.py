@@ -46,7 +46,7 @@ class Watch:
 
     def expect(self, batch: TextBatch) -> None:
         """Say which batch comes next."""
-        self.token_ids = batch.token_ids.flatten().to(self.control.experts.gate_up_proj.device)
+        self.token_ids = batch.token_ids.flatten().to(self.control.device)
 
     def note_logits(self, _: Any, __: Any, output: Any) -> None:
         """Take the router's output."""

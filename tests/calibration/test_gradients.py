@@ -14,6 +14,9 @@ from offline.calibration.walk import Walk, batches_of, by_domain
 from offline.engines.local.experts import LayerControl, find_layers
 from tests.calibration.families import FAMILIES, make
 from tests.calibration.test_walk import DOMAINS, LENGTH
+from tests.families.models import load, make_family
+from vllm_moe_prune.checkpoint import read_config
+from vllm_moe_prune.layouts import layout_of
 
 Gradients = dict[tuple[str, int], tuple[torch.Tensor, ...]]
 
@@ -100,3 +103,27 @@ def test_matrices_of_experts_that_are_laid_out_the_other_way() -> None:
     other = list(expert_matrices(taking_turns, down, transposed=True, interleaved=True))
     for one, two in zip(usual, other, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("granitemoe", {"logits_scaling": 4.0}),
+        ("gemma4_text", {"final_logit_softcapping": 2.0}),
+        ("nemotron_h", {}),
+        ("lfm2_moe", {}),
+    ],
+)
+def test_whatever_comes_after_the_last_layer(
+    family: str, more: dict[str, Any], tmp_path: Path
+) -> None:
+    """The last norm has a name of its own, logits are scaled or bent: the loss is the model's."""
+    folder = make_family(family, tmp_path / "model", **more)
+    model = load(folder)
+    (tmp_path / "walk").mkdir()
+    controls = find_layers(model, layout_of(read_config(folder)))
+    _, loss = by_layers(model, controls, tmp_path / "walk")
+    with torch.no_grad():
+        parts = [plain_loss(model, torch.from_numpy(part.token_ids)) for part in DOMAINS]
+    assert loss == pytest.approx(float(sum(parts)), rel=1e-5)

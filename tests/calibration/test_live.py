@@ -100,7 +100,7 @@ def rows_of(*spans: tuple[int, int, int, int]) -> list[PromptRows]:
 
 
 def test_what_vllm_computes_again_is_counted_once() -> None:
-    scoring = Scoring("softmax", hidden=4, vocab=9, experts={0: 2})
+    scoring = Scoring("softmax", vocab=9, experts={0: 2})
     scoring.begin(16)
     scoring.announce(rows_of((0, 0, 8, 0), (1, 0, 2, 8)), torch.arange(10) % 9)
     scoring.see(0, seen(12))  # two rows of padding
@@ -117,7 +117,7 @@ def test_what_vllm_computes_again_is_counted_once() -> None:
 
 
 def test_layers_of_other_workers_are_left_to_them() -> None:
-    scoring = Scoring("softmax", hidden=4, vocab=9, experts={1: 2})
+    scoring = Scoring("softmax", vocab=9, experts={1: 2})
     scoring.begin(4)
     scoring.announce(rows_of((0, 0, 4, 0)), torch.arange(4))
     scoring.see(0, seen(4))

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from tests.families.more_configs import EXPERTS, MORE, MORE_DENSE, VISIONS
 from vllm_moe_prune.layouts import LAYOUTS
 
-EXPERTS = 8
 _SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -159,15 +160,6 @@ CONFIGS |= {
     "deepseek_v32": _INDEXED,
     "granitemoehybrid": _MAMBA,
     "granitemoeshared": {"num_local_experts": EXPERTS, "shared_intermediate_size": 32},
-    "gemma4_text": {
-        "enable_moe_block": True,
-        "num_experts": EXPERTS,
-        "top_k_experts": 2,
-        "moe_intermediate_size": 32,
-        "head_dim": 32,
-        "global_head_dim": 32,
-        "hidden_size_per_layer_input": 0,
-    },
     "mimo_v2_flash": {
         **_ROUTED,
         "num_key_value_heads": 1,
@@ -195,7 +187,22 @@ CONFIGS |= {
     "afmoe": {**_EXPERTS, "num_dense_layers": 1, "num_shared_experts": 1},
     "laguna": {**_EXPERTS, "shared_expert_intermediate_size": 32},
     "hunyuan_v1_moe": {**_EXPERTS, "moe_topk": 2},
+    **MORE,
 }
+CONFIGS["qwen4_exp"] = CONFIGS["qwen4_exp_text"]
+# Classes that transformers spells in another way than the hub and vLLM.
+_CLASSES = {
+    "phimoe": "PhiMoEForCausalLM",
+    "kimi_k25": "KimiK25ForConditionalGeneration",
+    "minimax_m3_vl_text": "MiniMaxM3SparseForCausalLM",
+}
+# Names that transformers writes and the releases, as it reads them, do not have.
+_RENAMED = {
+    "kimi_k25": (".blocks.", ".layers."),
+    "minimax_m3_vl": ("layers.0.block_sparse_moe.", "layers.0.mlp."),
+}
+# What transformers calls a family that it knows under another name.
+_KNOWN_AS = {"kimi_k2": "deepseek_v3"}
 FAMILIES = [
     pytest.param(family, marks=() if family in ALWAYS else pytest.mark.slow)
     for family in sorted(CONFIGS)
@@ -206,34 +213,42 @@ DENSE: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe", "ernie4_5_moe"), (0,)),
     **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa", "deepseek_v32", "mimo_v2_flash"), (0,)),
     **dict.fromkeys(("exaone_moe", "dots1", "afmoe", "laguna", "lfm2_moe", "hy_v3"), (0,)),
+    **MORE_DENSE,
 }
-# Whose routers the transformers engine does not read: it says so.
-UNREAD = ("gemma4_text",)
+# Biases that stay as transformers makes them.
+_OWN = ("mamba.dt_bias", "mixer.dt_bias")
 # What only chooses experts.
 CHOOSING = ("correction_bias", "expert_bias")
-_VISION: dict[str, Any] = {  # beside a language model that is only a section of the config
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 128,
-    "vision_output_dim": 32,
-    "projector_input_dim": 32,
-    "projector_output_dim": 32,
-    "image_size": 28,
-    "patch_size": 14,
-}
-_VISIONS = {
-    "llama4": _VISION,
-    "qwen3_5_moe": {
-        "hidden_size": 32,
-        "depth": 2,
-        "num_heads": 2,
-        "intermediate_size": 64,
-        "out_hidden_size": 64,
-        "patch_size": 14,
-        "num_position_embeddings": 16,
-    },
-}
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """Return the model in a folder as transformers has it: with what is beside it, if need be."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    fields = json.loads((folder / "config.json").read_text())
+    if known := _KNOWN_AS.get(fields["model_type"]):
+        config = AutoConfig.for_model(
+            known, **{k: v for k, v in fields.items() if k != "model_type"}
+        )
+    else:
+        config = AutoConfig.from_pretrained(folder)
+    auto: Any = AutoModelForCausalLM
+    if type(config) not in auto._model_mapping:
+        auto = AutoModelForImageTextToText
+    return auto.from_pretrained(folder, config=config, dtype=dtype).eval()
+
+
+def _rename(file: Path, old: str, new: str) -> None:
+    tensors = load_file(file)
+    text = (name for name in tensors if name.startswith("language_model."))
+    renamed = {name: name.replace(old, new) for name in text}
+    found = {renamed.get(name, name): tensor for name, tensor in tensors.items()}
+    save_file(found, file, metadata={"format": "pt"})
+
+
+def _write_config(folder: Path, **fields: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
 
 
 def make_family(family: str, folder: Path, *, correction: float = 0.3, **more: Any) -> Path:
@@ -249,10 +264,10 @@ def make_family(family: str, folder: Path, *, correction: float = 0.3, **more: A
     auto: Any = AutoModelForCausalLM
     if section := LAYOUTS[family].section:
         sizes, auto = (
-            {section: sizes, "vision_config": _VISIONS[family]},
+            {section: sizes, "vision_config": VISIONS[family]},
             AutoModelForImageTextToText,
         )
-    config = AutoConfig.for_model(family, **sizes)
+    config = AutoConfig.for_model(_KNOWN_AS.get(family, family), **sizes)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = auto.from_config(config).eval().float()
@@ -264,13 +279,15 @@ def make_family(family: str, folder: Path, *, correction: float = 0.3, **more: A
                     weight.zero_()  # vLLM does not add Phi-MoE's
                 elif name.endswith("per_expert_scale"):
                     weight.uniform_(0.5, 1.5)
-                elif weight.dim() == 1 and "bias" in name and "mamba.dt_bias" not in name:
+                elif weight.dim() == 1 and "bias" in name and not name.endswith(_OWN):
                     weight.normal_(std=0.3)
                 elif weight.dim() > 1 and weight.is_floating_point():
                     weight.normal_(std=1.5 / weight.shape[-1] ** 0.5)
     model.save_pretrained(folder)
-    if family == "phimoe":  # transformers spells the class in another way than the hub and vLLM
-        config = json.loads((folder / "config.json").read_text())
-        config["architectures"] = ["PhiMoEForCausalLM"]
-        (folder / "config.json").write_text(json.dumps(config))
+    if family in _RENAMED:
+        _rename(folder / "model.safetensors", *_RENAMED[family])
+    if family in _CLASSES:
+        _write_config(folder, architectures=[_CLASSES[family]])
+    if family in _KNOWN_AS:
+        _write_config(folder, model_type=family)
     return folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,7 +16,7 @@ class Serving:
     :param arguments: of `vllm.LLM`
     :param limit: largest difference of a log-probability, the base's noise in this dtype included
     :param model: what `make_family` is asked for beside the family's own config
-    :param refused: what vLLM says where it cannot run the family on a CPU
+    :param refused: a part of what vLLM says where it cannot run the family on a CPU
     :param note: for readers of docs/families.md
     """
 
@@ -34,6 +34,18 @@ _MLA = Serving(
     """`--compilation-config '{"custom_ops": ["-rotary_embedding"]}'`""",
 )
 _DELTA = Serving({"dtype": "bfloat16"}, 0.15, note="bfloat16 only on a CPU; compared in it")
+
+
+def _text_only(base: Serving, *others: str) -> Serving:
+    """Ask for no pictures and sounds of a model that takes them: its processor is not made."""
+    limits = {"limit_mm_per_prompt": dict.fromkeys(others, 0)}
+    return replace(base, arguments={**base.arguments, **limits})
+
+
+_IMAGES = Serving(
+    note="vLLM reads images with torchvision, which its CPU build does not bring along, and "
+    "refuses the model without it, the base too"
+)
 SERVING: dict[str, Serving] = {
     "deepseek_v2": _MLA,
     "deepseek_v3": _MLA,
@@ -42,25 +54,33 @@ SERVING: dict[str, Serving] = {
         note="vLLM's CPU router ignores the correction bias, of the base too: tested with a bias "
         "of zero",
     ),
-    "llama4": Serving(
-        {"limit_mm_per_prompt": {"image": 0}},
-        note="vLLM reads images with torchvision, which its CPU build does not bring along, and "
-        "refuses the model without it, the base too",
-    ),
+    "llama4": _text_only(_IMAGES, "image"),
+    "qwen3_5_moe": _text_only(replace(_DELTA, note=_IMAGES.note), "image", "video"),
+    **dict.fromkeys(("qwen3_vl_moe", "glm4v_moe"), _text_only(_IMAGES, "image", "video")),
+    "gemma4": _text_only(_IMAGES, "image", "video", "audio"),
+    "kimi_k25": _text_only(replace(_MLA, note=_IMAGES.note), "vision_chunk"),
+    "step3p7": _text_only(_IMAGES, "image"),
     "phimoe": Serving(
         note="vLLM does not add the bias of Phi-MoE's output head, of the base too: tested with a "
         "bias of zero"
     ),
-    "glm4_moe_lite": _MLA,
-    "qwen3_5_moe": _DELTA,
-    "qwen3_5_moe_text": _DELTA,
+    **dict.fromkeys(("glm4_moe_lite", "axk1", "kimi_k2"), _MLA),
+    **dict.fromkeys(
+        ("glm_moe_dsa", "deepseek_v32"),
+        Serving(refused="Sparse Attention is not supported on CPU."),
+    ),
+    "nemotron_h": Serving(
+        refused="is_act_and_mul=False is supported only for CUDA, XPU and ROCm for now"
+    ),
+    **dict.fromkeys(("kimi_linear", "longcat_flash"), _MLA),
+    "qwen3_5_moe_text": replace(_DELTA, note=_IMAGES.note),
     "qwen3_next": _DELTA,
 }
 
 
 # vLLM 0.30's CPU attention does not take gpt-oss's sinks in float32, in any form.
 _SINKS = Serving(refused="expected scalar type BFloat16 but found Float")
-_IMAGES = Serving(refused=r"\['\w+'\] failed to be inspected")
+_WITHOUT_IMAGES = Serving(refused="failed to be inspected")
 
 
 def serving_of(family: str) -> Serving:
@@ -69,6 +89,7 @@ def serving_of(family: str) -> Serving:
 
     if family == "gpt_oss" and installed < (0, 31):
         return _SINKS
-    if family in ("llama4", "qwen3_5_moe", "qwen3_5_moe_text") and find_spec("torchvision") is None:
-        return _IMAGES
-    return SERVING.get(family, Serving())
+    serving = SERVING.get(family, Serving())
+    if serving.note == _IMAGES.note and find_spec("torchvision") is None:
+        return _WITHOUT_IMAGES
+    return serving

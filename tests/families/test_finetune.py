@@ -16,7 +16,8 @@ from offline.lottery.lottery import Lottery
 from offline.lottery.play import play
 from offline.lottery.schedule import schedule, settings_of
 from offline.lottery.text import LotteryText
-from tests.families.models import CHOOSING, EXPERTS, FAMILIES, UNREAD, make_family
+from tests.families.models import CHOOSING, EXPERTS, FAMILIES, make_family
+from tests.families.more_configs import MORE
 from tests.families.test_build import loaded
 from tests.finetune.samples import text, tune
 from tests.sample_runs import Listener
@@ -24,7 +25,7 @@ from tests.tiny import word_tokenizer
 from vllm_moe_prune.checkpoint import Checkpoint
 
 
-@pytest.fixture(scope="module", params=[one for one in FAMILIES if one.values[0] not in UNREAD])
+@pytest.fixture(scope="module", params=[one for one in FAMILIES if one.values[0] not in MORE])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     folder = tmp_path_factory.mktemp(request.param)
     make_family(request.param, folder)

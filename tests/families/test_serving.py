@@ -5,6 +5,7 @@ With ``--matrix`` the outcomes are written into docs/families.md.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from offline.build.build import build
 from offline.engines.local.experts import find_layers
 from tests.families.masking import without
 from tests.families.matrix import Matrix
-from tests.families.models import EXPERTS, FAMILIES, make_family
+from tests.families.models import EXPERTS, FAMILIES, load, make_family
 from tests.families.serving import serving_of
 from tests.reference import greedy
 from tests.sample_maps import map_of
@@ -108,9 +109,7 @@ def mapped_map(base: Checkpoint) -> RoutingMap:
 
 def answers_of(base: Checkpoint, routing_map: RoutingMap, dtype: torch.dtype) -> list[Answer]:
     """What transformers says with dropped experts' scores removed, or with the map applied."""
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(base.folder, dtype=dtype).eval()
+    model = load(base.folder, dtype)
     if all(layer.router == "sliced" for layer in routing_map.layers):
         kept = {layer.layer: layer.experts.kept or () for layer in routing_map.layers}
         with without(model, EXPERTS, kept):
@@ -165,9 +164,9 @@ def test_served_as_the_reference_says(
         )
 
     if serving.refused:
-        with pytest.raises(RuntimeError, match=serving.refused):
+        with pytest.raises(RuntimeError, match=re.escape(serving.refused)):
             ask()
-        matrix.add(family, form, parallel, None)
+        matrix.add(family, form, parallel, f"vLLM: {serving.refused}")
         return
     exact = arguments["dtype"] == "float32"
     expected = answers_of(base, routing_map, getattr(torch, arguments["dtype"]))

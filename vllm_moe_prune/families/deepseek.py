@@ -59,7 +59,7 @@ _BESIDE: dict[str, Any] = {"mtp_layer": "mtp.layers.{layer}.", "mtp_prefix": "mt
 _V3 = _deepseek("deepseek_v3", vllm_module="deepseek_v2", **_NUMBERED)
 _DSA: dict[str, Any] = {
     "vllm_module": "deepseek_v2",
-    "vllm_layers_module": "vllm.models.deepseek_v32.nvidia.model",
+    "vllm_layers_module": "vllm.models.deepseek_v32:DeepseekV32ForCausalLM",
     **_NUMBERED,
 }
 _GLM4V = _deepseek("glm4v_moe_text", vllm_module="glm4_moe", **_NUMBERED)
@@ -198,7 +198,7 @@ FAMILIES = (
         score="sqrtsoftplus",
         renormalise_key="norm_topk_prob",
         mappable=False,
-        vllm_module="vllm.models.deepseek_v4.nvidia.model",
+        vllm_module="vllm.models.deepseek_v4:DeepseekV4ForCausalLM",
         mtp_layer="mtp.{layer}.",
         mtp_prefix="mtp.",
     ),

@@ -92,7 +92,7 @@ _KIMI_LINEAR = MoeLayout(
     renormalise_key="moe_renormalize",
     num_groups_key="num_expert_group",
     mappable=False,
-    vllm_module="vllm.models.kimi_k3.nvidia.model",
+    vllm_module="vllm.models.kimi_k3:KimiLinearForCausalLM",
 )
 _LFM2 = MoeLayout(
     "lfm2_moe",
@@ -133,10 +133,10 @@ _MINIMAX_M3 = MoeLayout(
     num_experts_key="num_local_experts",
     score="sigmoid",
     mappable=False,
-    vllm_module="vllm.models.minimax_m3.nvidia.model",
     mtp_layer="model.mtp.layers.{layer}.transformer_layer.",
     mtp_prefix="model.mtp.",
     mtp_key="num_mtp_modules",
+    vllm_module="vllm.models.minimax_m3:MiniMaxM3SparseForCausalLM",
 )
 _DBRX = MoeLayout(
     "dbrx",

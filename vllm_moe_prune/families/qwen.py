@@ -68,8 +68,7 @@ _QWEN4 = replace(
     _QWEN3_5,
     model_type="qwen4_exp_text",
     renormalise_key="norm_topk_prob",
-    vllm_module="vllm.models.qwen4_exp.nvidia.model",
-    vllm_layers_module=None,
+    vllm_layers_module="vllm.models.qwen4_exp:Qwen4ExpForCausalLM",
 )
 _QWEN3_VL = _mlp("qwen3_vl_moe_text", "num_experts", vllm_module="qwen3_moe")
 _ERNIE = _mlp(

@@ -37,11 +37,16 @@ def _layers_code(layout: MoeLayout) -> Any:
 def _module(name: str) -> Any:
     """Return a module of vLLM's folder of models, or one outside of it by its whole name.
 
+    With a colon and a class of it: the module in which that class is, another one for each kind
+    of device.
+
     :raises PruneError: if this vLLM has none, and runs the family in another way or not at all
     """
-    whole = name if "." in name else f"vllm.model_executor.models.{name}"
+    outer, _, chosen = name.partition(":")
+    whole = outer if "." in outer else f"vllm.model_executor.models.{outer}"
     try:
-        return import_module(whole)
+        module = import_module(whole)
+        return import_module(getattr(module, chosen).__module__) if chosen else module
     except ModuleNotFoundError as error:
         if error.name != whole:
             raise

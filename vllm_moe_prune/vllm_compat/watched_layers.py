@@ -91,14 +91,15 @@ class WatchedLayer:
         before, after = torch.ones_like(weights), weights
         if self.runner.routed_experts.apply_router_weight_on_input:
             before, after = after, before
-        outputs = x.new_empty(*ids.shape, self.hidden)
+        width = min(self.hidden, x.shape[1])  # less where experts are behind a projection
+        outputs = x.new_empty(*ids.shape, width)
         for column in range(ids.shape[1]):
             one = slice(column, column + 1)
             # Shared experts may run inside of the experts' method: once.
             given = shared if column == 0 else (None, None)
             # Copies: a kernel may write into what it is given.
             found = apply(x, before[:, one].clone(), ids[:, one].clone(), *given)
-            outputs[:, column] = found[:, : self.hidden]
+            outputs[:, column] = found[:, :width]
         total = _added_up(outputs, after)
         assert self._logits is not None
         scaled = weights * self.runner.routed_scaling_factor  # 1, or what comes later

@@ -4,7 +4,8 @@ In transformers' Llama-4 the router returns scores [T, E], zero for those not ch
 expert computes every token, multiplied by its score *before*: nobody could see or change which
 experts a token goes to. Here such a block's router returns (logits [T, E], weights [T, k], ids
 [T, k]) as in other families, and its experts take hidden states, ids and weights and compute
-what was chosen. Results and gradients are the same.
+what was chosen. Results and gradients are the same. In Jamba the router is a matrix, and the block
+chooses: there it does as in other families, too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,14 @@ def make_sparse(block: torch.nn.Module) -> None:
     _behave(block, forward=_block)
 
 
+def make_choosing(block: torch.nn.Module) -> None:
+    """Let the router of a block choose, where it is a matrix and the block does (Jamba)."""
+    own: Any = block
+    if not hasattr(own.router, "choose"):
+        _behave(own.router, forward=_choose, choose=staticmethod(own.route_tokens_to_experts))
+        _behave(own, forward=_chosen_block)
+
+
 def _behave(module: Any, **attributes: Any) -> None:
     """Make a module one of a subclass with these attributes, under any hook that it has."""
     own = type(module)
@@ -40,6 +49,20 @@ def _route(self: Any, hidden_states: torch.Tensor) -> Routed:
     logits = torch.nn.functional.linear(hidden_states, self.weight, self.bias)
     best, ids = logits.topk(self.top_k, dim=-1)
     return Routed(logits, best.float().sigmoid().to(logits.dtype), ids)
+
+
+def _choose(self: Any, hidden_states: torch.Tensor) -> Routed:
+    """Return logits [T, E], weights and ids [T, k] for hidden states [T, D]."""
+    logits = torch.nn.functional.linear(hidden_states, self.weight, self.bias)
+    ids, weights = self.choose(hidden_states, logits)
+    return Routed(logits, weights, ids)
+
+
+def _chosen_block(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    flat = hidden_states.flatten(0, -2)
+    _, weights, ids = self.router(flat)
+    output: torch.Tensor = self.experts(flat, ids, weights)
+    return output.view_as(hidden_states)
 
 
 def _compute(

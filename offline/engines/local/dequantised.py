@@ -74,17 +74,19 @@ def unread(checkpoint: Checkpoint) -> dict[str, Unread]:
                 found |= _alone(checkpoint, module)
             continue
         if parts.keys() - ASIDE:
-            found[module + WEIGHT] = Unread(_matrix(checkpoint, module, tuple(parts), settings))
+            names = {part: info.name for part, info in parts.items() if part not in ASIDE}
+            target = module if module in loaded else module + WEIGHT
+            found[target] = Unread(_matrix(checkpoint, module, names, settings))
         if "bias" in parts and not _is_empty_bias(checkpoint, module):
             found[module + "bias"] = Unread(partial(checkpoint.tensor, module + "bias"))
     return found
 
 
 def _matrix(
-    checkpoint: Checkpoint, module: str, parts: tuple[str, ...], settings: Mapping[str, Any]
+    checkpoint: Checkpoint, module: str, names: Mapping[str, str], settings: Mapping[str, Any]
 ) -> Callable[[], Tensor]:
     def read() -> Tensor:
-        found = {part: checkpoint.tensor(module + part) for part in parts if part not in ASIDE}
+        found = {part: checkpoint.tensor(name) for part, name in names.items()}
         if set(found) == {WEIGHT}:
             return found[WEIGHT]
         if any(part.ndim == 3 for part in found.values()):  # of all experts

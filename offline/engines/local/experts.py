@@ -1,8 +1,8 @@
 """Makes a live transformers model route and compute as a routing map says, without new weights.
 
-transformers fuses the experts of a layer into ``gate_up_proj`` [E, 2I, D] and ``down_proj``
-[E, D, I] and has a router beside them, which the family's `RouterAdapter` reads. Dropped
-experts stay in memory: the router just cannot choose them.
+transformers fuses the experts of a layer into ``gate_up_proj`` [E, 2I, D], or ``up_proj`` [E, I, D]
+where nothing gates, and ``down_proj`` [E, D, I], and has a router beside them, which the family's
+`RouterAdapter` reads. Dropped experts stay in memory: the router just cannot choose them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from offline.engines.base import ExpertUse
 from offline.engines.local.constants import Constants
 from offline.engines.local.correction import Correction
-from offline.engines.local.dense import make_sparse
+from offline.engines.local.dense import make_choosing, make_sparse
 from offline.engines.local.router import Routed, RouterAdapter, router_of
 from offline.engines.needs import check_routable
 from vllm_moe_prune.constant_experts import ConstantExperts
@@ -29,7 +29,7 @@ from vllm_moe_prune.routing_map import RoutingMap
 from vllm_moe_prune.substitutes import check_substitutable
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
-_FUSED = ("gate_up_proj", "down_proj")
+_FIRST = ("gate_up_proj", "up_proj")  # the second where nothing gates
 _COLUMNS = 1 << 20  # numbers of each expert that are in float32 at the same time
 
 
@@ -58,7 +58,24 @@ class LayerControl:
     @property
     def num_experts(self) -> int:
         """E of the base."""
-        return int(self.experts.gate_up_proj.shape[0])
+        return int(self.experts.down_proj.shape[0])
+
+    @property
+    def width(self) -> int:
+        """D of what an expert takes and gives: the model's, or that of a latent projection."""
+        return int(self.experts.down_proj.shape[2 if self.is_transposed else 1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the experts are."""
+        found: torch.device = self.experts.down_proj.device
+        return found
+
+    @property
+    def fused(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The two tensors of all experts, as they are laid out."""
+        first = next(name for name in _FIRST if hasattr(self.experts, name))
+        return getattr(self.experts, first), self.experts.down_proj
 
     def __post_init__(self) -> None:
         self.router.register_forward_hook(self._after_router)
@@ -109,7 +126,7 @@ class LayerControl:
             self._combine(torch.from_numpy(routing_map.expert_matrix(entry)))
         else:
             self._restore()
-        self._rule = _Rule.of(entry, routing_map, self.layout, self.experts.gate_up_proj.device)
+        self._rule = _Rule.of(entry, routing_map, self.layout, self.device)
 
     def _substitute(self, routing_map: RoutingMap | None, entry: LayerMap | None) -> None:
         if routing_map is None or entry is None or entry.substituted is None:
@@ -244,11 +261,14 @@ def find_layers(model: torch.nn.Module, layout: MoeLayout) -> dict[int, LayerCon
     for name, module in model.named_modules():
         experts = getattr(module, "experts", None)
         layer = _LAYER.search(name + ".")
-        if layer is None or not all(hasattr(experts, fused) for fused in _FUSED):
+        if layer is None or not _are_fused(experts):
             continue
         router, number = adapter.of(module), int(layer[1])
+        adapter.show_logits(router)
         if adapter.dense:
             make_sparse(module)
+        if adapter.bare:
+            make_choosing(module)
         found[number] = LayerControl(number, module, router, adapter, experts, layout)
     if not found:
         raise PruneError(
@@ -256,6 +276,12 @@ def find_layers(model: torch.nn.Module, layout: MoeLayout) -> dict[int, LayerCon
             hint="use the transformers version that this package asks for",
         )
     return found
+
+
+def _are_fused(experts: Any) -> bool:
+    down = getattr(experts, "down_proj", None)
+    first = any(hasattr(experts, name) for name in _FIRST)
+    return first and isinstance(down, torch.Tensor) and down.ndim == 3
 
 
 def decoder_of(model: Any) -> Any:

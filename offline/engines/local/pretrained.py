@@ -38,7 +38,7 @@ def from_pretrained(folder: Path, dtype: Dtype, **placed: Any) -> Any:
         with _without_report(folder):
             if quantised is not None:
                 return open_dequantised(folder, dtype, **placed)
-            return transformers.AutoModelForCausalLM.from_pretrained(
+            return _opened_as(folder).from_pretrained(
                 folder, dtype=dtype, local_files_only=True, **placed
             )
     except (OSError, RuntimeError, ValueError) as error:
@@ -46,6 +46,17 @@ def from_pretrained(folder: Path, dtype: Dtype, **placed: Any) -> Any:
     finally:
         if shown:
             bars.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _opened_as(folder: Path) -> Any:
+    """Return the class of transformers that opens a checkpoint: as a language model, if it can."""
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    language, images = (
+        transformers.AutoModelForCausalLM,
+        transformers.AutoModelForImageTextToText,
+    )
+    alone = type(config) in language._model_mapping or type(config) not in images._model_mapping
+    return language if alone else images
 
 
 @contextmanager

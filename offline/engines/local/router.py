@@ -33,7 +33,9 @@ class RouterAdapter:
     ``scale`` is its attribute with a number that all weights are multiplied with, if it has one.
     ``bias`` is the block's attribute with a correction bias that the router is given, where it has
     none itself, and ``batched`` says that it wants [B, T, D]. Where experts are ``dense``, each
-    computes every token, until the block is made sparse (dense.py).
+    computes every token, until the block is made sparse (dense.py). ``gate`` is the router's
+    attribute with the gate, where that is not the router; it gives the logits. A ``bare`` router is
+    a matrix whose block chooses, until it is taught to (dense.py).
     """
 
     name: str = "gate"
@@ -42,6 +44,8 @@ class RouterAdapter:
     dense: bool = False
     bias: str | None = None
     batched: bool = False
+    gate: str | None = None
+    bare: bool = False
 
     def of(self, block: torch.nn.Module) -> torch.nn.Module:
         """Return the router of an MoE block.
@@ -67,6 +71,21 @@ class RouterAdapter:
         bias: torch.Tensor = getattr(*place)
         return bias
 
+    def gate_of(self, router: torch.nn.Module) -> torch.Tensor:
+        """Return the gate's weight [E, D]."""
+        place: Any = router if self.gate is None else getattr(router, self.gate)
+        weight: torch.Tensor = place.weight.detach()
+        return weight
+
+    def show_logits(self, router: torch.nn.Module) -> None:
+        """Let a router return its gate's logits, which may be probabilities otherwise."""
+        if self.gate is None:
+            return
+        seen: list[torch.Tensor] = []
+        gate: torch.nn.Module = getattr(router, self.gate)
+        gate.register_forward_hook(lambda _, __, logits: seen.append(logits))
+        router.register_forward_hook(lambda _, __, output: (seen.pop(), *output[1:]))
+
     def read(self, output: Any) -> Routed:
         """Return the parts of what the router returned.
 
@@ -91,16 +110,21 @@ class RouterAdapter:
 
 _BIAS = "e_score_correction_bias"
 _LLAMA4 = RouterAdapter("router", dense=True)
+_GEMMA4 = RouterAdapter("router", gate="proj")
 _GRANITE = RouterAdapter("router", ("ids", "weights", "logits"))
 # Families whose router is a `gate` and returns (logits, weights, ids) are not listed.
 ROUTERS: Mapping[str, RouterAdapter] = {
-    "afmoe": RouterAdapter("router", bias="expert_bias", batched=True),
+    "afmoe": RouterAdapter("router", bias="expert_bias", batched=True, gate="gate"),
     "deepseek_v2": RouterAdapter(scale="routed_scaling_factor"),
+    "gemma4": _GEMMA4,
+    "gemma4_text": _GEMMA4,
     "gpt_oss": RouterAdapter("router"),
     "granitemoe": _GRANITE,
     "granitemoehybrid": _GRANITE,
     "granitemoeshared": _GRANITE,
+    "hunyuan_v1_moe": RouterAdapter(gate="wg"),
     "hy_v3": RouterAdapter(bias=_BIAS),
+    "jamba": RouterAdapter("router", bare=True),
     "lfm2_moe": RouterAdapter(bias="expert_bias"),
     "llama4": _LLAMA4,
     "llama4_text": _LLAMA4,

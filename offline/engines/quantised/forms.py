@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.rewrite import COMBINABLE, TensorInfo
-from vllm_moe_prune.roles import PARTS, WEIGHT
+from vllm_moe_prune.roles import BESIDE_STACKED, PARTS, WEIGHT
 
 # Of activations, and what is added to a product: no part of the matrix.
 ASIDE = frozenset({"input_scale", "input_zero_point", "input_global_scale", "bias"})
@@ -25,6 +25,7 @@ KNOWN = "known: unquantised, FP8, MXFP8, INT8, INT4 and the like, NVFP4, MXFP4, 
 Codes = Literal["plain", "codes", "packed", "fp4", "gptq", "awq"]
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _EXPONENTS = ("U8", "F8_E8M0")  # of scales that are powers of two
+_FP8_SCALES = "_scale_inv"  # of a stacked tensor, as transformers has them
 _WORD = 32
 _BITS = {"gptq": (2, 4, 8), "awq": (4,)}
 
@@ -102,14 +103,25 @@ def _transposed(parts: Mapping[str, TensorInfo]) -> Form | None:
 def modules_of(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
     """Return name up to its part -> part -> header, of all tensors.
 
-    What has a name of its own, such as a stacked tensor, has the part "".
+    What has a name of its own, such as a stacked tensor, has the part "", or ``weight`` where
+    there are scales of that name; those that are not FP8's have parts that no form has.
     """
     modules: dict[str, dict[str, TensorInfo]] = {}
     for name, info in tensors.items():
-        module, dot, part = name.rpartition(".")
-        known = part in PARTS
-        modules.setdefault(module + dot if known else name, {})[part if known else ""] = info
+        module, part = _place(name, tensors)
+        modules.setdefault(module, {})[part] = info
     return modules
+
+
+def _place(name: str, tensors: Mapping[str, TensorInfo]) -> tuple[str, str]:
+    module, dot, part = name.rpartition(".")
+    if part in PARTS:
+        return module + dot, part
+    for suffix in BESIDE_STACKED:
+        if name.endswith(suffix) and (whole := name.removesuffix(suffix)) in tensors:
+            return whole, WEIGHT + suffix if suffix == _FP8_SCALES else suffix
+    has_scales = any(name + suffix in tensors for suffix in BESIDE_STACKED)
+    return name, WEIGHT if has_scales else ""
 
 
 def unknown(what: str, parts: Mapping[str, Any]) -> PruneError:
