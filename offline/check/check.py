@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,12 +18,14 @@ from offline.build.quantised import quantiser_of
 from offline.check.answers import Answer, chat, continued
 from offline.check.probes import CHAT_PROMPTS, PROMPTS, repetition
 from offline.check.reference import LiveReference, LocalReference, Reference
+from offline.check.served import spec_of
 from offline.data.models import complete
 from offline.engines.needs import check_engine, check_tokenizer, check_vllm, check_whole
+from offline.results.check import ANSWERS_FILE
 from offline.runs.device import check_device, pick_device
 from offline.runs.owned import read_json, refuse_foreign
 from serve.server import Server, ServerSpec
-from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
+from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import snapshot_of
 from vllm_moe_prune.provenance import write_atomic
@@ -158,14 +160,15 @@ def check(
 
 
 def check_free(folder: Path, log: Path) -> None:
-    """Refuse, before any work, to write over what is neither a result of `save` nor a log.
+    """Refuse, before any work, to write over what is neither a result of a check nor a log.
 
     :raises PruneError: naming the file
     """
-    fields = read_json(folder / CHECK_FILE)
-    ours = isinstance(fields, dict) and {"checks", "served_as"} <= fields.keys()
-    if (folder / CHECK_FILE).exists() and not ours:
-        refuse_foreign(folder / CHECK_FILE)
+    known = {CHECK_FILE: {"checks", "served_as"}, ANSWERS_FILE: {"rows", "verdict"}}
+    for name, names in known.items():
+        fields = read_json(folder / name)
+        if (folder / name).exists() and not (isinstance(fields, dict) and names <= fields.keys()):
+            refuse_foreign(folder / name)
     if log.exists():
         with log.open("rb") as stream:
             begin = stream.read(1 << 16)
@@ -182,14 +185,8 @@ def _inputs(
     folder: Path, base: Path | None, dtype: str, engine: str, tensor_parallel: int
 ) -> CheckInputs:
     """Say what is served and what it is compared with; imports no torch."""
-    has_map = (folder / MAP_FILE).exists()
-    routing_map = RoutingMap.load(folder) if has_map else None
-    is_map_only = has_map and not (folder / "config.json").exists()
-    is_compact = (folder / COMPACT_FOLDER).is_dir()
-    if (is_map_only or is_compact) and base is None:
-        kind = "routing map" if is_map_only else "compact checkpoint"
-        name = snapshot_of(folder) or folder
-        raise PruneError(f"{name} is a {kind}", hint="add --base with the model it was made for")
+    routing_map = RoutingMap.load(folder) if (folder / MAP_FILE).exists() else None
+    served = spec_of(folder, base)
     checkpoint = Checkpoint.open(base or folder)
     check_vllm()
     check_whole(base or folder)
@@ -203,14 +200,12 @@ def _inputs(
     otherwise = "check it where memory is larger"
     routed = base is not None and routing_map is not None
     check_engine(base or folder, engine, routed=routed, dtype=dtype, otherwise=otherwise)
-    spec = ServerSpec(
-        model=base if is_map_only and base else folder,
-        load_format="pruned_moe" if is_map_only or is_compact else "auto",
+    spec = replace(
+        served,
         dtype=dtype,
         max_model_len=512,
         tensor_parallel_size=tensor_parallel,
         enforce_eager=True,
-        loader_extra_config={"routing_map": str(folder)} if is_map_only else None,
     )
     applied = routing_map if base else None
     dequantised = engine == "transformers" and quantiser_of(base or folder) is not None
@@ -257,8 +252,11 @@ def _collapse(looping: list[float], before: float | None) -> CheckItem:
     mean = statistics.fmean(looping)
     limit = _MAX_REPETITION if before is None else max(_MAX_REPETITION, before + _MORE_THAN_BASE)
     known = "" if before is None else f"; the base repeats {before:.2f}"
-    detail = f"share of repeated 4-grams in greedy text{known}"
-    return CheckItem("no repetition collapse", mean <= limit, mean, limit, detail)
+    detail = (
+        f"share of repeated 4-grams in {len(looping)} greedy texts{known}. "
+        "So few cannot rule out a collapse: --probes 400 asks more"
+    )
+    return CheckItem("repetition in a few texts", mean <= limit, mean, limit, detail)
 
 
 def _endpoint(answers: list[Answer], chats: list[str]) -> tuple[CheckItem, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 PROMPTS = (
     "The capital of France is",
@@ -18,10 +18,9 @@ CHAT_PROMPTS = (
     "Explain why the sky is blue.",
     "Give me a recipe for a simple soup.",
 )
-_NGRAM = 4
 
 
-def repetition(tokens: Sequence[int]) -> float:
-    """Return the share of 4-grams that occurred before, 0..1: near 1 for text that loops."""
-    grams = [tuple(tokens[i : i + _NGRAM]) for i in range(len(tokens) - _NGRAM + 1)]
+def repetition(tokens: Sequence[Hashable], size: int = 4) -> float:
+    """Return the share of n-grams that occurred before, 0..1: near 1 for text that loops."""
+    grams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0

@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from offline.cli.models import NAMES, model_folder
+from offline.cli.probing import probe_options, probing_of
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import parse
 
+if TYPE_CHECKING:
+    from offline.check.check import CheckResult
+    from offline.results.check import AnswerCheck
 
-@click.command(epilog="Example: vmprune check pruned --base base")
+
+@click.command(
+    epilog="Example: vmprune check pruned --base base --probes 400 -- --max-model-len 8192"
+)
 @click.argument("out", type=click.Path(path_type=Path, exists=False))
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.option(
     "--base", type=click.Path(path_type=Path), help=f"base that OUT was made from: {NAMES}"
 )
@@ -42,53 +50,115 @@ from vllm_moe_prune.hub import parse
     show_default=True,
     help="ranks that share the model in vLLM",
 )
+@click.option(
+    "--parity/--no-parity",
+    default=True,
+    show_default=True,
+    help="compare log-probabilities with the reference",
+)
+@probe_options
 @click.option("--json", "as_json", is_flag=True, help="print JSON on stdout")
 def check(
     out: Path,
+    args: tuple[str, ...],
     base: Path | None,
     dtype: str,
     device: str,
     engine: Literal["transformers", "vllm"],
     tensor_parallel: int,
+    parity: bool,
     as_json: bool,
+    **probes: Any,
 ) -> None:
-    """Serve OUT with vLLM and verify it: parity with the reference, and no collapse.
+    """Serve OUT with vLLM and verify it: parity with the reference, and how its answers end.
 
     OUT is a pruned checkpoint or a routing map, here or on the hub (Org/Name[@revision]; then
-    nothing is written but the server's log, into the current folder). With --base the reference is
-    the base with the dropped experts' scores removed. Ends with status 1 if a check fails.
+    the result and the server's log go into the current folder). With --base the reference is the
+    base with the dropped experts' scores removed.
+
+    With --probes the base and OUT are served one after the other, both with ARGS of `vllm serve`
+    after `--`: the flags that you will serve with. Answers are kept in OUT.check.run, and what is
+    there is not asked again. Ends with status 1 if a check fails, or answers are worse than the
+    base's.
     """
+    probing = probing_of(args, probes)
+    probing.check(
+        {
+            "--base": base is not None,
+            "--dtype": dtype != "auto",
+            "--device": device != "auto",
+            "--engine": engine != "transformers",
+            "--tensor-parallel": tensor_parallel > 1,
+        }
+    )
+    if not (parity or probing.wanted):
+        raise PruneError("--no-parity leaves nothing to check", hint="add --probes 400")
     is_here = parse(str(out)) is None
-    if is_here and not out.is_dir():
+    there = probing.endpoint is not None
+    if is_here and not there and not out.is_dir():
         raise PruneError(f"no such folder: {out}", hint="give a pruned checkpoint or a map")
-    folder = model_folder(out)
-    base = base and model_folder(base)
+    asked = probing.asked() if probing.wanted else None
     from offline.check.check import check as run_check
     from offline.check.check import check_free, save
+    from offline.check.deployed import targets_of
     from offline.cli.progress import progress
 
-    log = (out if is_here else Path(out.name)).with_name(out.name + ".check.log")
+    place = out if is_here else Path(out.name)
+    log = place.with_name(f"{place.name}.check.log")
+    found: CheckResult | None = None
+    answers: AnswerCheck | None = None
+    folder = out if there else model_folder(out)
+    base = base and model_folder(base)
     check_free(folder, log)
     with progress() as reporter:
-        result = run_check(
-            folder,
-            base,
-            dtype=dtype,
-            device=device,
-            engine=engine,
-            tensor_parallel=tensor_parallel,
-            log=log,
-            reporter=reporter,
-        )
-        reporter.step()
-    if is_here:
-        save(result, folder)
-    if as_json:
-        click.echo(json.dumps(result.to_json()))
-    else:
-        for finding in result.checks:
-            mark = "ok  " if finding.ok else "FAIL"
-            numbers = f"{finding.value:.3g} (limit {finding.limit:.3g})"
-            click.echo(f"{mark} {finding.name}: {numbers}; {finding.detail}")
-    if not result.ok:
+        if parity and not there:
+            found = run_check(
+                folder,
+                base,
+                dtype=dtype,
+                device=device,
+                engine=engine,
+                tensor_parallel=tensor_parallel,
+                log=log,
+                reporter=reporter,
+            )
+            reporter.step()
+            if is_here:
+                save(found, folder)
+        if asked is not None:
+            targets = (
+                probing.endpoints()
+                if there
+                else targets_of(
+                    folder, base, args, dtype=dtype, eager=probing.eager, ranks=tensor_parallel
+                )
+            )
+            answers = probing.answers(place, targets, asked, reporter)
+            if is_here and folder.is_dir():
+                answers.save(folder)
+    ok = _say(found, answers, as_json)
+    if not ok:
         sys.exit(1)
+
+
+def _say(found: CheckResult | None, answers: AnswerCheck | None, as_json: bool) -> bool:
+    """Print what was found; return whether all is well."""
+    ok = (found is None or found.ok) and (answers is None or answers.verdict != "worse")
+    if as_json:
+        told: dict[str, Any] = {} if found is None else found.to_json()
+        if answers is not None:
+            told["answers"] = answers.model_dump(mode="json")
+        click.echo(json.dumps({**told, "ok": ok}))
+        return ok
+    for finding in found.checks if found else ():
+        mark = "ok  " if finding.ok else "FAIL"
+        numbers = f"{finding.value:.3g} (limit {finding.limit:.3g})"
+        click.echo(f"{mark} {finding.name}: {numbers}; {finding.detail}")
+    if answers is not None:
+        from offline.cli.answered import sentences, table_of
+        from offline.cli.console import stdout
+
+        stdout().print(table_of(answers))
+        for sentence in sentences(answers):
+            click.echo(sentence)
+    return ok

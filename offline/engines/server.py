@@ -60,13 +60,20 @@ class Endpoint:
         card = cards[model]
         return cls(url, model, card.get("max_model_len"), card.get("root"))
 
-    def ask(self, path: str, questions: Sequence[tuple[Body, Callable[[Any], Read]]]) -> list[Read]:
+    def ask(
+        self,
+        path: str,
+        questions: Sequence[tuple[Body, Callable[[Any], Read]]],
+        *,
+        patience: float = _TIMEOUT,
+    ) -> list[Read]:
         """Send requests to this model; return what is read from the replies, in their order.
 
         The first reply that cannot be used ends it: the others are not waited for.
 
         :param path: below /v1
         :param questions: of each request the body and what reads the JSON of its reply
+        :param patience: seconds of silence that a reply may take
         :raises PruneError: if a request fails or its reply is refused, with the reason
         """
 
@@ -74,7 +81,7 @@ class Endpoint:
             body, read = question
             return read(_json(client.post(f"/v1/{path}", json={"model": self.model, **body})))
 
-        with _client(self.url) as client, ThreadPoolExecutor(_AT_ONCE) as pool:
+        with _client(self.url, patience) as client, ThreadPoolExecutor(_AT_ONCE) as pool:
             try:
                 return list(pool.map(post, questions))
             except ReplyError as error:
@@ -83,14 +90,17 @@ class Endpoint:
             except httpx.HTTPError as error:
                 pool.shutdown(cancel_futures=True)
                 raise PruneError(f"{self.url} failed: {_reason(error)}") from None
+            except BaseException:  # interrupted: what was not yet sent need not be
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
-def _client(url: str) -> httpx.Client:
+def _client(url: str, patience: float = _TIMEOUT) -> httpx.Client:
     key = os.environ.get("OPENAI_API_KEY")
     return httpx.Client(
         base_url=url,
         headers={"Authorization": f"Bearer {key}"} if key else {},
-        timeout=_TIMEOUT,
+        timeout=patience,
         # A proxy cannot reach this machine's loopback.
         trust_env=urlsplit(url).hostname not in _LOOPBACK,
         limits=httpx.Limits(max_connections=_AT_ONCE),

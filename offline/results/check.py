@@ -68,7 +68,8 @@ class Row(_Frozen):
     ``probes_needed`` would show a doubling of the base's rate (taken as 1 % at least) in 8 of 10
     checks. ``finding``: ``more`` (or ``fewer``) than the base beyond chance, over all rows
     together; ``no doubling`` where a doubling lies outside of the interval and there are as many
-    probes as that needs; ``undecided`` otherwise.
+    probes as that needs; ``undecided`` otherwise. ``examples`` are probes of which only the pruned
+    model's answer has it: ``probe`` in answers.jsonl.
     """
 
     kind: str
@@ -79,6 +80,7 @@ class Row(_Frozen):
     difference: Difference | None
     probes_needed: int | None
     finding: Finding
+    examples: tuple[str, ...] = ()
 
 
 class Length(_Frozen):
@@ -108,8 +110,8 @@ class AnswerCheck(ResultFile):
 
     ``samplings`` are the ways of generating, as they were asked for. ``unit``: what loops were
     looked for in, ``tokens``, or ``words`` where a server does not tell its tokens.
-    ``verdict``: ``worse`` if a row says ``more``, ``no doubling`` if all say that; what is only told
-    of does not count.
+    ``verdict``: ``worse`` if a row says ``more``, ``no doubling`` if all say that; what is
+    only told does not count.
     """
 
     file_name = ANSWERS_FILE
@@ -123,7 +125,7 @@ class AnswerCheck(ResultFile):
     tokens: int = Field(description="that an answer may have at most")
     samplings: tuple[str, ...]
     unit: Literal["tokens", "words"] = "tokens"
-    skipped: dict[str, str] = Field(default_factory=dict, description="kind -> why it was not asked")
+    skipped: dict[str, str] = Field(default_factory=dict, description="kind -> reason")
     rows: tuple[Row, ...]
     lengths: tuple[Length, ...]
     verdict: Verdict
@@ -132,12 +134,18 @@ class AnswerCheck(ResultFile):
     def row(self, measure: Measure, kind: str = ALL, sampling: str | None = None) -> Row | None:
         """Return a row if it was measured.
 
+        :param kind: ``all`` is also the only kind that has a measure
         :param sampling: None takes the first that was asked for
         """
-        wanted = (measure, kind, sampling or self.samplings[0])
-        return next((r for r in self.rows if (r.measure, r.kind, r.sampling) == wanted), None)
+        sampling = sampling or self.samplings[0]
+        found = [r for r in self.rows if (r.measure, r.sampling) == (measure, sampling)]
+        own = [r for r in found if r.kind == kind]
+        if not own and kind == ALL and len(found) == 1:
+            own = found
+        return own[0] if own else None
 
     def length(self, kind: str = ALL, sampling: str | None = None) -> Length | None:
         """Return the lengths of a kind's answers if there is a base; as `row`."""
-        wanted = (kind, sampling or self.samplings[0])
-        return next((one for one in self.lengths if (one.kind, one.sampling) == wanted), None)
+        own = [one for one in self.lengths if one.sampling == (sampling or self.samplings[0])]
+        exact = [one for one in own if one.kind == kind]
+        return (exact or (own if kind == ALL and len(own) == 1 else [None]))[0]

@@ -22,11 +22,12 @@ FOREIGN_HINT = "choose another --out, or move it away"
 # for the report from a load test and `vmprune analyze`. Name -> fields by which it is known.
 _ADDED = {
     "check.json": {"checks", "served_as"},
+    "answers.json": {"rows", "verdict"},
     "serving.json": {"lifetimes", "ratios"},
     "analysis.json": {"provenance"},
 }
 _PAGE = "report.html"
-_HALF_WRITTEN = re.compile(r"\.(report\.html|check\.json)\.\w+\.tmp")
+_HALF_WRITTEN = re.compile(r"\.(report\.html|check\.json|answers\.json)\.\w+\.tmp")
 _SAMPLE = 1 << 16  # bytes at both ends of a file that tell whether it changed
 # Folders of versions without a manifest: one of these says in its provenance that it is ours ...
 _SIGNATURES = (
@@ -35,7 +36,7 @@ _SIGNATURES = (
 # ... and every file has one of these names.
 _NAMES = re.compile(
     r"routing_map\.(json|safetensors)|scores\.(json|safetensors)|analysis\.(json|html)"
-    r"|recovery\.json|finetune\.json|vmprune_result\.json|check\.json|serving\.json|report\.html"
+    r"|recovery\.json|finetune\.json|vmprune_result\.json|check\.json|answers\.json|serving\.json|report\.html"
     r"|README\.md|config\.json|generation_config\.json|model(-\d{5}-of-\d{5})?\.safetensors"
     r"|model\.safetensors\.index\.json|tokenizer\.(json|model)|tokenizer_config\.json"
     r"|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|spiece\.model"

@@ -28,6 +28,7 @@ _NAMES = re.compile(
     r"(settings\.json|evaluations\.jsonl|routing_map\.(json|safetensors)|scores|base\.json"
     r"|result(\.json)?|on-result|round-\d+|cells\.json|(model|base)-(tuned|trained\.json)"
     r"|(model|base)-tuned\.finetune\.run|step-\d+)(\.(partial|replaced|deleted))?"
+    r"|answers\.jsonl?|(base|pruned)\.log"
     r"|\.[\w.-]+\.(tmp|partial)|\.vmprune-run\.json"
 )
 # What may be in the folders of a run; in all others lies an output, which says itself what it has.
@@ -82,10 +83,12 @@ def run_folder(
     *,
     force: bool,
     upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    otherwise: str = "choose another --out, or add --force to start anew",
 ) -> Path:
     """Return ``OUT.run``, made if it is not there.
 
     :param identity: the settings and the base that results depend on
+    :param otherwise: what to do where another run is kept
     :param upgrade: takes an identity as an earlier version wrote it, and returns it as it is now
     :raises PruneError: if the folder is not a run's, or holds another run and ``force`` is not
         given, or holds something that no run wrote where ``force`` would remove it
@@ -104,7 +107,7 @@ def run_folder(
         if not force:
             raise PruneError(
                 f"{folder} holds a run with other settings or another base",
-                hint="choose another --out, or add --force to start anew",
+                hint=otherwise,
             )
         _refuse(folder, _foreign(folder))
     _begin(folder, text, out)

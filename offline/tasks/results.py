@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-_Z_95 = 1.959963984540054  # two-sided 95 % of a normal distribution
+from offline.results.intervals import wilson
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +61,7 @@ class TaskResult:
 
         Both ends are NaN where the accuracy is no share.
         """
-        count, mean = len(self.items), self.accuracy
-        if not 0 <= mean <= 1:  # a metric of another unit, or none that items have
-            return math.nan, math.nan
-        spread = _Z_95**2 / count
-        centre = (mean + spread / 2) / (1 + spread)
-        half = _Z_95 * math.sqrt(mean * (1 - mean) / count + spread / (4 * count)) / (1 + spread)
-        return max(0.0, centre - half), min(1.0, centre + half)
+        return wilson(self.accuracy, len(self.items))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for ``json.dumps``; what a task does not have is left out."""

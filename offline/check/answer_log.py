@@ -1,0 +1,88 @@
+"""A line for every answer of a check: what is in the file is not asked again."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from offline.check.answer import ProbeAnswer
+from offline.check.probe import Probe
+from offline.results.check import Kind, Side
+from vllm_moe_prune.errors import PruneError
+
+LOG_FILE = "answers.jsonl"
+
+
+@dataclass(slots=True)
+class AnswerLog:
+    """The answers of both sides, of any number of probes and ways of sampling.
+
+    A line names ``side``, ``sampling``, ``limit`` (tokens at most), ``probe`` and its ``kind``, and
+    has the fields of an answer; or ``skipped`` in their place, which a server said of a kind.
+    Reading it cuts off a last line that a kill left half-written.
+
+    :param keeps_skipped: write down what a server refuses: it would do so again
+    :raises PruneError: if another line cannot be read
+    """
+
+    file: Path
+    limit: int  # tokens
+    keeps_skipped: bool = True
+    answers: dict[tuple[Side, str, str], ProbeAnswer] = field(default_factory=dict)
+    skipped: dict[tuple[Side, Kind], str] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        if not self.file.exists():
+            return
+        whole = self.file.read_bytes()
+        end = whole.rfind(b"\n") + 1
+        if end < len(whole):
+            with self.file.open("rb+") as stream:
+                stream.truncate(end)
+        for number, line in enumerate(whole[:end].splitlines(), start=1):
+            try:
+                self._remember(json.loads(line))
+            except (ValueError, LookupError, TypeError, ValidationError) as error:
+                raise PruneError(
+                    f"{self.file}, line {number} is damaged: {type(error).__name__}",
+                    hint="delete it; its probe will be asked again",
+                ) from None
+
+    def add(self, side: Side, sampling: str, probe: Probe, answer: ProbeAnswer) -> None:
+        """Keep an answer; may be called from several threads."""
+        place = {"side": side, "sampling": sampling, "limit": self.limit}
+        named = {"probe": probe.digest, "kind": probe.kind}
+        self._append({**place, **named, **answer.model_dump(exclude_defaults=True)})
+
+    def skip(self, side: Side, kind: Kind, reason: str) -> None:
+        """Remember why a kind cannot be asked."""
+        entry = {"side": side, "kind": kind, "skipped": reason}
+        if self.keeps_skipped:
+            self._append(entry)
+        else:
+            self._remember(entry)
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        line = json.dumps(entry, separators=(",", ":"), ensure_ascii=False)
+        with self._lock:
+            with self.file.open("a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            self._remember(entry)
+
+    def _remember(self, entry: dict[str, Any]) -> None:
+        fields = dict(entry)
+        side, kind = fields.pop("side"), fields.pop("kind")
+        if "skipped" in fields:
+            self.skipped[side, kind] = fields["skipped"]
+        elif fields.pop("limit") == self.limit:
+            key = (side, fields.pop("sampling"), fields.pop("probe"))
+            self.answers[key] = ProbeAnswer.model_validate(fields)
