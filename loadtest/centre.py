@@ -15,9 +15,11 @@ import gevent  # type: ignore[import-untyped]
 from locust.env import Environment
 from locust.runners import MasterRunner
 
+from loadtest.endpoint import Endpoint
 from loadtest.flags import load_of, slo_of, workload_of
 from loadtest.health import Health, Heartbeat
 from loadtest.metrics import Record
+from loadtest.server_metrics import SUFFIX, ServerWatch
 from loadtest.tally import Tally
 from loadtest.tickets import Ledger
 
@@ -41,6 +43,7 @@ class Centre:
         self.healths: dict[str, Health] = {}
         self.reported: dict[str, float] = {}  # worker -> when it last did, monotonic
         self.heartbeat: Heartbeat | None = None
+        self._server: ServerWatch | None = None
         self.lost = 0
         self._environment = environment
         self._records = _open_records(options.records)
@@ -50,6 +53,12 @@ class Centre:
             gevent.spawn(self._watch)
         if options.end_seconds:
             gevent.spawn_later(options.end_seconds, self._time_is_up)
+
+    def watch(self, endpoint: Endpoint) -> None:
+        """Note beside the records what the server says of itself, if it does."""
+        if self._records:
+            file = Path(self._records.name).with_suffix(SUFFIX)
+            self._server = ServerWatch(endpoint, file)
 
     def _time_is_up(self) -> None:
         options = self._environment.parsed_options
@@ -78,6 +87,8 @@ class Centre:
 
     def close(self) -> None:
         """End the file of records and say how the client did beside it."""
+        if self._server is not None:
+            self._server.stop()
         if self._records:
             self._records.close()
             path = Path(self._records.name)

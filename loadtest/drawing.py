@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from loadtest.metrics import Record, known
 from loadtest.results import CompareResult, Ratio
+from loadtest.server_metrics import Sample
 from loadtest.table import SHOWN
 
 _COLOURS = ("#3a86d0", "#c4761b", "#2b9a74", "#b8578f", "#7d8590", "#8d8a1f", "#4f9db8", "#6f7fd8")
@@ -183,3 +184,37 @@ def timeline(name: str, records: Sequence[Record]) -> Figure:
     drawing.update_layout(yaxis2={"showgrid": False, "rangemode": "tozero", "tickformat": ".0f"})
     label = f"{len(records)} requests in {changes[-1][0]:.0f} s"
     return Figure(f"Over time: {name}", drawing, label)
+
+
+def server(name: str, samples: Sequence[Sample]) -> Figure:
+    """What the server said of itself over the time of a run."""
+    begin = samples[0].at
+    drawing = go.Figure()
+    lines: tuple[tuple[str, str, float, Callable[[Sample], float | None]], ...] = (
+        ("requests running", "y", 1.0, lambda s: s.running),
+        ("requests waiting", "y", 1.0, lambda s: s.waiting),
+        ("KV cache in use, %", "y2", 100.0, lambda s: s.kv_used),
+    )
+    for number, (title, axis, unit, value) in enumerate(lines):
+        found = [(s.at - begin, unit * v) for s in samples if (v := value(s)) is not None]
+        if found:
+            drawing.add_trace(
+                go.Scatter(
+                    x=[when for when, _ in found],
+                    y=[v for _, v in found],
+                    mode="lines",
+                    name=title,
+                    yaxis=axis,
+                    line={"color": _COLOURS[number], "dash": _DASHES[number], "width": 1.5},
+                    hovertemplate=f"%{{x:.0f}} s: %{{y:.1f}} {title}<extra></extra>",
+                )
+            )
+    drawing.update_xaxes(title="seconds")
+    drawing.update_yaxes(title="requests", rangemode="tozero")
+    _laid_out(drawing, 300)
+    drawing.update_layout(
+        yaxis2={"overlaying": "y", "side": "right", "title": "%", "range": [0, 100]}
+        | {"showgrid": False}
+    )
+    label = f"{len(samples)} samples in {samples[-1].at - begin:.0f} s"
+    return Figure(f"The server: {name}", drawing, label)

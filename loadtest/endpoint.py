@@ -106,6 +106,14 @@ class Endpoint:
         :raises OSError: if nobody answers
         :raises ValueError: if the status is not 200, or the answer is not JSON
         """
+        return from_json(self.get_text(path, timeout))
+
+    def get_text(self, path: str, timeout: float = 10.0) -> str:
+        """What ``path`` answers with, as it is.
+
+        :raises OSError: if nobody answers
+        :raises ValueError: if the status is not 200, or the answer is no text
+        """
         connection = self.connect(timeout)
         try:
             connection.request("GET", self.target(path), headers=self.headers())
@@ -117,7 +125,7 @@ class Endpoint:
             connection.close()
         if response.status != 200:
             raise ValueError(f"HTTP {response.status}: {body[:200].decode(errors='replace')}")
-        return from_json(body)
+        return body.decode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from loadtest.endpoint import KEY_VARIABLE
 from loadtest.health import Health
 from loadtest.metrics import Record, Summary, read_records, summarise
 from loadtest.results import Settings
+from loadtest.server_metrics import ServerUse, read_samples
 from loadtest.workload import DEFAULT_WORKLOAD
 from serve.process import python_module
 from vllm_moe_prune.errors import PruneError
@@ -29,6 +30,7 @@ class Measurement:
 
     summary: Summary
     health: Health
+    server: ServerUse | None
     warnings: tuple[str, ...]
 
 
@@ -56,7 +58,8 @@ def measure(
         health = Health.model_validate_json(records.with_suffix(".client.json").read_text())
     except OSError:
         health = Health()
-    return Measurement(summarise(found, users), health, warnings)
+    server = ServerUse.of(read_samples(records))
+    return Measurement(summarise(found, users), health, server, warnings)
 
 
 def _processes(settings: Settings, users: int) -> list[str]:

@@ -169,6 +169,7 @@ def _start(environment: Environment, **_: Any) -> None:
                 discover(environment, _State.endpoint)
             options.begin_at = time.time() + 1.0
             _State.centre = Centre(environment)
+            _State.centre.watch(_State.endpoint)
     except PruneError as error:
         _State.failed_to_start = str(error)
         logging.error("%s", error)

@@ -8,7 +8,8 @@ if __name__ == "__main__" and not sys.flags.safe_path:
     # `python -m` looks first in the caller's folder, where a user may have a `serve.py`.
     sys.path.append(sys.path.pop(0))
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from loadtest import drawing
 from loadtest.cli import one_line
 from loadtest.metrics import Record, Summary, read_records, summarise
 from loadtest.results import CompareResult, load_result, write_atomic
+from loadtest.server_metrics import Sample, ServerUse, read_samples
 from loadtest.table import HEADINGS, length, rows, warnings
 from vllm_moe_prune.errors import PruneError
 
@@ -32,7 +34,7 @@ def write_records(records: Sequence[Path], out: Path) -> Path:
 
     :raises PruneError: if a file is missing or no record
     """
-    runs = {path.stem: read_records(path) for path in records}
+    runs = {path.stem: _Drawn.read(path) for path in records}
     write_atomic(out, _page("Load test", runs, None))
     return out
 
@@ -51,20 +53,42 @@ def write_comparison(folder: Path) -> Path:
             name = f"{life.round + 1}-{life.side}/users-{point.users}"
             file = folder / "rounds" / f"{name}.jsonl"
             if file.is_file():
-                runs[name] = read_records(file)
+                runs[name] = _Drawn.read(file)
     write_atomic(folder / PAGE, _page("Serving compared", runs, result))
     return folder / PAGE
 
 
-def _page(title: str, runs: Mapping[str, Sequence[Record]], result: CompareResult | None) -> str:
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A run: its requests, and what the server said of itself meanwhile."""
+
+    records: list[Record]
+    samples: list[Sample]
+
+    @classmethod
+    def read(cls, file: Path) -> _Drawn:
+        return cls(read_records(file), read_samples(file))
+
+    def figures(self, name: str) -> Iterator[drawing.Figure]:
+        if self.records:
+            yield drawing.timeline(name, self.records)
+        if self.samples:
+            yield drawing.server(name, self.samples)
+
+    def cells(self) -> list[str]:
+        return [*_cells(summarise(self.records, 0)), *_server_cells(ServerUse.of(self.samples))]
+
+
+def _page(title: str, runs: Mapping[str, _Drawn], result: CompareResult | None) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
     figures = [] if result is None else drawing.ratio_figures(result)
-    figures += [drawing.curves(runs)] if runs else []
-    figures += [drawing.timeline(name, records) for name, records in runs.items() if records]
+    if runs:
+        figures.append(drawing.curves({name: run.records for name, run in runs.items()}))
+    figures += [figure for name, run in runs.items() for figure in run.figures(name)]
     return environment.get_template("report.html").render(
         title=title,
         written=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -73,7 +97,7 @@ def _page(title: str, runs: Mapping[str, Sequence[Record]], result: CompareResul
         warnings=warnings(result) if result else [],
         tables={side: rows(result, side) for side in result.candidates} if result else {},
         ratio_headings=HEADINGS,
-        runs=[(name, _cells(summarise(records, 0))) for name, records in runs.items()],
+        runs=[(name, run.cells()) for name, run in runs.items()],
         run_headings=_RUN_HEADINGS,
         figures=figures,
         plotly=Markup(get_plotlyjs()),
@@ -95,6 +119,10 @@ _RUN_HEADINGS = (
     "time per output token p50/p95/p99, ms",
     "gap between chunks p50/p95/p99, ms",
     "end to end p50/p95/p99, ms",
+    "server: most running / waiting",
+    "most of its KV cache",
+    "preemptions",
+    "prefix found",
 )
 
 
@@ -110,6 +138,25 @@ def _cells(summary: Summary) -> list[str]:
         source[summary.tokens_from],
         *("-" if q is None else f"{q.p50:.1f} / {q.p95:.1f} / {q.p99 or 0:.1f}" for q in latencies),
     ]
+
+
+def _server_cells(use: ServerUse | None) -> list[str]:
+    if use is None:
+        return ["-"] * 4
+    return [
+        f"{_whole(use.running)} / {_whole(use.waiting)}",
+        _percent(use.kv_used),
+        _whole(use.preemptions),
+        _percent(use.prefix_hit_share),
+    ]
+
+
+def _whole(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 @click.command("report")

@@ -16,12 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from loadtest.endpoint import KEY_VARIABLE
 from loadtest.health import Health
 from loadtest.metrics import Quantiles, Summary
+from loadtest.server_metrics import ServerUse
 from vllm_moe_prune.errors import PruneError, one_line
 
 PAGE_MARK = b"<title>Serving compared</title>"
 PAGE_TITLE = "# Serving, candidate against base"
 _ROUND_FILES = re.compile(
-    r"\d+-[\w.-]+(/(server\.log|users-\d+(\.\d+)?\.(jsonl|log|client\.json)))?"
+    r"\d+-[\w.-]+(/(server\.log|users-\d+(\.\d+)?\.(jsonl|log|client\.json|server\.jsonl)))?"
 )
 BASE = "base"
 SideName = str  # "base", "candidate" or the name of one of several configurations
@@ -80,6 +81,7 @@ class Lifetime(_Frozen):
 
     ``startup_seconds`` and ``peak_bytes`` (host memory) are None for a server that ran already.
     ``natural_output_tokens`` is the mean answer length where the model itself decides when to end.
+    ``servers``: what the server's ``/metrics`` said at each point; None where there are none.
     """
 
     side: SideName
@@ -91,6 +93,7 @@ class Lifetime(_Frozen):
     natural_output_tokens: float | None
     points: tuple[Summary, ...]
     clients: tuple[Health, ...] = ()
+    servers: tuple[ServerUse | None, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -155,6 +158,18 @@ class CompareResult(_Frozen):
             if life.side == side
             for point in life.points
             if point.users == users
+        ]
+        known = [value for value in values if value is not None]
+        return median(known) if known else None
+
+    def told(self, side: SideName, metric: str, users: int) -> float | None:
+        """Median over the rounds of what one side's server said of itself at ``users``."""
+        values = [
+            getattr(use, metric)
+            for life in self.lifetimes
+            if life.side == side
+            for point, use in zip(life.points, life.servers, strict=False)
+            if point.users == users and use is not None
         ]
         known = [value for value in values if value is not None]
         return median(known) if known else None

@@ -180,6 +180,7 @@ def _lifetime(
             natural_output_tokens=natural,
             points=tuple(found.summary for found in measured),
             clients=tuple(found.health for found in measured),
+            servers=tuple(found.server for found in measured),
             warnings=tuple(dict.fromkeys(w for found in measured for w in found.warnings)),
         )
 

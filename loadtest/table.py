@@ -43,6 +43,7 @@ def rows(result: CompareResult, candidate: SideName | None = None) -> list[tuple
             if ratio is not None:
                 values = [_number(result.value(s, metric, users), digits) for s in (BASE, side)]
                 found.append((heading, str(users), *values, *_ratio(ratio)))
+        found += _servers(result, side, users)
     for metric, (heading, unit, digits) in _LIFETIME.items():
         ratio = result.ratio(metric, None, side)
         if ratio is not None:
@@ -57,6 +58,25 @@ def _failures(result: CompareResult, side: SideName, users: int) -> Iterator[tup
     if any(failed for failed, _ in counts):
         values = (f"{failed} of {total}" for failed, total in counts)
         yield ("FAILED requests", str(users), *values, "", "", "")
+
+
+# What a server said of itself -> (its heading, the unit of the value, digits).
+_SERVER = {
+    "running": ("server: most requests running", 1.0, 0),
+    "waiting": ("server: most requests waiting", 1.0, 0),
+    "kv_used": ("server: most of its KV cache, %", 0.01, 1),
+    "preemptions": ("server: preemptions", 1.0, 0),
+    "prefix_hit_share": ("server: prompt tokens found in its cache, %", 0.01, 1),
+}
+
+
+def _servers(result: CompareResult, side: SideName, users: int) -> Iterator[tuple[str, ...]]:
+    """Rows of medians over the rounds, of what both servers tell."""
+    for metric, (heading, unit, digits) in _SERVER.items():
+        values = [result.told(one, metric, users) for one in (BASE, side)]
+        if None not in values:
+            shown = (_number(v and v / unit, digits) for v in values)
+            yield (heading, str(users), *shown, "", "", "")
 
 
 def _median_of(result: CompareResult, side: str, metric: str, unit: float) -> float | None:

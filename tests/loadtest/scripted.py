@@ -156,13 +156,33 @@ class ScriptedServer:
             return self._plain(writer, 200, {"data": cards})
         if path == "/version":
             return self._plain(writer, 200, {"version": "9.9"})
+        if path == "/metrics" and self.script.vllm:
+            return self._send(writer, 200, self._metrics().encode(), "text/plain")
         if path == "/truth":
             return self._plain(writer, 200, [asdict(truth) for truth in self.truths])
         return self._plain(writer, 404, {"error": "not found"})
 
+    def _metrics(self) -> str:
+        """As vLLM says it: asked requests, twice as many tokens looked for as found."""
+        asked = float(len(self.truths))
+        labels = '{engine="0",model_name="a \\"b\\""}'
+        values = {
+            "num_requests_running": min(asked, 1.0),
+            "num_requests_waiting": 0.0,
+            "kv_cache_usage_perc": 0.25,
+            "num_preemptions_total": asked,
+            "prefix_cache_queries_total": 20 * asked,
+            "prefix_cache_hits_total": 10 * asked,
+            "request_success_total": asked,
+        }
+        lines = (f"vllm:{name}{labels} {value}" for name, value in values.items())
+        return "\n".join(["# HELP python_gc x", "python_gc 1.0", *lines, ""])
+
     def _plain(self, writer: asyncio.StreamWriter, status: int, answer: object) -> bool:
-        body = json.dumps(answer).encode()
-        head = f"HTTP/1.1 {status} Word\r\nContent-Type: application/json\r\n"
+        return self._send(writer, status, json.dumps(answer).encode(), "application/json")
+
+    def _send(self, writer: asyncio.StreamWriter, status: int, body: bytes, kind: str) -> bool:
+        head = f"HTTP/1.1 {status} Word\r\nContent-Type: {kind}\r\n"
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         return True
 
