@@ -88,9 +88,7 @@ def test_a_small_one_is_built_byte_for_byte(name: str, tmp_path: Path) -> None:
         return
     build(base, routing_map, tmp_path / "out", mtp="drop")
     assert read(tmp_path / "out") == expected(model, kept)
-    config = model.config(len(kept), min(model.top_k, len(kept)))
-    if "drafts" in model.fields:
-        config = model.without_drafts(config)
+    config = model.without_drafts(model.config(len(kept), min(model.top_k, len(kept))))
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == config
 
 
@@ -154,7 +152,5 @@ def test_a_whole_one_is_planned(name: str, tmp_path: Path) -> None:
     found = {op.target.name: (op.target.dtype, op.target.shape) for op in left}
     assert found == {one.name: (one.dtype, one.shape) for one in model.tensors(len(kept))}
     assert all(op.rows[: len(kept)] == tuple(kept) for op in left if isinstance(op, Slice))
-    config = model.config(len(kept), min(model.top_k, len(kept)))
-    if "drafts" in model.fields:
-        config = model.without_drafts(config)
-    assert pruned_config(base.config, base, routing_map, plan.operations) == config
+    config = model.without_drafts(model.config(len(kept), min(model.top_k, len(kept))))
+    assert pruned_config(base.config, base, plan.routing_map, plan.operations) == config

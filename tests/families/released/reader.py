@@ -4,7 +4,8 @@ A file of this folder is one model. ``config`` is its config.json with "E" for t
 and "k" for the active ones. ``tensors`` are patterns of names with dtype and shape: {all} and its
 like stand for the numbers of ``layers`` ("3-39/4": from 3 to 39 in steps of 4), {expert} for those
 of the experts; a shape may have E, E+256 (rows of no expert follow) or E*64 (so many rows each).
-``drafts`` are the same of draft layers, and ``without_drafts`` what config.json says without them.
+``drafts`` are the same of draft layers, and ``without_drafts`` what config.json says without them:
+also where it promises some that are not in the files.
 ``refused`` is a part of the message where nothing can be dropped.
 
 So the pruned model is the same file with another E.
