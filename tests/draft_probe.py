@@ -23,9 +23,9 @@ def drafted(
 
 def drafting(drafted: bool, **request: Any) -> list[Any]:
     """Answer in that process: after the answers, per prompt the drafted tokens and nothing."""
-    from vllm.v1.executor.abstract import Executor
+    from vllm.v1.worker.gpu_worker import Worker  # what the CPU build's worker is, too
 
-    take = Executor.take_draft_token_ids
+    take = Worker.take_draft_token_ids
     seen: dict[str, list[int]] = {}
 
     def note(self: Any) -> Any:
@@ -35,9 +35,9 @@ def drafting(drafted: bool, **request: Any) -> list[Any]:
                 seen.setdefault(name, []).extend(tokens)
         return found
 
-    Executor.take_draft_token_ids = note  # type: ignore[method-assign]
+    Worker.take_draft_token_ids = note  # type: ignore[method-assign]
     try:
         answers = _answer(**request)
     finally:
-        Executor.take_draft_token_ids = take  # type: ignore[method-assign]
+        Worker.take_draft_token_ids = take  # type: ignore[method-assign]
     return [*answers, *((tokens, []) for tokens in seen.values())]

@@ -24,6 +24,7 @@ MAY_IMPORT = {
 }
 MAY_IMPORT_VLLM = (
     "vllm_moe_prune/loader.py",
+    "vllm_moe_prune/draft_loader.py",
     "vllm_moe_prune/live_loader.py",
     "vllm_moe_prune/vllm_compat/",
     "vllm_moe_prune/plugin.py",

@@ -303,8 +303,7 @@ def _main() -> None:
     from tests.draft_probe import drafting
     from tests.live_probe import live
 
-    # vLLM looks at every new model class in a process of its own, which takes longer than all else.
-    registry._run_in_subprocess = lambda look: look()
+    registry._run_in_subprocess = lambda look: look()  # another process for each class is slow
     _rebind_new_modules_only()
     _let_sigmoids_choose()
     garbage = _Garbage()

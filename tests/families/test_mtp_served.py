@@ -18,6 +18,7 @@ from tests.draft_probe import drafted
 from tests.families.models import EXPERTS
 from tests.families.mtp import make_with_mtp
 from tests.families.quantised import tensors_of
+from tests.families.serving import serving_of
 from tests.families.test_build import KEPT, loaded, sliced_map
 from tests.sample_maps import kept_map, map_of
 from tests.vllm_probe import probe
@@ -29,8 +30,14 @@ PROMPTS = [[1, 5, 9, 20, 33, 7], [1, 40, 41, 42, 50, 51]]
 DRAFTING = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 1}}
 OURS = {"load_format": "pruned_moe"}
 COMMON: dict[str, Any] = {"steps": 8, "dtype": "float32", "skip_tokenizer_init": True}
-# Whose draft layers vLLM's CPU build runs.
-SERVED = ("glm4_moe", "deepseek_v3", "glm4_moe_lite", "qwen3_next", "qwen3_5_moe_text", "hy_v3")
+# Whose draft layers vLLM's CPU build runs, and what their configs need beside the tests' own.
+SERVED: dict[str, dict[str, Any]] = {
+    "glm4_moe": {},
+    "deepseek_v3": {},
+    "glm4_moe_lite": {},
+    "qwen3_next": {},
+    "hy_v3": {"route_norm": True},  # transformers has another word for it
+}
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -49,7 +56,7 @@ def expected(base: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> list
 
 
 def tokens(folder: Path, **arguments: Any) -> list[list[int]]:
-    return [found for found, _ in probe(folder, PROMPTS, **COMMON, **arguments)]
+    return [found for found, _ in probe(folder, PROMPTS, **{**COMMON, **arguments})]
 
 
 def with_map(folder: Path) -> dict[str, Any]:
@@ -163,23 +170,23 @@ def test_a_whole_draft_layer_drafts_as_transformers_computes_it(
 
 @pytest.mark.parametrize("family", SERVED)
 def test_a_whole_draft_layer_of_every_family_that_runs_here(family: str, tmp_path: Path) -> None:
-    base = Checkpoint.open(make_with_mtp(family, tmp_path / "base"))
-    routing_map = sliced_map(base)
+    base = Checkpoint.open(make_with_mtp(family, tmp_path / "base", **SERVED[family]))
+    routing_map, arguments = sliced_map(base), serving_of(family).arguments
     build(base, routing_map, tmp_path / "none", mtp="drop")
     build(base, routing_map, tmp_path / "out", mtp="keep")
-    without = tokens(tmp_path / "none")
-    assert tokens(tmp_path / "out", **OURS, **DRAFTING) == without
+    without = tokens(tmp_path / "none", **arguments)
+    assert tokens(tmp_path / "out", **OURS, **DRAFTING, **arguments) == without
 
 
 def test_a_mapped_router_is_not_the_draft_layers(tmp_path: Path) -> None:
     """Layer 0 of the draft layers has another number of experts than layer 0, and its own gate."""
     base = Checkpoint.open(make_with_mtp("qwen3_next", tmp_path / "base"))
-    routing_map = mapped(base)
+    routing_map, arguments = mapped(base), serving_of("qwen3_next").arguments
     build(base, routing_map, tmp_path / "none", mtp="drop")
-    without = tokens(tmp_path / "none", **OURS)
+    without = tokens(tmp_path / "none", **OURS, **arguments)
     for choice in ("keep", "prune"):
         build(base, routing_map, tmp_path / choice, mtp=choice)  # type: ignore[arg-type]
-        assert tokens(tmp_path / choice, **OURS, **DRAFTING) == without
+        assert tokens(tmp_path / choice, **OURS, **DRAFTING, **arguments) == without
 
 
 def mapped(base: Checkpoint) -> RoutingMap:
