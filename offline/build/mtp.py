@@ -81,6 +81,20 @@ class DraftLayers:
         )
 
 
+def notes(base: Checkpoint, choice: MtpChoice | None, routing_map: RoutingMap) -> list[str]:
+    """Say what whoever builds should know of the draft layers: a line for each."""
+    if choice == "drop":
+        return []
+    drafts = DraftLayers.of(base)
+    said = [drafts.missing()]
+    if choice == "keep" and (wider := set(drafts.experts.values()) - {routing_map.max_kept}):
+        said.append(
+            f"MTP (draft) layers keep {max(wider)} experts, the others at most "
+            f"{routing_map.max_kept}: vLLM drafts with them by --load-format pruned_moe alone"
+        )
+    return [one for one in said if one is not None]
+
+
 def check_choice(base: Checkpoint, choice: MtpChoice | None, num_kept: int | None = None) -> None:
     """Refuse a base with MTP layers without a choice, or with one that cannot work.
 

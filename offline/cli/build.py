@@ -56,7 +56,7 @@ def build(
     model = model_folder(model)
     from offline.build.build import build as run_build
     from offline.build.build import plan_build
-    from offline.build.mtp import DraftLayers
+    from offline.build.mtp import notes
     from offline.cli.progress import progress
     from offline.data.models import complete
     from offline.runs.units import gib
@@ -66,8 +66,8 @@ def build(
     routing_map = load_map(map_path)
     base = Checkpoint.open(model)
     plan = plan_build(base, routing_map, allow_other=allow_other_base, mtp=mtp)
-    if mtp != "drop" and (missing := DraftLayers.of(base).missing()) is not None:
-        click.echo(f"note: {missing}", err=True)
+    for note in notes(base, mtp, routing_map):
+        click.echo(f"note: {note}", err=True)
     if as_json:
         facts = {"out": str(out), "written": not dry_run, "form": plan.form}
         facts |= {"summary": routing_map.summary(), "digest": routing_map.digest()}

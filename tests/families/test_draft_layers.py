@@ -167,7 +167,10 @@ def test_kept_draft_layers_are_copied_and_say_how_many_experts_they_have(
 def test_what_was_built_with_full_width_is_pruned_again(tmp_path: Path) -> None:
     model = Released.read("zai-org--GLM-4.5-Air", small=True)
     base = made(model, tmp_path / "base", drafts=drafts_of(model))
-    build(base, the_map(model, base), tmp_path / "once", mtp="keep")
+    the_map(model, base).save(tmp_path / "map")
+    words = ["build", "--model", str(base.folder), "--map", str(tmp_path / "map"), "--mtp", "keep"]
+    built = CliRunner().invoke(cli, [*words, "--out", str(tmp_path / "once")])
+    assert "layers keep 8 experts, the others at most 4" in built.stderr
     once = Checkpoint.open(tmp_path / "once")
     assert own_counts(once.config, once.layout) == (8, 2)
     narrower = uniform_map(once.folder, [[1, 3]] * len(once.expert_counts()), top_k=1)
