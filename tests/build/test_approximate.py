@@ -107,11 +107,12 @@ _OWN = "vllm.model_executor.layers.fused_moe"
     find_spec("vllm") is None or find_spec(f"{_OWN}.expert_substitution") is None,
     reason="vLLM 0.33 is the first that has it",
 )
-def test_vllm_itself_serves_it(base: Checkpoint, tmp_path: Path) -> None:
+def test_vllm_itself_serves_it(tmp_path: Path) -> None:
     """Stock vLLM gives what our plugin gives for the same map."""
     from tests.vllm_moe_prune.test_parity import FLOAT32_LIMIT, PROMPTS, assert_equal
     from tests.vllm_probe import probe
 
+    base = Checkpoint.open(make_tiny_mixtral(tmp_path / "base"))
     routing_map, _ = substituted_map(base, KEPT)
     write_approximate(base, routing_map, tmp_path / "out")
     routing_map.save(tmp_path / "map")
@@ -124,4 +125,4 @@ def test_vllm_itself_serves_it(base: Checkpoint, tmp_path: Path) -> None:
         dtype="float32",
         model_loader_extra_config={"routing_map": str(tmp_path / "map")},
     )
-    assert_equal(theirs, ours, 10 * FLOAT32_LIMIT)  # their vectors are in the file's bfloat16
+    print(f"vLLM's own against ours: {assert_equal(theirs, ours, FLOAT32_LIMIT):.1e}")
