@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
+from vllm_moe_prune.completeness import Missing, matrices_of, missing_tensors
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.headers import MissingShardError, StoredTensor, read_headers
 from vllm_moe_prune.hub import snapshot_of
@@ -94,6 +95,11 @@ class Checkpoint:
     def expert_counts(self) -> dict[int, int]:
         """Return decoder layer -> number of experts."""
         return expert_counts(self.tensors, self.layout)
+
+    def missing_tensors(self) -> Missing:
+        """Return what single experts lack that others of their layer have (completeness.py)."""
+        matrices = matrices_of(self.tensors, self.layout)
+        return missing_tensors(matrices, self.layout, self.expert_counts())
 
     def expert_bytes(self) -> int:
         """Bytes of all experts' projections."""
@@ -190,10 +196,14 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"no such model folder: {folder}",
             hint="give the path of a checkpoint, or the name of one on the hub: Org/Name",
         )
-    return _read_object(folder / "config.json")
+    return read_object(folder / "config.json")
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    :raises PruneError: if it is absent or something else
+    """
     try:
         fields = json.loads(file.read_text())
     except FileNotFoundError:
@@ -217,7 +227,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 def _stored(folder: Path) -> dict[str, StoredTensor]:
     index_file = folder / INDEX_FILE
     if index_file.exists():
-        weight_map = _read_object(index_file).get("weight_map")
+        weight_map = read_object(index_file).get("weight_map")
         if not isinstance(weight_map, dict) or not all(
             isinstance(name, str) for name in weight_map.values()
         ):

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from vllm_moe_prune.completeness import Parts, matrices_of, missing_tensors
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.form import TABLE
 from vllm_moe_prune.layer_map import LayerMap
@@ -101,30 +102,21 @@ def rewrite(
             yield Drop(info)
         elif (kept := layer.experts.kept) is not None:
             yield _moved_expert(info, role, kept)
-    parts = _parts(tensors, layout)
-    for layer in layers.values():
-        _check_present(tensors, layer, layout, parts)
+    matrices = matrices_of(tensors, layout)
+    counts = {number: layer.num_experts for number, layer in layers.items()}
+    missing = missing_tensors(matrices, layout, counts)
+    for number, layer in layers.items():
+        _check_present(tensors, layer, layout)
+        also: set[int] = {0} if layer.experts.matrix is not None else set()  # of rows without any
+        _check_whole(layer, used[number] | also, missing.get(number, {}))
         if layer.experts.matrix is not None and layout.form(layer.layer).expert is not None:
-            yield from _merged_experts(tensors, routing_map, layer, layout, parts)
+            yield from _merged_experts(routing_map, layer, layout, matrices[number])
 
 
 def _used(routing_map: RoutingMap, layer: LayerMap) -> frozenset[int]:
     """Experts that at least one new expert is made of."""
     columns = np.any(routing_map.expert_matrix(layer) != 0, axis=0)
     return frozenset(int(expert) for expert in np.flatnonzero(columns))
-
-
-Parts = Mapping[tuple[int, str], tuple[str, ...]]
-
-
-def _parts(tensors: Mapping[str, TensorInfo], layout: MoeLayout) -> Parts:
-    """Return (layer, projection) -> the parts that any expert of the layer has of it."""
-    found: dict[tuple[int, str], dict[str, None]] = {}
-    for name in tensors:
-        role = layout.classify(name)
-        if role is not None and role.kind == "expert":
-            found.setdefault((role.layer, role.projection), {})[role.part] = None
-    return {key: tuple(parts) for key, parts in found.items()}
 
 
 def _router(info: TensorInfo, role: Role, layer: LayerMap, layout: MoeLayout) -> Operation:
@@ -228,39 +220,44 @@ def _moved_expert(info: TensorInfo, role: Role, kept: tuple[int, ...]) -> Copy:
 
 
 def _merged_experts(
-    tensors: Mapping[str, TensorInfo],
     routing_map: RoutingMap,
     layer: LayerMap,
     layout: MoeLayout,
-    parts: Parts,
+    matrices: Mapping[str, Mapping[int, Parts]],
 ) -> Iterator[Combine]:
     matrix = routing_map.expert_matrix(layer)
     for new in range(layer.num_kept):
         old = [int(i) for i in np.flatnonzero(matrix[new])] or [0]
         for projection in layout.form(layer.layer).projections:
-            for part in parts[layer.layer, projection]:
-                name = layout.expert_name(layer.layer, old[0], projection, part)
-                _check_combinable(tensors[name], part)
+            for part, info in (item for i in old for item in matrices[projection][i].items()):
+                _check_combinable(info, part)
             sources = tuple(layout.expert_name(layer.layer, i, projection) for i in old)
-            first = tensors[sources[0]]
+            first = matrices[projection][old[0]][WEIGHT]
             name = layout.expert_name(layer.layer, new, projection)
             target = TensorInfo(name, first.dtype, first.shape)
             yield Combine(sources, target, tuple(float(matrix[new, i]) for i in old))
 
 
-def _check_present(
-    tensors: Mapping[str, TensorInfo], layer: LayerMap, layout: MoeLayout, parts: Parts
-) -> None:
-    """Refuse a layer that lacks a tensor, or a part that other experts of it have."""
+def _check_present(tensors: Mapping[str, TensorInfo], layer: LayerMap, layout: MoeLayout) -> None:
+    """Refuse a layer without its gate, or without what holds all of its experts."""
     wanted = [layout.router_name(layer.layer)]
     for name in layout.stacked_names(layer.layer):
         blocks = [name + part for part in STACKED_PARTS]
         wanted += blocks if any(block in tensors for block in blocks) else [name]
-    form = layout.form(layer.layer)
-    for expert in range(layer.num_experts if form.expert else 0):
-        for projection in form.projections:
-            for part in parts.get((layer.layer, projection), (WEIGHT,)):
-                wanted.append(layout.expert_name(layer.layer, expert, projection, part))
     for name in wanted:
         if name not in tensors:
             raise PruneError(f"the checkpoint has no tensor {name}")
+
+
+def _check_whole(
+    layer: LayerMap, used: frozenset[int], missing: Mapping[int, tuple[str, ...]]
+) -> None:
+    """Refuse a map that keeps an expert without a tensor that others of its layer have."""
+    wrong = sorted(used & missing.keys())
+    if wrong:
+        also = f", and {len(wrong) - 1} more that are kept in its layer" if wrong[1:] else ""
+        raise PruneError(
+            f"the checkpoint has no tensor {missing[wrong[0]][0]}",
+            hint=f"expert {wrong[0]} of layer {layer.layer}{also} would be served without it: keep "
+            "others (`vmprune inspect MODEL` names them, `vmprune plan` drops them first)",
+        )

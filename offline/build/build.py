@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,29 +11,17 @@ from typing import Any
 from pydantic import JsonValue
 
 from offline.build.card import card_fields, model_card
+from offline.build.companions import copy_companions, copy_read_folders
 from offline.build.mtp import MtpChoice, config_of_drafts, decoder_tensors, plan_mtp
 from offline.build.quantised import follow
 from offline.runs.output import check_output, staged
-from offline.runs.owned import MANIFEST
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
 from vllm_moe_prune.draft_config import own_counts
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import origin
 from vllm_moe_prune.rewrite import Combine, Drop, Mix, Operation, rewrite
-from vllm_moe_prune.routing_map import MAP_FILE, Form, RoutingMap
+from vllm_moe_prune.routing_map import Form, RoutingMap
 from vllm_moe_prune.writer import DEFAULT_SHARD_BYTES, Progress, write_shards
-
-# Everything else in the base folder (tokenizer, chat template, generation settings, licence) is
-# part of the model and is copied.
-_NOT_COPIED_SUFFIXES = (
-    ".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".gguf", ".h5", ".msgpack",
-    ".safetensors.index.json", ".bin.index.json",
-)  # fmt: skip
-_NOT_COPIED_NAMES = (
-    "config.json", "README.md", "report.html", "finetune.json", "vmprune_result.json",
-    "analysis.json", "check.json", "serving.json", ".gitattributes",
-    MANIFEST,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +154,7 @@ def write_checkpoint(
             source, operations, weights, max_shard_bytes=max_shard_bytes, progress=progress
         )
         copy_companions(base.folder, partial)
+        copy_read_folders(base.folder, partial)
         pruned = pruned_config(config, base, routing_map, operations)
         (partial / "config.json").write_text(json.dumps(pruned, indent=2) + "\n")
         inherited, exact = card_fields(base.folder), base.layout.slices
@@ -190,15 +178,6 @@ def pruned_config(
     """Return config.json with the largest counts; per-layer counts live in the map alone."""
     config = base.layout.with_counts(config, routing_map.max_kept, routing_map.max_top_k)
     return config_of_drafts(config, base, routing_map, operations)
-
-
-def copy_companions(source: Path, target: Path) -> None:
-    """Copy what else belongs to a model: tokenizer, chat template, generation settings, licence."""
-    for file in sorted(source.iterdir()):
-        if file.is_dir() or file.name in _NOT_COPIED_NAMES or file.name.startswith(MAP_FILE[:11]):
-            continue
-        if not file.name.endswith(_NOT_COPIED_SUFFIXES):
-            shutil.copyfile(file, target / file.name)
 
 
 def _verify(folder: Path, operations: Sequence[Operation]) -> None:

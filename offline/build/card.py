@@ -45,17 +45,18 @@ _MORE = ("<details><summary>Defaults, and the numbers behind them</summary>\n\n"
 def card_fields(folder: Path) -> dict[str, JsonValue]:
     """Return what a pruned model inherits of its base's card: licence, language, tags."""
     file = folder / "README.md"
-    parts = file.read_text(errors="replace").split("---\n", 2) if file.is_file() else []
+    text = file.read_text("utf-8-sig", errors="replace") if file.is_file() else ""
+    parts = text.split("---\n", 2)
     if len(parts) < 3 or parts[0]:
         return {}
     import yaml  # comes with the hub's client, and only its cards need it
 
     try:
-        head = yaml.safe_load(parts[1])
+        head = yaml.load(parts[1], yaml.BaseLoader)  # texts alone: `no` is Norwegian here
     except yaml.YAMLError:
         return {}
     found = head if isinstance(head, dict) else {}
-    return {name: found[name] for name in _INHERITED if name in found}
+    return {name: found[name] for name in _INHERITED if found.get(name)}
 
 
 def model_card(
@@ -75,7 +76,8 @@ def model_card(
     """
     fields = dict(inherited or {})
     given = fields.pop("tags", None)
-    tags = dict.fromkeys([*_TAGS, *map(str, given if isinstance(given, list) else [])])
+    own = given if isinstance(given, list) else [given] if given else []
+    tags = dict.fromkeys([*_TAGS, *map(str, own)])
     more_fields = "".join(
         f"{name}: {json.dumps(value, default=str)}\n" for name, value in fields.items()
     )

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.completeness import matrices_of, missing_tensors
 from vllm_moe_prune.draft_config import (
     own_counts,
     promised_drafts,
@@ -153,8 +154,10 @@ def _pruned(
 ) -> MtpPlan:
     layout = _layout(base, tensors)
     assert layout is not None
+    lacking = missing_tensors(matrices_of(tensors, layout), layout, counts)
     layers = tuple(
-        _layer_map(base, layout, layer, count, routing_map) for layer, count in counts.items()
+        _layer_map(base, layout, layer, count, routing_map, lacking.get(layer, ()))
+        for layer, count in counts.items()
     )
     own = RoutingMap.build(
         model_type=routing_map.model_type,
@@ -256,12 +259,19 @@ def _check_prunable(base: Checkpoint, layer: int, count: int, keep: int) -> None
 
 
 def _layer_map(
-    base: Checkpoint, layout: MoeLayout, layer: int, count: int, routing_map: RoutingMap
+    base: Checkpoint,
+    layout: MoeLayout,
+    layer: int,
+    count: int,
+    routing_map: RoutingMap,
+    lacking: Iterable[int],
 ) -> LayerMap:
     keep, groups = routing_map.max_kept, routing_map.num_groups
     norms = base.tensor(layout.router_name(layer)).double().norm(dim=1)  # of [E, D]
     # Of zero experts (LongCat's) there are rows of the gate after those of the others.
-    norms = norms[:count].reshape(groups, -1)
+    norms = norms[:count]
+    norms[list(lacking)] = -1.0  # experts that lack a tensor cannot stay while others can
+    norms = norms.reshape(groups, -1)
     best = norms.argsort(dim=1, descending=True, stable=True)[:, : keep // groups].tolist()
     kept = sorted(
         group * (count // groups) + expert for group, ids in enumerate(best) for expert in ids

@@ -3,44 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vllm_moe_prune.checkpoint import Checkpoint, read_config
+from offline.build.named_modules import Moves, Names, module_of
+from vllm_moe_prune.checkpoint import Checkpoint, read_object
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layout import MoeLayout
+from vllm_moe_prune.quantisation import FILES, KEYS, places, quantiser_of
 from vllm_moe_prune.rewrite import Combine, Copy, Drop, Operation
-
-# Entries of config.json, and files beside it, in which quantisers name modules.
-_KEYS = ("quantization_config", "compression_config")
-_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
-_REGEX = ("re:", "+:", "-:")  # how compressed-tensors and GPTQModel mark one
-_NUMBERED = re.compile(r"experts\\?\.\d")
-
-Moves = Mapping[str, str | None]  # module -> its new name, None if it is gone
-
-
-def settings_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what config.json says of its quantisation; nothing if it is silent."""
-    found = next((config[key] for key in _KEYS if config.get(key)), None)
-    return found if isinstance(found, Mapping) else {}
-
-
-def unsettled(config: Mapping[str, Any]) -> list[str]:
-    """Return the entries of config.json that an unquantised checkpoint would not have."""
-    return [key for key in _KEYS if key in config]
-
-
-def quantiser_of(folder: Path) -> str | None:
-    """Return how a checkpoint was quantised, as its own files call it, or None if it was not."""
-    config = read_config(folder)
-    found = next((config[key] for key in _KEYS if config.get(key)), None)
-    if found is None:
-        return next((f"see {name}" for name in _FILES if (folder / name).exists()), None)
-    method = found.get("quant_method") if isinstance(found, dict) else None
-    return str(method or "by ModelOpt")
 
 
 def check_unquantised(folder: Path) -> None:
@@ -62,18 +34,25 @@ def follow(
 
     What names single experts in them names them as they are called after the operations.
 
-    :raises PruneError: for a pattern that means other experts then, or an expert there is not
+    :raises PruneError: for an expert that there is not, or a pattern that cannot be read
     """
-    files = [base.folder / name for name in _FILES if (base.folder / name).exists()]
-    if not files and not any(base.config.get(key) for key in _KEYS):
+    files = [base.folder / name for name in FILES if (base.folder / name).exists()]
+    if not files and not any(places(base.config)):
         return base.config, {}
-    moves = moves_of(operations, base.layout)
-    config = {k: _followed(v, moves) if k in _KEYS else v for k, v in base.config.items()}
-    contents = {
-        file.name: json.dumps(_followed(json.loads(file.read_text()), moves), indent=2) + "\n"
-        for file in files
-    }
-    return config, contents
+    names = Names(moves_of(operations, base.layout))
+    contents = {f.name: json.dumps(names.followed(read_object(f)), indent=2) + "\n" for f in files}
+    return _settled(base.config, names), contents
+
+
+def _settled(config: dict[str, Any], names: Names) -> dict[str, Any]:
+    """Return a config, or a section of it, whose entries about quantisation have new numbers."""
+
+    def settled(key: str, value: Any) -> Any:
+        if key in KEYS:
+            return names.followed(value)
+        return _settled(value, names) if isinstance(value, dict) else value
+
+    return {key: settled(key, value) for key, value in config.items()}
 
 
 def moves_of(operations: Iterable[Operation], layout: MoeLayout) -> Moves:
@@ -82,17 +61,17 @@ def moves_of(operations: Iterable[Operation], layout: MoeLayout) -> Moves:
     In a merged layer all experts are stored alike, so a name goes on as long as there is one.
     """
     listed = list(operations)
-    merged = {_module(op.target.name) for op in listed if isinstance(op, Combine)}
+    merged = {module_of(op.target.name) for op in listed if isinstance(op, Combine)}
     layouts = (layout, layout.mtp_layout()) if layout.mtp_layer else (layout,)
     moves: dict[str, str | None] = {}
 
     def move(source: str, target: str | None) -> None:
-        old, new = _module(source), target and _module(target)
+        old, new = module_of(source), target and module_of(target)
         new = old if old in merged else new
         moves[old] = new
         roles = (one.classify(source) for one in layouts)
         if any(role is not None and role.kind == "expert" for role in roles):
-            moves[_module(old)] = new and _module(new)
+            moves[module_of(old)] = new and module_of(new)
 
     for op in listed:
         if isinstance(op, Copy):
@@ -103,42 +82,3 @@ def moves_of(operations: Iterable[Operation], layout: MoeLayout) -> Moves:
             for source in op.sources:
                 move(source, None)
     return moves
-
-
-def _module(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
-def _followed(value: Any, moves: Moves) -> Any:
-    if isinstance(value, dict):
-        renamed = {key: _renamed(key, moves) for key in value}
-        return {new: _followed(value[old], moves) for old, new in renamed.items() if new}
-    if isinstance(value, list):
-        items = (_renamed(one, moves) if isinstance(one, str) else one for one in value)
-        return [_followed(one, moves) for one in items if one is not None]
-    return value
-
-
-def _renamed(entry: str, moves: Moves) -> str | None:
-    if entry in moves:
-        return moves[entry]
-    if entry.startswith(_REGEX):
-        _check_pattern(entry, moves)
-    elif _NUMBERED.search(entry):
-        raise PruneError(
-            f"the quantisation settings name {entry}, which is no module of this checkpoint",
-            hint="mend the entry in the base's config: experts get new numbers",
-        )
-    return entry
-
-
-def _check_pattern(entry: str, moves: Moves) -> None:
-    """A pattern may stay if it says the same of an expert before and after."""
-    pattern = re.compile(entry.partition(":")[2])
-    for old, new in moves.items():
-        if new and old != new and bool(pattern.match(old)) != bool(pattern.match(new)):
-            raise PruneError(
-                f"the quantisation settings have the pattern {entry}, which would no longer mean "
-                f"the same experts: {old} becomes {new}",
-                hint="write these modules' names out in the base's config",
-            )

@@ -32,9 +32,9 @@ from offline.calibration.watch import watching
 from offline.calibration.weights import gradient_statistics, weight_statistics
 from offline.engines.local.experts import LayerControl
 from offline.engines.local.offload import resident, trim
-from offline.maps.moe_shape import MoeShape
+from offline.maps.moe_shape import MoeShape, incomplete_of
 from offline.maps.router_groups import RouterGroups
-from vllm_moe_prune.checkpoint import read_config
+from vllm_moe_prune.checkpoint import Checkpoint, read_config
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance
 
@@ -84,6 +84,7 @@ def calibrate(
         topk_group=router.active,
         slices=engine.layout.slices,
         mappable=engine.layout.mappable,
+        incomplete=incomplete_of(Checkpoint.open(engine.folder)),
     )
     return Scores(
         shape=shape,

@@ -78,6 +78,7 @@ class ScoresRecord(BaseModel):
     num_groups: int = Field(default=1, ge=1)
     topk_group: int = Field(default=1, ge=1)
     slices: bool = True
+    incomplete: dict[int, tuple[int, ...]] | None = None  # decoder layer -> experts
     top_k: dict[int, int] = Field(min_length=1)  # decoder layer -> k
     num_experts: dict[int, int]  # decoder layer -> E
     domains: dict[str, DomainRecord] = Field(min_length=1)
@@ -97,6 +98,7 @@ class ScoresRecord(BaseModel):
             topk_group=self.topk_group,
             slices=self.slices,
             mappable=layout is not None and layout.mappable,
+            incomplete=self.incomplete or {},
         )
 
     def to_json(self) -> str:
@@ -123,6 +125,7 @@ def record_of(
         num_groups=shape.num_groups,
         topk_group=shape.topk_group,
         slices=shape.slices,
+        incomplete=dict(shape.incomplete) or None,
         top_k=dict(shape.top_k),
         num_experts=dict(shape.num_experts),
         domains={

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from offline.build.quantised import settings_of
 from offline.calibration.statistics import WeightStatistics
 from offline.calibration.weights import Expert, Matrix, weight_statistics
 from offline.engines.quantised.decode import (
@@ -24,6 +23,7 @@ from offline.engines.quantised.decode import (
 )
 from offline.engines.quantised.forms import ASIDE, modules_of
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.quantisation import settings_of
 from vllm_moe_prune.roles import BESIDE_STACKED, PARTS, STACKED_PARTS, WEIGHT
 
 

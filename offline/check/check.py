@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from offline.build.quantised import quantiser_of
 from offline.check.answers import Answer, chat, continued
 from offline.check.probes import CHAT_PROMPTS, PROMPTS, repetition
 from offline.check.reference import LiveReference, LocalReference, Reference
@@ -29,6 +28,7 @@ from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import snapshot_of
 from vllm_moe_prune.provenance import write_atomic
+from vllm_moe_prune.quantisation import quantiser_of
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
 
 if TYPE_CHECKING:

@@ -60,7 +60,10 @@ def sentences(result: AnswerCheck) -> Iterator[str]:
 def _needs(rows: list[Row]) -> str:
     able = [row for row in rows if row.probes_needed is not None]
     short = [row for row in able if row.probes_needed and row.probes_needed > row.pruned.n]
-    named = [f"{_named(row)} needs {row.probes_needed:,} of its probes, not {row.pruned.n:,}" for row in short]
+    named = [
+        f"{_named(row)} needs {row.probes_needed:,} of its probes, not {row.pruned.n:,}"
+        for row in short
+    ]
     named += [f"{_named(row)} has an interval that reaches one" for row in able if row not in short]
     full = [row for row in rows if row.probes_needed is None]
     named += [f"{_named(row)} is so of all answers of the base" for row in full]
@@ -91,4 +94,3 @@ def _span(low: float, high: float) -> str:
 
 def _percent(rate: float) -> str:
     return f"{100 * rate:.1f} %"
-

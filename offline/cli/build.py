@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
 import click
 
 from offline.build.mtp import MTP_HELP, MtpChoice
+from offline.cli.findings import of_tensors, say
 from offline.cli.models import NAMES, model_folder
 
 
@@ -56,6 +58,7 @@ def build(
     model = model_folder(model)
     from offline.build.build import build as run_build
     from offline.build.build import plan_build
+    from offline.build.companions import left_behind
     from offline.build.mtp import notes
     from offline.cli.progress import progress
     from offline.data.models import complete
@@ -68,16 +71,21 @@ def build(
     plan = plan_build(base, routing_map, allow_other=allow_other_base, mtp=mtp)
     for note in notes(base, mtp, routing_map):
         click.echo(f"note: {note}", err=True)
+    found, behind = of_tensors(base, plan.operations), left_behind(base.folder)
     if as_json:
         facts = {"out": str(out), "written": not dry_run, "form": plan.form}
         facts |= {"summary": routing_map.summary(), "digest": routing_map.digest()}
         sizes = ("num_bytes", "base_bytes", "expert_bytes", "dropped", "merged")
-        shown = json.dumps(facts | {name: getattr(plan, name) for name in sizes})
+        facts |= {name: getattr(plan, name) for name in sizes} | {"left_behind": behind}
+        shown = json.dumps(facts | {"lint": [asdict(finding) for finding in found]})
     else:
         shown = (
             f"{routing_map.summary()}\n{gib(plan.num_bytes)} of {gib(plan.base_bytes)}: "
             f"{plan.dropped} tensors dropped, {plan.merged} merged"
         )
+        if behind:
+            shown += f"\nleft behind, as of the unpruned model: {', '.join(behind)}"
+    say(found)
     if dry_run or not as_json:
         click.echo(shown)
     if dry_run:

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from offline.cli.findings import findings
+from offline.cli.findings import findings, of_tensors
 from offline.cli.models import model_folder
 from offline.lint.counts import spans
-from offline.lint.lint import Target
+from offline.lint.lint import Finding, Target
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
 
@@ -48,13 +48,13 @@ def inspect(
         raise PruneError(f"{path} is a base: --serve-tp and --serve-ep are about routing maps")
     found = findings(folder, Target(serve_tp, serve_ep))
     if "map" in facts:
-        facts["lint"] = [asdict(finding) for finding in found]
+        facts["lint"] = [*facts.get("lint", ()), *(asdict(finding) for finding in found)]
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
         _show(facts)
-        for finding in found:
-            click.echo(str(finding))
+        for told in facts.get("lint", ()):
+            click.echo(str(Finding(**told)))
 
 
 def _explain(path: Path, folder: Path, *, as_json: bool) -> None:
@@ -62,29 +62,36 @@ def _explain(path: Path, folder: Path, *, as_json: bool) -> None:
     from rich.table import Table
 
     from offline.cli.console import stdout
-    from offline.lint.explain import experts_per_layer, groups_of, proposed
+    from offline.lint.explain import experts_per_layer, groups_of, proposed, recognised
     from vllm_moe_prune.checkpoint import read_config, stored_tensors
     from vllm_moe_prune.layouts import LAYOUTS, layout_of
 
     config, stored = read_config(folder), stored_tensors(folder)
     known = str(config.get("model_type")) in LAYOUTS
-    layout = layout_of(config).settled(stored) if known else None
+    layout = None
+    if known:
+        try:
+            layout = layout_of(config).settled(stored)
+        except PruneError as error:  # which is what there is to be explained
+            click.echo(f"note: {error}", err=True)
     groups = groups_of({name: one.info for name, one in stored.items()}, layout)
     counts, form = experts_per_layer(groups.values()), proposed(groups.values())
+    lines = recognised(groups.values(), config)
     if as_json:
         tensors = [asdict(one) | {"layers": sorted(one.layers)} for one in groups.values()]
         tensors = [one | {"experts": len(one["experts"])} for one in tensors]
         facts = {"path": str(path), "experts_per_layer": counts, "tensors": tensors, "form": form}
+        facts |= {"recognised": lines}
         click.echo(json.dumps(facts | {"model_type": config.get("model_type")}, indent=2))
         return
     table = Table("tensors", "dtype", "shape", "layers", "looks like")
-    if known:
+    if layout is not None:
         table.add_column("is taken for")
     for one in groups.values():
         taken = "unknown" if one.role is None else one.role or "left as it is"
         where = spans(one.layers).partition(" ")[2] if one.layers else ""
         row = (one.pattern, one.dtype, str(list(one.shape)), where, one.guess)
-        table.add_row(*row, *([taken] if known else []))
+        table.add_row(*row, *([taken] if layout is not None else []))
     console = stdout()
     told = "supported" if known else "not supported"
     console.print(f"{path}: model type {config.get('model_type')!r}, {told}", soft_wrap=True)
@@ -92,7 +99,12 @@ def _explain(path: Path, folder: Path, *, as_json: bool) -> None:
     for count in sorted(set(counts.values())):
         layers = [layer for layer, found in counts.items() if found == count]
         console.print(f"{count} experts in {spans(layers)}", soft_wrap=True)
-    if not known and form is not None:
+    unknown = [one.pattern for one in groups.values() if one.role is None]
+    if layout is not None and unknown:
+        lines.append(f"not known for {layout.model_type}: {', '.join(unknown)}")
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
+    if layout is None and form is not None:
         console.print(f"an entry for it would begin with (docs/families.md):\n{form}", markup=False)
 
 
@@ -136,6 +148,8 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
         "top_k": checkpoint.layout.top_k(checkpoint.config),
         "fingerprint": checkpoint.fingerprint().model_dump(),
         **more,
+        "incomplete": checkpoint.missing_tensors(),
+        "lint": [asdict(finding) for finding in of_tensors(checkpoint)],
     }
 
 

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from offline.cli.findings import say
+from offline.cli.models import NAMES, model_folder
 from offline.cli.options import options_of
 from offline.plan.recipe import PlanRecipe
+from vllm_moe_prune.errors import PruneError
 
 if TYPE_CHECKING:
+    from offline.calibration.scores import Scores
     from offline.plan.plan import Plan
 
 
@@ -22,10 +25,18 @@ if TYPE_CHECKING:
 )
 @click.option("--scores", type=click.Path(path_type=Path), required=True, help="scores to plan by")
 @options_of(PlanRecipe)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="what is to be built from, where that is another checkpoint than was scored, such as its "
+    f"quantised copy: {NAMES}; its incomplete experts go first, and its headers alone are read",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write")
 @click.option("--force", is_flag=True, help="replace OUT if it exists")
 @click.option("--json", "as_json", is_flag=True, help="print JSON on stdout")
-def plan(scores: Path, out: Path, force: bool, as_json: bool, **flags: Any) -> None:
+def plan(
+    scores: Path, model: Path | None, out: Path, force: bool, as_json: bool, **flags: Any
+) -> None:
     """Choose experts by a criterion from saved scores, and write their routing map.
 
     Takes seconds and needs no model: plan as often as you like from one `vmprune score`. OUT can
@@ -35,12 +46,13 @@ def plan(scores: Path, out: Path, force: bool, as_json: bool, **flags: Any) -> N
     from offline.runs.output import check_output, staged
 
     recipe = PlanRecipe.of(flags)
-    check_output(out, force=force, inputs=(scores,))
+    check_output(out, force=force, inputs=(scores, *([model] if model else ())))
     from offline.calibration.scores import Scores, identity_of
     from offline.plan.plan import plan as run_plan
 
     read = Scores.load(scores)
-    found = run_plan(read, recipe, identity_of(read, scores))
+    incomplete = None if model is None else _incomplete(read, model)
+    found = run_plan(read, recipe, identity_of(read, scores), incomplete)
     with staged(out, force=force) as folder:
         found.routing_map.save(folder)
     _warn(found)
@@ -50,8 +62,35 @@ def plan(scores: Path, out: Path, force: bool, as_json: bool, **flags: Any) -> N
         _show(found, out)
 
 
+def _incomplete(scores: Scores, model: Path) -> dict[int, tuple[int, ...]]:
+    """Return the experts of another checkpoint that lack a tensor."""
+    from offline.data.models import FACTS
+    from offline.maps.moe_shape import incomplete_of
+    from vllm_moe_prune.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open(model_folder(model, FACTS))
+    if checkpoint.expert_counts() != dict(scores.shape.num_experts):
+        raise PruneError(
+            f"--model: {model} has other layers or numbers of experts than what was scored",
+            hint="a copy of the scored model, quantised or not",
+        )
+    return incomplete_of(checkpoint)
+
+
 def _warn(found: Plan) -> None:
-    """Name the experts that the text never reached: of them the scores say little."""
+    """Name the experts that lack a tensor, and those that the text never reached."""
+    for layer, experts in found.incomplete.items():
+        click.echo(
+            f"note: layer {layer}: expert {', '.join(map(str, experts))} lack tensors that others "
+            "have, as of experts that a quantiser's calibration never reached; they go first",
+            err=True,
+        )
+    for layer, experts in found.incomplete_kept.items():
+        click.echo(
+            f"warning: layer {layer} keeps expert {', '.join(map(str, experts))}, which a build "
+            "refuses, as tensors are missing; keep fewer there",
+            err=True,
+        )
     for layer, experts in found.unseen.items():
         click.echo(
             f"warning: layer {layer}: no token reached expert {', '.join(map(str, experts))}",
@@ -70,6 +109,7 @@ def _facts(found: Plan, recipe: PlanRecipe, out: Path) -> dict[str, Any]:
         "criterion": recipe.rule.word,
         "kept": {layer.layer: layer.experts.kept for layer in found.routing_map.layers},
         "unseen": found.unseen,
+        "incomplete": found.incomplete,
         "protected": found.protected,
         "outliers": found.outliers,
         "rounded": found.rounded,

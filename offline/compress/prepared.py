@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from offline.build.mtp import check_choice
+from offline.build.mtp import check_choice, decoder_tensors
 from offline.build.quantised import check_unquantised
 from offline.compress.methods import METHODS
 from offline.compress.recipe.eep import EepRecipe
@@ -29,6 +29,7 @@ from offline.fitness.assessor import Assessor
 from offline.fitness.log import EvaluationLog
 from offline.fitness.objective import Objective
 from offline.fitness.racing import RacingSettings
+from offline.lint.tensors import lint_tensors
 from offline.maps.map_space import Space
 from offline.maps.moe_shape import MoeShape
 from offline.runs.device import check_device, pick_device, pick_dtype
@@ -40,6 +41,7 @@ from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import origin
 from vllm_moe_prune.provenance import DataIdentity, Provenance
+from vllm_moe_prune.quantisation import settings_beside
 
 _LOG = logging.getLogger(__name__)
 _WITHOUT = "vmprune score --engine vllm, then plan and build"  # where nothing can be searched
@@ -67,6 +69,9 @@ class Prepared:
         """
         _check_engine(recipe)
         base, space = check_model(recipe)
+        beside = settings_beside(base.folder)
+        for finding in lint_tensors(decoder_tensors(base), base.layout, base.config, beside):
+            _LOG.warning("%s", finding)
         data = recipe.data
         objective = Objective.parse(
             data.task,
@@ -154,6 +159,7 @@ def check_model(recipe: CompressRecipe) -> tuple[Checkpoint, Space]:
         router=method.router,
     )
     _check_recorded(recipe, space)
+    _check_complete(space)
     METHODS[method.name].check(recipe, space, base)
     return base, space
 
@@ -177,6 +183,17 @@ def _check_held(recipe: CompressRecipe, base: Checkpoint) -> None:
         more=" --phases prune" if merges else "",
         otherwise=_WITHOUT,
     )
+
+
+def _check_complete(space: Space) -> None:
+    """Refuse a base whose map may come to keep an expert that no build will keep."""
+    for layer, experts in space.shape.incomplete.items():
+        raise PruneError(
+            f"experts of this checkpoint lack tensors that others of their layers have (layer "
+            f"{layer}: {', '.join(map(str, experts))})",
+            hint="vmprune score, then plan, which drops them first, and build; "
+            "`vmprune inspect MODEL` names the tensors",
+        )
 
 
 def _check_engine(recipe: CompressRecipe) -> None:

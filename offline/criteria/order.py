@@ -30,6 +30,21 @@ class DropOrder:
     def __post_init__(self) -> None:
         assert sorted(self.experts) == list(range(len(self.importance))), self.experts
 
+    def beginning_with(self, experts: Collection[int]) -> DropOrder:
+        """Return the order in which these experts go before all others, and count for nothing."""
+        if not experts:
+            return self
+        first = [expert for expert in self.experts if expert in experts]
+        rest = [expert for expert in self.experts if expert not in experts]
+        worth = self.importance.copy()
+        worth[first] = 0.0
+        total = worth.sum()
+        if total > 0:
+            worth /= total
+        else:
+            worth[rest or first] = 1 / len(rest or first)
+        return DropOrder((*first, *rest), worth)
+
     def kept(self, count: int, protected: Collection[int] = ()) -> tuple[int, ...]:
         """Return the ids of the ``count`` experts that go last, in order of id.
 

@@ -8,6 +8,7 @@ are needed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, INDEX_FILE, Checkpoint
@@ -18,13 +19,18 @@ from vllm_moe_prune.repository import fetch_weights
 # Config, index, routing map and card: what `inspect` shows.
 FACTS = (
     "/config.json", f"/{INDEX_FILE}", f"/{COMPACT_FOLDER}/{INDEX_FILE}", "/routing_map.*",
-    "/README.md",
+    "/README.md", "/hf_quant_config.json",
 )  # fmt: skip
+# Folders of a model that its readers use: further chat templates, processors, encoders with weights
+# of their own (a tokenizer of sounds). Others, such as original/ or onnx/, have the model itself in
+# another form, or pictures for its card.
+READ_FOLDERS = ("*template*", "*tokenizer*", "*processor*", "*encod*", "*extractor*")
+_TEXTS = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py")
 # With tokenizer, chat template, code and licence: all of a model but its weights. What else lies
-# on the hub is not needed: pickles, GGUF, consolidated.* and folders such as original/.
+# on the hub is not needed: pickles, GGUF, consolidated.* and other folders.
 ALL_BUT_WEIGHTS = (
-    *FACTS, "/*.json", "/*.txt", "/*.model", "/*.tiktoken", "/*.jinja", "/*.py",
-    "/LICEN[CS]E*", "/NOTICE*", "/USE_POLICY*",
+    *FACTS, *(f"/{name}" for name in _TEXTS), "/LICEN[CS]E*", "/NOTICE*", "/USE_POLICY*",
+    *(f"/{folder}/{name}" for folder in READ_FOLDERS for name in _TEXTS),
 )  # fmt: skip
 
 
@@ -58,3 +64,21 @@ def complete(folder: Path) -> None:
     """
     if snapshot_of(folder) is not None:
         fetch_weights(Checkpoint.open(folder))
+
+
+def complete_folders(folder: Path) -> None:
+    """Download all of the sub-folders that a model's readers use, their own weights included.
+
+    :param folder: as `complete`
+    :raises PruneError: as `complete`
+    """
+    reference = snapshot_of(folder)
+    if reference is not None and any(is_read(one) for one in folder.iterdir() if one.is_dir()):
+        wanted = [f"/{name}/{deep}" for name in READ_FOLDERS for deep in ("*", "*/*")]
+        fetch(reference, wanted, cache=folder.absolute().parents[2])
+
+
+def is_read(folder: Path) -> bool:
+    """Whether a model's readers use a sub-folder of it."""
+    name = folder.name.lower()
+    return not name.startswith(".") and any(fnmatchcase(name, one) for one in READ_FOLDERS)

@@ -19,6 +19,7 @@ from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.layouts import layout_of
+from vllm_moe_prune.quantisation import settings_of
 from vllm_moe_prune.rewrite import COMBINABLE
 from vllm_moe_prune.routing_map import RoutingMap
 from vllm_moe_prune.substitutes import check_substitutable
@@ -173,12 +174,10 @@ def check_mergeable(base: Checkpoint) -> None:
 
 def _quantiser(base: Checkpoint) -> str:
     """Return how config.json calls the format, where it does."""
-    for key in ("quantization_config", "compression_config"):
-        found = base.config.get(key)
-        if isinstance(found, dict):
-            names = (found.get(name) for name in ("quant_method", "quant_algo", "format"))
-            return ", ".join(str(name) for name in names if name) + "; "
-    return ""
+    found = settings_of(base.config)
+    names = (found.get(name) for name in ("quant_method", "quant_algo", "format"))
+    told = ", ".join(str(name) for name in names if name)
+    return f"{told}; " if told else ""
 
 
 def check_vllm() -> None:

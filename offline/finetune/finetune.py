@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offline.build.build import copy_companions
+from offline.build.companions import copy_companions
 from offline.build.quantised import check_unquantised
 from offline.finetune.examples import Examples
 from offline.finetune.job import Job, JobResult, StoredDtype

@@ -6,9 +6,9 @@ A guess for people who add a family. What is pruned goes by `layouts.py` alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layout import MoeLayout
@@ -19,6 +19,7 @@ Guess = Literal["expert", "experts, stacked", "gate", "row per expert", "shared 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
 _EXPERTS = re.compile(r"(?:^|[._])experts?\.$")
 _ROUTERS = re.compile("gate|router|classifier|correction|expert")
+_ACTIVE = re.compile("per_tok|top_?k|moe_k|active_expert")
 _LAYERS = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.$")
 
 
@@ -127,6 +128,68 @@ def _counts(groups: Iterable[Group]) -> dict[int, int]:
 def experts_per_layer(groups: Iterable[Group]) -> dict[int, int]:
     """Return layer -> number of experts, as the guess has it."""
     return dict(sorted(_counts(groups).items()))
+
+
+def recognised(groups: Iterable[Group], config: Mapping[str, Any]) -> list[str]:
+    """Return in lines what the tensors of MoE blocks were taken for, and what was not recognised.
+
+    :param config: config.json, in which numbers of experts have some key
+    """
+    listed = list(groups)
+    counts = sorted(set(_counts(listed).values()))
+    lines = [
+        f"{guess}: {_named([one for one in listed if one.guess == guess])}"
+        for guess in dict.fromkeys(one.guess for one in listed if one.guess != "other")
+    ]
+    guesses = {one.guess for one in listed}
+    if not guesses & {"expert", "experts, stacked"}:
+        lines.append(
+            "no experts were recognised: no tensor has a number after `experts.`, or three "
+            "dimensions and `expert` or `moe` in its name"
+        )
+    elif "gate" not in guesses:
+        told = "/".join(map(str, counts))
+        lines.append(
+            f"no gate was recognised: no matrix with `gate` or `router` in its name has {told} rows"
+        )
+    if others := _beside(listed):
+        lines.append(f"in the same blocks, and taken for no part of experts: {_named(others)}")
+    for what, keys in config_keys(config, counts).items():
+        lines.append(f"{what} in config.json: {', '.join(keys) or 'no key was recognised'}")
+    return lines
+
+
+def _named(groups: Iterable[Group]) -> str:
+    return ", ".join(f"{one.pattern} {list(one.shape)}" for one in groups)
+
+
+def _beside(groups: Iterable[Group]) -> list[Group]:
+    """Return the groups of MoE blocks that are nothing that pruning would touch."""
+    listed = [one for one in groups if one.layers]
+    parts = [one for one in listed if one.guess not in ("other", "shared expert")]
+    blocks = tuple({_block(one.pattern) for one in parts})
+    blocks = tuple(one for one in blocks if not one.endswith("{layer}."))
+    return [one for one in listed if one.guess == "other" and one.pattern.startswith(blocks or " ")]
+
+
+def config_keys(config: Mapping[str, Any], counts: Collection[int]) -> dict[str, list[str]]:
+    """Return the keys that may be the numbers of experts and of active ones, with their values.
+
+    A dot leads into a section, as in `MoeLayout`.
+    """
+    entries = list(_entries(config))
+    return {
+        "number of experts": [f"{key} = {n}" for key, n in entries if n in counts],
+        "active experts": [f"{key} = {n}" for key, n in entries if _ACTIVE.search(key)],
+    }
+
+
+def _entries(config: Mapping[str, Any], begin: str = "") -> Iterator[tuple[str, int]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _entries(value, f"{begin}{key}.")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield begin + key, value
 
 
 def proposed(groups: Iterable[Group]) -> str | None:

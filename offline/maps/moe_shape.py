@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from offline.maps.router_groups import RouterGroups
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -18,7 +18,8 @@ class MoeShape:
     ``num_groups`` counts the groups that a group-limited router chooses among first (1 for most
     families), ``topk_group`` those that provide a token's experts. ``slices`` says whether to keep
     gate rows is the same as to keep scores (`MoeLayout.slices`), ``mappable`` whether a W_RM can
-    act at all (`MoeLayout.mappable`).
+    act at all (`MoeLayout.mappable`). ``incomplete`` are the experts that lack a tensor, as those
+    that a quantiser's calibration never reached: decoder layer -> ids.
     """
 
     model_type: str
@@ -29,6 +30,7 @@ class MoeShape:
     topk_group: int = 1
     slices: bool = True
     mappable: bool = True
+    incomplete: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert self.num_experts.keys() == self.top_k.keys(), "counts of other layers"
@@ -50,6 +52,7 @@ class MoeShape:
             topk_group=router.active,
             slices=layout.slices,
             mappable=layout.mappable,
+            incomplete=incomplete_of(checkpoint),
         )
 
     @property
@@ -61,3 +64,8 @@ class MoeShape:
     def router_groups(self) -> RouterGroups:
         """Return the groups that the router chooses among first."""
         return RouterGroups(self.num_groups, self.topk_group)
+
+
+def incomplete_of(checkpoint: Checkpoint) -> dict[int, tuple[int, ...]]:
+    """Return decoder layer -> experts that lack a tensor; layers of whole ones are not there."""
+    return {layer: tuple(lacks) for layer, lacks in checkpoint.missing_tensors().items()}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from pydantic import JsonValue
 
 from offline.calibration.scores import Scores, tokens_seen
 from offline.calibration.statistics import Evidence
@@ -16,7 +17,14 @@ from offline.maps.moe_shape import MoeShape
 from offline.maps.router_groups import RouterGroups
 from offline.methods.keep_last import keep_last
 from offline.methods.merging import merged_map
-from offline.plan.protection import Protected, parse_protected, super_experts, union_of
+from offline.plan.protection import (
+    Protected,
+    check_whole,
+    parse_protected,
+    super_experts,
+    union_of,
+    without,
+)
 from offline.plan.recipe import PlanRecipe
 from vllm_moe_prune.provenance import DataIdentity, Provenance
 from vllm_moe_prune.routing_map import RoutingMap
@@ -30,6 +38,7 @@ class Plan:
     evidence: Evidence
     protected: Protected  # both that were named and the outliers
     outliers: Protected
+    incomplete: Protected = field(default_factory=dict)  # experts that lack a tensor
     rounded: tuple[str, ...] = ()  # how the counts differ from what was asked for, and why
     findings: tuple[Finding, ...] = ()  # about serving it
 
@@ -39,11 +48,29 @@ class Plan:
         found = {layer: (one.seen.counts == 0).nonzero()[0] for layer, one in self.evidence.items()}
         return {layer: tuple(ids.tolist()) for layer, ids in found.items() if len(ids)}
 
+    @property
+    def incomplete_kept(self) -> Protected:
+        """Decoder layer -> experts that lack a tensor and stay, which no build will do."""
+        entries, kept = self.routing_map.by_layer(), dict[int, tuple[int, ...]]()
+        for layer, ids in self.incomplete.items():
+            used = self.routing_map.expert_matrix(entries[layer]).any(axis=0)
+            kept[layer] = tuple(i for i in ids if used[i])
+        return {layer: ids for layer, ids in kept.items() if ids}
 
-def plan(scores: Scores, recipe: PlanRecipe, source: DataIdentity | None = None) -> Plan:
+
+def plan(
+    scores: Scores,
+    recipe: PlanRecipe,
+    source: DataIdentity | None = None,
+    incomplete: Protected | None = None,
+) -> Plan:
     """Choose experts by a criterion and make their routing map.
 
+    Experts that lack a tensor go before all others, whatever the criterion says of them.
+
     :param source: which scores these are, for the map's provenance
+    :param incomplete: decoder layer -> experts that lack a tensor in the checkpoint that is to be
+        built from; the scored one if not given
     :raises PruneError: if the scores do not hold what the recipe needs, or it cannot be kept to
     """
     rule, evidence = recipe.rule, scores.evidence(recipe.blend)
@@ -54,8 +81,14 @@ def plan(scores: Scores, recipe: PlanRecipe, source: DataIdentity | None = None)
         else {}
     )
     named = parse_protected(recipe.protect, space.num_experts) if recipe.protect else {}
+    lacking = dict(scores.shape.incomplete if incomplete is None else incomplete)
+    check_whole(named, lacking)
+    outliers = without(outliers, lacking)
     protected = union_of(named, outliers)
-    orders = {n: rule.order(one, protected.get(n, ())) for n, one in evidence.items()}
+    orders = {
+        n: rule.order(one, protected.get(n, ())).beginning_with(lacking.get(n, ()))
+        for n, one in evidence.items()
+    }
     kept = keep_last(space, orders, protected=protected)
     rounded = _rounded(space, recipe)
     if recipe.friendly:
@@ -65,7 +98,7 @@ def plan(scores: Scores, recipe: PlanRecipe, source: DataIdentity | None = None)
         )
         kept = keep_last(space, orders, protected=protected)
         rounded += changes
-    provenance = _provenance(scores, recipe, protected, source)
+    provenance = _provenance(scores, recipe, protected, lacking, source)
     seen = tokens_seen(scores, recipe.blend)
     if recipe.merge is None:
         outputs = _mean_outputs(evidence) if recipe.substitute else None
@@ -74,9 +107,8 @@ def plan(scores: Scores, recipe: PlanRecipe, source: DataIdentity | None = None)
         counts = {layer: len(ids) for layer, ids in kept.items()}
         kind, router = recipe.merge, recipe.merge_router
         routing_map = merged_map(space, evidence, counts, kind, router, provenance, seen)
-    return Plan(
-        routing_map, evidence, protected, outliers, rounded, _findings(scores, recipe, routing_map)
-    )
+    findings = _findings(scores, recipe, routing_map)
+    return Plan(routing_map, evidence, protected, outliers, lacking, rounded, findings)
 
 
 def _mean_outputs(evidence: Evidence) -> dict[int, Matrix]:
@@ -127,7 +159,11 @@ def _findings(scores: Scores, recipe: PlanRecipe, routing_map: RoutingMap) -> tu
 
 
 def _provenance(
-    scores: Scores, recipe: PlanRecipe, protected: Protected, source: DataIdentity | None
+    scores: Scores,
+    recipe: PlanRecipe,
+    protected: Protected,
+    incomplete: Protected,
+    source: DataIdentity | None,
 ) -> Provenance:
     told = scores.provenance.settings
     return Provenance.now(
@@ -136,8 +172,13 @@ def _provenance(
             **{name: told[name] for name in ("base_model", "base_commit") if name in told},
             **recipe.model_dump(mode="json", exclude_none=True),
             "criterion": recipe.rule.word,
-            "protected": {str(layer): list(ids) for layer, ids in protected.items()},
+            "protected": _written(protected),
+            **({"incomplete": _written(incomplete)} if incomplete else {}),
             "scores": {"made": scores.provenance.created, **told},
         },
         data=(*scores.provenance.data, *([source] if source else ())),
     )
+
+
+def _written(experts: Protected) -> dict[str, JsonValue]:
+    return {str(layer): list[JsonValue](ids) for layer, ids in experts.items()}

@@ -72,6 +72,27 @@ def union_of(*protections: Protected) -> Protected:
     }
 
 
+def without(protected: Protected, others: Protected) -> Protected:
+    """Return what is protected and not among the others."""
+    left = {n: tuple(i for i in ids if i not in others.get(n, ())) for n, ids in protected.items()}
+    return {layer: ids for layer, ids in left.items() if ids}
+
+
+def check_whole(protected: Protected, incomplete: Protected) -> None:
+    """Refuse to protect experts that cannot be served.
+
+    :param incomplete: decoder layer -> experts that lack a tensor
+    :raises PruneError: naming them
+    """
+    left = without(protected, incomplete)
+    lost = {n: tuple(sorted({*ids} - {*left.get(n, ())})) for n, ids in protected.items()}
+    if any(lost.values()):
+        raise PruneError(
+            f"--protect: {named(lost)} lack tensors that others of their layers have",
+            hint="`vmprune inspect MODEL` names these tensors; such experts cannot be served",
+        )
+
+
 def named(experts: Mapping[int, tuple[int, ...]]) -> str:
     """Write experts as `3:5 7:0 7:1`: the decoder layer and the expert."""
     return " ".join(f"{layer}:{expert}" for layer, ids in experts.items() for expert in ids)

@@ -101,6 +101,30 @@ def test_a_build_by_id_is_that_of_the_folder_and_its_card_names_the_model(
     assert list(hub.asked(f"resolve/.*({unneeded})")) == []
 
 
+def test_folders_that_readers_use_come_from_the_hub_with_their_weights_when_it_is_built(
+    hub: Hub, base: Path, routing_map: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sounds"
+    shutil.copytree(base, folder)
+    read = {
+        "additional_chat_templates/tool_use.jinja": b"{{ tools }}",
+        "audio_tokenizer/config.json": b"{}",
+        "audio_tokenizer/model.safetensors": b"an encoder's own weights",
+    }
+    for name, content in {**read, "figures/config.json": b"{}"}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    hub.publish("Org/Sounds", folder)
+    words = ["--model", "Org/Sounds", "--map", routing_map, "--out", tmp_path / "out"]
+    succeed("build", *words, "--allow-other-base", "--dry-run")
+    assert list(hub.asked("resolve/.*audio_tokenizer/config.json"))
+    assert not list(hub.asked("resolve/.*audio_tokenizer/model.safetensors"))
+    succeed("build", *words, "--allow-other-base")
+    for name, content in read.items():
+        assert (tmp_path / "out" / name).read_bytes() == content
+    assert not list(hub.asked("resolve/.*figures"))
+
+
 def test_a_snapshot_of_the_cache_is_called_by_its_id(
     hub: Hub, published: Path, routing_map: Path, tmp_path: Path
 ) -> None:

@@ -176,8 +176,9 @@ def test_experts_of_one_layer_have_the_same_parts(plain: Path, tmp_path: Path) -
     base = Checkpoint.open(quantise(plain, tmp_path / "q", FORMATS["int8"], CONFIG))
     absent = MIXTRAL.expert_name(1, 5, "w3", "weight_scale")
     tensors = {n: i for n, i in base.tensors.items() if n != absent}
-    with pytest.raises(PruneError, match=f"^the checkpoint has no tensor {absent}$"):
+    with pytest.raises(PruneError) as caught:
         list(rewrite(tensors, uniform_map(base.folder, IDS), base.layout))
+    assert caught.value.message == f"the checkpoint has no tensor {absent}"
 
 
 @pytest.mark.parametrize("part", ["qweight", "scales", "weight_packed", "weight_scale_inv"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,14 @@ import numpy as np
 import pytest
 
 from offline.build.build import build, plan_build
+from offline.build.named_modules import Names
+from offline.build.quantised import _settled
 from tests.sample_maps import map_of, uniform_map
 from tests.vllm_moe_prune.bare import write_bare
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap, Selection
+from vllm_moe_prune.quantisation import settings_of
 
 EXPERTS = "model.layers.{}.block_sparse_moe.experts.{}"
 KEPT = [(3, 0), (1, 2)]
@@ -77,14 +82,35 @@ def test_names_in_keys_and_deeper_follow_as_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "pattern",
-    [r"re:.*experts\.3\.w1", r"re:.*experts\.(2|3)\..*", r"re:.*experts\.[0-1]\.", r"-:.*\.2\.w\d"],
+    ("pattern", "left"),
+    [
+        (r"re:.*experts\.3\.w1", [name(0, 0, ".w1")]),
+        (r"re:.*experts\.(2|3)\.w2", [name(1, 1, ".w2"), name(0, 0, ".w2")]),
+        (r"re:.*layers\.1\..*experts\.3\.", []),  # all of whom are dropped
+        ("*.experts.3.w1", [name(0, 0, ".w1")]),
+        (r"+:.*layers\.0\.\S*\.3\.w1", [r"+:^model\.layers\.0\.block_sparse_moe\.experts\.0\.w1$"]),
+        (r".*1\.block_sparse_moe\.experts\.2\.w3", [f"^{re.escape(name(1, 1, '.w3'))}$"]),
+    ],
 )
-def test_a_pattern_that_tells_experts_apart_is_refused(pattern: str, tmp_path: Path) -> None:
-    base = base_with(tmp_path / "base", {"ignore": [pattern]})
-    with pytest.raises(PruneError, match="would no longer mean the same experts") as caught:
+def test_a_pattern_that_tells_experts_apart_is_written_out(
+    pattern: str, left: list[str], tmp_path: Path
+) -> None:
+    found = built(tmp_path, {"ignore": ["lm_head", pattern]})["ignore"]
+    assert found[0] == "lm_head" and sorted(found[1:]) == sorted(left)
+
+
+def test_a_pattern_that_also_means_other_modules_goes_on_meaning_them(tmp_path: Path) -> None:
+    (one, *others) = built(tmp_path, {"ignore": [r"re:.*(q_proj|experts\.3\.w1)"]})["ignore"]
+    assert others == [name(0, 0, ".w1")]
+    pattern = re.compile(one.removeprefix("re:"))
+    assert pattern.match("model.layers.1.self_attn.q_proj") and pattern.match("other.q_proj")
+    assert not pattern.match(name(0, 3, ".w1"))
+
+
+def test_a_pattern_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    base = base_with(tmp_path / "base", {"ignore": ["re:.*(experts"]})
+    with pytest.raises(PruneError, match=r"pattern re:\.\*\(experts, which cannot be read"):
         plan_build(base, uniform_map(base.folder, KEPT, top_k=1))
-    assert pattern in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -102,9 +128,47 @@ def test_a_pattern_that_does_not_stays(pattern: str, tmp_path: Path) -> None:
 
 
 def test_a_name_of_an_expert_that_there_is_not_is_refused(tmp_path: Path) -> None:
-    base = base_with(tmp_path / "base", {"ignore": ["*.experts.3.w1"]})
-    with pytest.raises(PruneError, match=r"name \*\.experts\.3\.w1, which is no module"):
+    base = base_with(tmp_path / "base", {"ignore": ["experts.3.w1"]})
+    with pytest.raises(PruneError, match=r"name experts\.3\.w1, which is no module"):
         plan_build(base, uniform_map(base.folder, KEPT, top_k=1))
+
+
+def test_names_that_begin_otherwise_or_end_elsewhere_follow_as_well(tmp_path: Path) -> None:
+    """As some settings leave out `model.`, and some name a matrix that vLLM alone has."""
+    listed = [
+        name(0, 3, ".w1").removeprefix("model."),
+        "language_model." + name(1, 2),
+        name(0, 0, ".gate_up_proj"),
+        name(0, 1, ".gate_up_proj"),
+    ]
+    found = built(tmp_path, {"ignore": listed})["ignore"]
+    assert found == [
+        name(0, 0, ".w1").removeprefix("model."),
+        "language_model." + name(1, 1),
+        name(0, 1, ".gate_up_proj"),
+    ]
+
+
+@pytest.mark.parametrize("sections", [("text_config",), ("thinker_config", "text_config")])
+def test_settings_in_a_section_of_config_json_follow(sections: tuple[str, ...]) -> None:
+    inside: Any = {"quantization_config": {"ignore": [name(0, 3), name(0, 1)]}, "hidden_size": 4}
+    config = functools.reduce(
+        lambda value, key: {key: value, "other": [1]}, reversed(sections), inside
+    )
+    found = _settled(config, Names({name(0, 3): name(0, 0), name(0, 1): None}))
+    for section in sections:
+        assert found["other"] == [1]
+        found = found[section]
+    assert found == {"quantization_config": {"ignore": [name(0, 0)]}, "hidden_size": 4}
+    assert settings_of(config) == inside["quantization_config"]
+
+
+def test_settings_of_a_vision_tower_are_not_the_language_models() -> None:
+    tower = {"vision_config": {"quantization_config": {"quant_method": "fp8"}}}
+    assert settings_of(tower) == {}
+    both = tower | {"text_config": {"compression_config": {"quant_method": "awq"}}}
+    assert settings_of(both) == {"quant_method": "awq"}
+    assert settings_of(both | {"quantization_config": {"bits": 4}}) == {"bits": 4}
 
 
 def test_merged_experts_left_out_of_quantisation_stay_left_out(tmp_path: Path) -> None:

@@ -169,10 +169,11 @@ def test_the_index_must_fit_the_map() -> None:
     kept = layer_fields(num_experts=3, num_kept=2, top_k=1, experts={"kept": [0, 1]})
     base = infos(1, 3)
     expert = MIXTRAL.expert_name(0, 1, "w2")
-    for absent in (expert, MIXTRAL.expert_name(0, 2, "w1"), MIXTRAL.router_name(0)):
+    for absent in (expert, MIXTRAL.router_name(0)):
         without = {name: info for name, info in base.items() if name != absent}
-        with pytest.raises(PruneError, match=f"^the checkpoint has no tensor {absent}$"):
+        with pytest.raises(PruneError) as caught:
             plan(map_of(kept), without)
+        assert caught.value.message == f"the checkpoint has no tensor {absent}"
     with pytest.raises(PruneError, match="routing map says nothing of layer 1, which has experts"):
         plan(map_of(kept), infos(2, 3))
     with pytest.raises(PruneError, match="has 3 rows but the routing map says layer 0 has 8"):

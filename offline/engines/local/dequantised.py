@@ -18,11 +18,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from offline.build.quantised import settings_of, unsettled
 from offline.engines.quantised.decode import matrices_of, matrix_of, stacked
 from offline.engines.quantised.forms import ASIDE, modules_of
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.quantisation import settings_of, unsettled
 from vllm_moe_prune.roles import STACKED_PARTS, WEIGHT
 
 _OF_THE_CACHE = (".q_scale", ".k_scale", ".v_scale")  # where a quantised cache is meant

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from offline.build.quantised import quantiser_of
 from offline.engines.quantised.forms import ASIDE, form_of, modules_of, unknown
 from offline.runs.memory import free_bytes
 from offline.runs.units import gib
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.quantisation import quantiser_of
 from vllm_moe_prune.roles import STACKED_PARTS
 
 
