@@ -88,6 +88,8 @@ def test_inspect_tells_a_base_by_its_counts_and_its_bytes(base: Path) -> None:
         "experts_per_layer": {"0": 8, "1": 8, "2": 8, "3": 8},
         "top_k": 2,
         "fingerprint": checkpoint.fingerprint().model_dump(),
+        "incomplete": {},
+        "lint": [],
     }
     text = invoke("inspect", base).output
     assert f"{base}: base checkpoint of mixtral" in text
