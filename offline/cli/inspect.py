@@ -81,8 +81,8 @@ def _explain(path: Path, folder: Path, *, as_json: bool) -> None:
         tensors = [asdict(one) | {"layers": sorted(one.layers)} for one in groups.values()]
         tensors = [one | {"experts": len(one["experts"])} for one in tensors]
         facts = {"path": str(path), "experts_per_layer": counts, "tensors": tensors, "form": form}
-        facts |= {"recognised": lines}
-        click.echo(json.dumps(facts | {"model_type": config.get("model_type")}, indent=2))
+        more = {"recognised": lines, "model_type": config.get("model_type")}
+        click.echo(json.dumps(facts | more, indent=2))
         return
     table = Table("tensors", "dtype", "shape", "layers", "looks like")
     if layout is not None:

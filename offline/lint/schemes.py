@@ -82,7 +82,8 @@ def _modelopt(settings: Settings, experts: str, _: Sequence[str]) -> Kinds | Non
     if algorithm == "MIXED_PRECISION":
         layers = inside.get("quantized_layers") or {}
         found = (one for name, one in layers.items() if name.startswith((experts, experts + ".")))
-        algorithm = str(next(found, {}).get("quant_algo") or "").upper()
+        first: Settings = next(found, {})
+        algorithm = str(first.get("quant_algo") or "").upper()
     parts = _MODELOPT.get(algorithm)
     # Without activations in four bits what was measured of inputs is not needed, but has a place.
     return Kinds.of(f"ModelOpt {algorithm}", parts, ["input_scale"]) if parts else None

@@ -138,14 +138,14 @@ def _kinds(stored: _Stored) -> Iterator[Finding]:
         ):
             if names:
                 found.setdefault((code, ", ".join(sorted(names)), kinds.name), []).append(layer)
-    for (code, names, name), layers in found.items():
+    for (code, told, name), layers in found.items():
         lacking = code == "missing-kind"
         verb = "have no" if lacking else "have"
         why = "wants" if lacking else "has no place for: it refuses to load them"
         yield Finding(
             code,
             "warning",
-            f"{spans(layers)}: experts {verb} {names}, which vLLM's code for {name} {why}",
+            f"{spans(layers)}: experts {verb} {told}, which vLLM's code for {name} {why}",
             "compare the base's config.json (and hf_quant_config.json) with its tensors: "
             "vmprune inspect BASE --explain",
         )

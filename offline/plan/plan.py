@@ -53,8 +53,8 @@ class Plan:
         """Decoder layer -> experts that lack a tensor and stay, which no build will do."""
         entries, kept = self.routing_map.by_layer(), dict[int, tuple[int, ...]]()
         for layer, ids in self.incomplete.items():
-            used = self.routing_map.expert_matrix(entries[layer]).any(axis=0)
-            kept[layer] = tuple(i for i in ids if used[i])
+            matrix = self.routing_map.expert_matrix(entries[layer])
+            kept[layer] = tuple(i for i in ids if matrix[:, i].any())
         return {layer: ids for layer, ids in kept.items() if ids}
 
 
