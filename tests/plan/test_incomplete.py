@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from offline.build.build import build, plan_build
 from offline.calibration.scores import Scores
+from offline.compress.prepared import check_model
+from offline.compress.recipe.reading import recipe_of
 from offline.criteria.order import order_of
 from offline.maps.moe_shape import MoeShape
 from offline.plan.plan import Plan, plan
@@ -24,8 +26,11 @@ from tests.command import invoke, one_error, run
 from tests.criteria.scores import scores_of
 from tests.families.bare import write_bare
 from tests.families.quantised import FORMATS
+from tests.families.released.reader import Released, write
+from tests.sample_maps import uniform_map
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.routing_map import RoutingMap
 
 LOST = (1, 4)  # of eight experts, those that no token of the quantiser's calibration reached
 SETTINGS = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}
@@ -150,3 +155,33 @@ def test_inspect_names_them(base: Path) -> None:
     assert facts["incomplete"]["0"].keys() == {"1", "4"}
     assert facts["incomplete"]["0"]["1"][0].endswith("experts.1.w1.input_scale")
     assert [one["code"] for one in facts["lint"]] == ["incomplete-experts"]
+
+
+def test_a_search_does_not_begin_with_them(base: Path) -> None:
+    """What it would find could not be built, hours later."""
+    recipe = recipe_of({"model": base, "keep": 4, "method": "frequency", "task": "sciq"})
+    with pytest.raises(
+        PruneError, match=r"lack tensors .* \(layer 0: 1, 4\) .*vmprune score, then"
+    ):
+        check_model(recipe)
+
+
+def test_a_draft_layer_keeps_others_of_its_own(tmp_path: Path) -> None:
+    model = Released.read("zai-org--GLM-4.6-FP8", small=True)
+    tensors = [*model.tensors(model.experts), *model.tensors(model.experts, part="drafts")]
+
+    def built(name: str, without: str) -> list[int]:
+        left = [one for one in tensors if not (without and without in one.name)]
+        config = model.config(model.experts, model.top_k)
+        write(tmp_path / name, config, left, contents=True)
+        whole = Checkpoint.open(tmp_path / name)
+        kept = [range(0, model.experts, 2)] * len(whole.expert_counts())
+        build(whole, uniform_map(whole.folder, kept), tmp_path / f"{name}-out", mtp="prune")
+        told = RoutingMap.load(tmp_path / f"{name}-out").provenance.settings["mtp_kept"]
+        assert isinstance(told, dict)
+        return [int(str(one)) for ids in told.values() for one in ids]  # type: ignore[union-attr]
+
+    first = built("whole", "")[0]
+    (layer,) = model.numbers("draft")
+    others = built("lacking", f".{layer}.mlp.experts.{first}.up_proj.weight_scale")
+    assert first not in others and len(others) == model.experts // 2
