@@ -160,13 +160,6 @@ CONFIGS |= {
     "deepseek_v32": _INDEXED,
     "granitemoehybrid": _MAMBA,
     "granitemoeshared": {"num_local_experts": EXPERTS, "shared_intermediate_size": 32},
-    "mimo_v2_flash": {
-        **_ROUTED,
-        "num_key_value_heads": 1,
-        "head_dim": 64,
-        "swa_head_dim": 64,
-        "v_head_dim": 32,
-    },
     "lfm2_moe": {
         **_EXPERTS,
         "num_dense_layers": 1,
@@ -178,13 +171,22 @@ CONFIGS |= {
         # For vLLM; transformers has other words for them.
         "first_k_dense_replace": 1,
         "expert_hidden_dim": 32,
+        "route_norm": True,
     },
     "exaone_moe": {**_EXPERTS, "num_shared_experts": 1, "first_k_dense_replace": 1},
     "solar_open": _ROUTED,
     "dots1": _ROUTED,
-    "flex_olmo": {**_EXPERTS, "norm_topk_prob": False},
+    "flex_olmo": {"num_experts": EXPERTS, "norm_topk_prob": False},
     "mellum": _EXPERTS,
-    "afmoe": {**_EXPERTS, "num_dense_layers": 1, "num_shared_experts": 1},
+    "afmoe": {
+        **_EXPERTS,
+        **_ONE_GROUP,
+        "num_dense_layers": 1,
+        "num_shared_experts": 1,
+        # For vLLM; transformers has no other.
+        "score_func": "sigmoid",
+        "route_norm": True,
+    },
     "laguna": {**_EXPERTS, "shared_expert_intermediate_size": 32},
     "hunyuan_v1_moe": {**_EXPERTS, "moe_topk": 2},
     **MORE,

@@ -22,6 +22,7 @@ _MLA: dict[str, Any] = {
     "v_head_dim": 128,
     "routed_scaling_factor": 2.5,
 }
+_WHOLE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
 _SPARSE = ["dense", "sparse", "sparse"]
 _QWEN3: dict[str, Any] = {
     "num_experts": EXPERTS,
@@ -97,6 +98,21 @@ MORE: dict[str, dict[str, Any]] = {
         "mamba_num_heads": 4,
         "mamba_head_dim": 32,
         "n_groups": 1,
+    },
+    "mimo_v2_flash": {
+        **_ROUTED,
+        "num_key_value_heads": 1,
+        "head_dim": 64,
+        "v_head_dim": 32,
+        "layer_types": ["full_attention"] * 3,
+        "rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), _WHOLE),
+        # For vLLM; transformers has other words for them.
+        "hybrid_layer_pattern": [0, 0, 0],
+        "moe_layer_freq": [0, 1, 1],
+        "layernorm_epsilon": 1e-5,
+        "rope_theta": 1e4,
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
     },
     "minimax_m3_vl_text": _MINIMAX_M3,
     "minimax_m3_vl": _MINIMAX_M3,

@@ -39,11 +39,11 @@ class Plain:
     def __init__(self, base: Checkpoint, layer: int, block: Any) -> None:
         self.base, self.layer, self.experts = base, layer, block.experts
         self.hidden = self.ids = self.weights = torch.empty(0)
-        self.gated = torch.empty(0)
-        block.experts.register_forward_pre_hook(self._given)
+        self.hook = block.experts.register_forward_pre_hook(self._given)
 
     def _given(self, _: Any, given: tuple[torch.Tensor, ...]) -> None:
         self.hidden, self.ids, self.weights = given[:3]
+        self.hook.remove()
 
     def sums(self) -> dict[str, np.ndarray]:
         """Counts, and sums over each expert's tokens of weights, norms and weighted norms."""

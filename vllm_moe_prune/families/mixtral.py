@@ -160,7 +160,12 @@ FAMILIES = (
     _MINIMAX_M3,
     wrapped(_MINIMAX_M3, "minimax_m3_vl", "language_model.model."),
     _GRANITE,
-    replace(_GRANITE, model_type="granitemoeshared", vllm_module="granitemoeshared"),
+    replace(
+        _GRANITE,
+        model_type="granitemoeshared",
+        vllm_module="granitemoe",
+        vllm_layers_module="granitemoeshared",
+    ),
     replace(
         _GRANITE,
         model_type="granitemoehybrid",
