@@ -27,6 +27,10 @@ class HiddenStates:
         sizes = [torch.Size(shape).numel() * dtype.itemsize for shape in self._shapes]
         self._offsets = [sum(sizes[:number]) for number in range(len(sizes))]
 
+    def shape(self, number: int) -> torch.Size:
+        """Return the shape of the tensor of one batch."""
+        return torch.Size(self._shapes[number])
+
     def write(self, number: int, hidden: torch.Tensor) -> None:
         """Keep the tensor of one batch in place of what there was."""
         assert hidden.shape == self._shapes[number] and hidden.dtype == self._dtype

@@ -24,6 +24,7 @@ from vllm_moe_prune.errors import PruneError
 
 Forward = Callable[..., Any]
 _Given = tuple[tuple[Any, ...], dict[str, Any]]  # beside hidden states: in order, and by name
+_OTHERWISE = "--engine vllm, if vLLM runs the model"
 _HANDED_ON = "prev_topk_indices"  # of GLM-5: what layers let later ones attend to
 
 
@@ -107,6 +108,12 @@ class Walk:
         for batch in self.batches:
             with _replaced_forwards(self.layers, self._note) as seen:
                 decoder(input_ids=batch.token_ids.to(self.device), use_cache=False)
+            if seen[0].shape != into.shape(batch.number):
+                raise PruneError(
+                    "the layers of this model hand on more than one stream: not to be taken one "
+                    "by one",
+                    hint=_OTHERWISE,
+                )
             into.write(batch.number, seen[0])
 
     def _note(self, number: int, hidden: torch.Tensor, given: _Given) -> None:
@@ -114,7 +121,7 @@ class Walk:
         if named.get("input_ids") is not None or any(isinstance(one, Tensor) for one in more):
             raise PruneError(
                 "the layers of this model are given the tokens, too: not to be taken one by one",
-                hint="--engine vllm, if vLLM runs the model",
+                hint=_OTHERWISE,
             )
         if _HANDED_ON in named:
             named = {**named, _HANDED_ON: self._all_positions(hidden)}

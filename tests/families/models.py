@@ -188,7 +188,7 @@ CONFIGS |= {
         "route_norm": True,
     },
     "laguna": {**_EXPERTS, "shared_expert_intermediate_size": 32},
-    "hunyuan_v1_moe": {**_EXPERTS, "moe_topk": 2},
+    "hunyuan_v1_moe": {"num_experts": EXPERTS, "head_dim": 32, "moe_topk": 2},
     **MORE,
 }
 CONFIGS["qwen4_exp"] = CONFIGS["qwen4_exp_text"]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import torch
@@ -89,7 +90,8 @@ def built_by_layer(
 
         return make_layers(count, build, prefix=prefix)
 
-    def factory_each(**arguments: Any) -> Any:
+    def factory_each(*given: Any, **named: Any) -> Any:
+        arguments = _named(factory, given, named)
         number = layer_number(arguments["prefix"])
         if number not in mapped and number not in vectors:
             return factory(**arguments)
@@ -122,7 +124,8 @@ def routed_by(
     module = _model_code(layout)
     factory = module.FusedMoEFactory
 
-    def factory_each(**arguments: Any) -> Any:
+    def factory_each(*given: Any, **named: Any) -> Any:
+        arguments = _named(factory, given, named)
         function = routing(arguments)
         return factory(**{**arguments, **_routed(function, arguments)})
 
@@ -131,6 +134,13 @@ def routed_by(
         yield
     finally:
         module.FusedMoEFactory = factory
+
+
+def _named(
+    factory: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any]
+) -> dict[str, Any]:
+    """Return all arguments by name; some model code gives the first ones in order."""
+    return named if not given else dict(signature(factory).bind(*given, **named).arguments)
 
 
 def _routed(function: RoutingFunction, arguments: Mapping[str, Any]) -> dict[str, Any]:
