@@ -19,7 +19,7 @@ from tests.calibration.test_walk import domain
 from tests.families.matrix import Matrix
 from tests.families.models import CONFIGS, make_family
 from tests.families.scoring import Distance, distance
-from tests.families.serving import serving_of
+from tests.families.serving import TAUGHT, serving_of
 from tests.tiny import make_tiny_mixtral
 from tests.vllm_probe import probe_scores
 
@@ -50,6 +50,8 @@ def test_scores_are_those_of_transformers(
     family: str, parallel: str, tmp_path: Path, matrix: Matrix
 ) -> None:
     serving = serving_of(family)
+    if parallel != "TP1" and family in TAUGHT:
+        pytest.skip("the processes of ranks are not taught")
     arguments = {"dtype": "float32", **serving.arguments, **PARALLEL[parallel]}
     if serving.refused:
         model = made(family, tmp_path / "model", **serving.model)
@@ -58,6 +60,10 @@ def test_scores_are_those_of_transformers(
         matrix.add(family, "scores", parallel, f"vLLM: {serving.refused}")
         return
     apart = measured(family, tmp_path, serving.model, arguments)
+    if serving.differs:
+        assert apart.summed > ROUNDED
+        matrix.add(family, "scores", parallel, f"vLLM: {serving.differs}")
+        return
     matrix.add(family, "scores", parallel, apart.summed)
     rounded = arguments["dtype"] != "float32"
     assert apart.summed <= (ROUNDED if rounded else LIMIT)

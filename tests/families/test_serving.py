@@ -19,7 +19,7 @@ from offline.engines.local.experts import find_layers
 from tests.families.masking import without
 from tests.families.matrix import Matrix
 from tests.families.models import EXPERTS, FAMILIES, load, make_family
-from tests.families.serving import serving_of
+from tests.families.serving import TAUGHT, serving_of
 from tests.reference import greedy
 from tests.sample_maps import map_of
 from tests.vllm_probe import Answer, probe
@@ -131,6 +131,13 @@ def difference(found: list[Answer], expected: list[Answer], *, same_tokens: bool
     return worst
 
 
+def check_that_the_base_differs(base: Checkpoint, arguments: dict[str, Any]) -> None:
+    found = probe(base.folder, PROMPTS, steps=STEPS, skip_tokenizer_init=True, **arguments)
+    model = load(base.folder, getattr(torch, arguments["dtype"]))
+    expected = [greedy(model, prompt, STEPS) for prompt in PROMPTS]
+    assert difference(found, expected, same_tokens=False) > 0.1
+
+
 MAPS: dict[str, Callable[[Checkpoint], RoutingMap]] = {
     "plain": lambda base: kept_map(base, UNIFORM),
     "compact": lambda base: kept_map(base, DIFFERENT),
@@ -145,6 +152,8 @@ def test_served_as_the_reference_says(
     base_of: Make, tmp_path: Path, matrix: Matrix, family: str, form: str, parallel: str
 ) -> None:
     serving, base = serving_of(family), base_of(family)
+    if parallel != "TP1" and family in TAUGHT:
+        pytest.skip("the processes of ranks are not taught")
     if form == "mapped" and not base.layout.mappable:
         pytest.skip("a router that cannot be mapped: refused when it is built, see test_build")
     routing_map = MAPS[form](base)
@@ -163,10 +172,14 @@ def test_served_as_the_reference_says(
             **arguments,
         )
 
-    if serving.refused:
-        with pytest.raises(RuntimeError, match=re.escape(serving.refused)):
+    if refusal := serving.refusal(form):
+        with pytest.raises(RuntimeError, match=re.escape(refusal)):
             ask()
-        matrix.add(family, form, parallel, f"vLLM: {serving.refused}")
+        matrix.add(family, form, parallel, f"vLLM: {refusal}")
+        return
+    if serving.differs:
+        check_that_the_base_differs(base, arguments)
+        matrix.add(family, form, parallel, f"vLLM: {serving.differs}")
         return
     exact = arguments["dtype"] == "float32"
     expected = answers_of(base, routing_map, getattr(torch, arguments["dtype"]))
