@@ -220,7 +220,7 @@ DENSE: dict[str, tuple[int, ...]] = {
 # Biases that stay as transformers makes them.
 _OWN = ("mamba.dt_bias", "mixer.dt_bias")
 # What only chooses experts.
-CHOOSING = ("correction_bias", "expert_bias")
+CHOOSING = ("correction_bias", "expert_bias", "router_bias")
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
