@@ -70,7 +70,12 @@ _QWEN4 = replace(
     renormalise_key="norm_topk_prob",
     vllm_layers_module="vllm.models.qwen4_exp:Qwen4ExpForCausalLM",
 )
-_QWEN3_VL = _mlp("qwen3_vl_moe_text", "num_experts", vllm_module="qwen3_moe")
+_QWEN3_VL = _mlp(
+    "qwen3_vl_moe_text",
+    "num_experts",
+    num_experts_aliases=("num_local_experts",),  # as Qwen3's
+    vllm_module="qwen3_moe",
+)
 _ERNIE = _mlp(
     "ernie4_5_moe",
     "moe_num_experts",
