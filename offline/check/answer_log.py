@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,8 +73,6 @@ class AnswerLog:
         with self._lock:
             with self.file.open("a", encoding="utf-8") as stream:
                 stream.write(line + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
             self._remember(entry)
 
     def _remember(self, entry: dict[str, Any]) -> None:

@@ -159,5 +159,11 @@ def built_in(count: int) -> tuple[Probe, ...]:
 
 def _one_kind(kind: Kind) -> Iterator[Probe]:
     """Yield one kind's probes, no two of them equal, in an order that is always the same."""
+    seen: set[str] = set()
     for index in random.Random(kind).sample(range(PER_KIND), PER_KIND):
-        yield _MADE[kind](index, random.Random(f"{kind} {index}"))
+        draw = random.Random(f"{kind} {index}")
+        probe = _MADE[kind](index, draw)
+        while probe.digest in seen:
+            probe = _MADE[kind](index, draw)
+        seen.add(probe.digest)
+        yield probe

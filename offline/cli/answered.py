@@ -26,9 +26,9 @@ def table_of(result: AnswerCheck) -> Table:
     table = Table("answers", "sampling", "share that", "base", "pruned", "difference", "finding")
     for row in result.rows:
         change = row.difference
-        told = (
-            "" if change is None else f"{_signed(change.value)} ({_span(change.low, change.high)})"
-        )
+        told = ""
+        if change is not None:
+            told = f"{100 * change.value:+.1f} ({_span(change.low, change.high)})"
         base = "" if row.base is None else _rate(row.base)
         finding = "only told" if row.measure in TOLD_ONLY else row.finding
         words = WORDS[row.measure]
@@ -58,15 +58,15 @@ def sentences(result: AnswerCheck) -> Iterator[str]:
 
 
 def _needs(rows: list[Row]) -> str:
-    able = [row for row in rows if row.probes_needed is not None]
-    short = [row for row in able if row.probes_needed and row.probes_needed > row.pruned.n]
-    named = [
-        f"{_named(row)} needs {row.probes_needed:,} of its probes, not {row.pruned.n:,}"
-        for row in short
-    ]
-    named += [f"{_named(row)} has an interval that reaches one" for row in able if row not in short]
-    full = [row for row in rows if row.probes_needed is None]
-    named += [f"{_named(row)} is so of all answers of the base" for row in full]
+    named = []
+    for row in rows:
+        if row.probes_needed is None:
+            why = "is so of all answers of the base"
+        elif row.probes_needed > row.pruned.n:
+            why = f"needs {row.probes_needed:,} of its probes, not {row.pruned.n:,}"
+        else:
+            why = "has an interval that reaches one"
+        named.append(f"{_named(row)} {why}")
     return _listed(named)
 
 
