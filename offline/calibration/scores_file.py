@@ -33,7 +33,7 @@ from vllm_moe_prune.layouts import LAYOUTS
 from vllm_moe_prune.provenance import Provenance, let_others_read, write_atomic
 from vllm_moe_prune.routing_map import BaseFingerprint
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 has no `flatness`
 SCORES_FILE = "scores.json"
 TENSORS_FILE = "scores.safetensors"
 
@@ -48,7 +48,10 @@ _SEEN = {
     **{"units": "ED", "norms": "E", "weighted_norms": "E", "outliers": "E", "peaks": "E"},
 }
 _GRADIENT = {"similarity": "EE", "entropy": "E", "outliers": "E", "norm": "E"}
-_WEIGHTS = {"similarity": "EE", "router_norm": "E", "stable_rank": "E", "norm": "E"}
+_WEIGHTS = {
+    **{"similarity": "EE", "router_norm": "E", "stable_rank": "E", "norm": "E", "flatness": "E"},
+}
+_LATER = {"flatness"}  # of weights; scores of schema version 1 have none
 assert _SEEN.keys() | {"gradient"} == {field.name for field in fields(LayerStatistics)}
 assert _GRADIENT.keys() == {field.name for field in fields(GradientStatistics)}
 assert _WEIGHTS.keys() == {field.name for field in fields(WeightStatistics)}
@@ -156,7 +159,9 @@ def write(folder: Path, domains: Domains, weights: Weights, record: ScoresRecord
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
-    whole = record.model_copy(update={"tensors": _sha256(file)})
+    earlier = any(one.flatness is None for one in weights.values())  # read from schema version 1
+    version = {"schema_version": 1} if earlier else {}
+    whole = record.model_copy(update={"tensors": _sha256(file), **version})
     write_atomic(folder / SCORES_FILE, whole.to_json())
 
 
@@ -177,6 +182,8 @@ def _named(
 def _fields(prefix: str, source: Any, axes: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
     for name in axes:
         value = getattr(source, name)
+        if value is None:  # read from scores of an earlier version
+            continue
         if name == "vocabulary":
             yield f"{prefix}/{name}", np.packbits(value, axis=1)
         else:
@@ -236,6 +243,8 @@ class _Reader:
         found = {}
         for name, letters in axes.items():
             array = self.arrays.pop(f"{prefix}/{name}", None)
+            if array is None and name in _LATER and self.record.schema_version == 1:
+                continue
             shape = tuple(sizes[letter] for letter in letters)
             dtype = np.uint8 if name == "vocabulary" else np.float64
             if array is None or array.shape != shape or array.dtype != dtype:

@@ -72,6 +72,7 @@ class WeightStatistics:
     router_norm: Floats  # [E] l2 norm of each gate row (eq 4)
     stable_rank: Floats  # [E] mean over the projections of |W|_F^2 / |W|_2^2 (eq 5)
     norm: Floats  # [E] l2 norm (eq 6)
+    flatness: Floats | None = None  # [E] mean |w| / rms(w) (AIMER); None in scores before it
 
 
 @dataclass(frozen=True, slots=True)

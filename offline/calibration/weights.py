@@ -46,19 +46,20 @@ _PIECE_ELSEWHERE = 1 << 27
 
 
 def weight_statistics(gate: Tensor, experts: Iterable[Expert]) -> WeightStatistics:
-    """Return EWS, RWN, WSR and EWN of one layer (MC-Suite, equations 3 to 6).
+    """Return EWS, RWN, WSR and EWN of one layer (MC-Suite, equations 3 to 6), and AIMER.
 
     :param gate: [E, D] rows of the router
     :param experts: E tuples of matrices [I, D]; their references are held, not copies
     """
     held = list(experts)
     assert len(held) == len(gate), (len(held), len(gate))
-    similarity, norm, squares = _cosines(held)
+    similarity, norm, squares, magnitude = _cosines(held)
     return WeightStatistics(
         similarity=similarity,
         router_norm=_numpy(torch.linalg.vector_norm(gate.detach().double(), dim=1)),
         stable_rank=_stable_ranks(held, squares),
         norm=norm,
+        flatness=_flatness(held[0], norm, magnitude),
     )
 
 
@@ -72,16 +73,30 @@ def gradient_statistics(experts: Iterable[Expert]) -> GradientStatistics:
     :param experts: E tuples of the gradients [I, D]; their references are held, not copies
     """
     held = list(experts)
-    similarity, norm, _ = _cosines(held)
+    similarity, norm, _, _ = _cosines(held)
     entropy, outliers = _numpy(torch.stack([_spread(expert) for expert in held])).T
     return GradientStatistics(similarity, entropy, outliers, norm)
 
 
-def _cosines(experts: Sequence[Expert]) -> tuple[Floats, Floats, Floats]:
-    """Return the cosines [E, E] of the flattened experts, their l2 norms [E], and the squared
-    norms [P, E] of each of their P matrices."""
+def _flatness(expert: Expert, norm: Floats, magnitude: Floats) -> Floats:
+    """Return mean |w| / rms(w) of each expert's numbers [E]; those of zeros are as flat as any, 1.
+
+    :param expert: one of them; all have as many numbers
+    :param norm: [E] l2 norms
+    :param magnitude: [E] sums of |w|
+    """
+    count = sum(matrix.shape.numel() for matrix in expert)
+    flat = np.ones_like(norm)
+    np.divide(magnitude, norm * np.sqrt(count), out=flat, where=norm > 0)
+    return flat
+
+
+def _cosines(experts: Sequence[Expert]) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return the cosines [E, E] of the flattened experts, their l2 norms [E], the squared norms
+    [P, E] of each of their P matrices, and their l1 norms [E]."""
     count, device = len(experts), experts[0][0].device
     gram = torch.zeros(count, count, dtype=torch.float64, device=device)
+    magnitude = torch.zeros(count, dtype=torch.float64, device=device)
     squares = []
     for matrices in zip(*experts, strict=True):
         own = torch.zeros_like(gram)
@@ -94,13 +109,14 @@ def _cosines(experts: Sequence[Expert]) -> tuple[Floats, Floats, Floats]:
             product = piece.flatten(1) @ piece.flatten(1).T
             gram += product
             own += product
+            magnitude += piece.abs_().flatten(1).sum(dim=1)  # in place: the piece is done with
         squares.append(own.diag())
     products = _numpy(gram)
     norm = np.sqrt(np.diag(products))
     inverse = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
     cosines = products * inverse[:, None] * inverse[None, :]
     np.fill_diagonal(cosines, norm > 0)
-    return cosines, norm, _numpy(torch.stack(squares))
+    return cosines, norm, _numpy(torch.stack(squares)), _numpy(magnitude)
 
 
 def _stable_ranks(experts: Sequence[Expert], squares: Floats) -> Floats:

@@ -40,7 +40,13 @@ from offline.criteria.others import (
     soft_activation,
     weighted_frequency,
 )
-from offline.criteria.weight import router_norm, stable_rank, weight_norm, weight_similarity
+from offline.criteria.weight import (
+    router_norm,
+    stable_rank,
+    weight_flatness,
+    weight_norm,
+    weight_similarity,
+)
 from vllm_moe_prune.errors import PruneError
 
 Group = Literal["weight", "inference", "activation", "gradient"]
@@ -137,6 +143,14 @@ CRITERIA: Mapping[str, Criterion] = {
     ),
     "msan": Criterion(
         mean_squared_norm, "activation", "min", "paper", "mean_t |A_p[t, :]|_2^2", source=_MEANS
+    ),
+    "aimer": Criterion(
+        weight_flatness,
+        "weight",
+        "max",
+        "paper",
+        "mean |W_p| / rms(W_p)",
+        source="AIMER, arXiv 2603.18492",
     ),
     "egs": Criterion(gradient_similarity, "gradient", "max", "our reading", "EWS of W_p^g"),
     "ege": Criterion(gradient_entropy, "gradient", "min", "paper", "sum_j ln std(W_p^g[:, j])"),

@@ -116,7 +116,7 @@ def weight_statistics(experts: int, seed: int = 0) -> WeightStatistics:
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(experts, 12))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    numbers = rng.uniform(1, 2, (3, experts))
+    numbers = rng.uniform(1, 2, (4, experts))
     return WeightStatistics(vectors @ vectors.T, *numbers)
 
 

@@ -129,7 +129,15 @@ def weight_statistics(gate: Array, experts: Sequence[Sequence[Array]]) -> Weight
         router_norm=np.array([length(row) for row in np.asarray(gate, float)]),
         stable_rank=np.array(ranks),
         norm=np.array([length(flat(expert)) for expert in experts]),
+        flatness=np.array([flatness(flat(expert)) for expert in experts]),
     )
+
+
+def flatness(values: Array) -> float:
+    """Return the mean of the magnitudes by the root of the mean square."""
+    numbers = values.astype(float).tolist()
+    root = math.sqrt(sum(value**2 for value in numbers) / len(numbers))
+    return sum(map(abs, numbers)) / len(numbers) / root
 
 
 def gradient_statistics(experts: Sequence[Sequence[Array]]) -> GradientStatistics:

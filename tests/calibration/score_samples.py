@@ -60,7 +60,7 @@ def make_scores(seed: int = 0, *, gradients: bool = True) -> Scores:
         ),
         domains=domains,
         weights={
-            layer: WeightStatistics(rng.random((e, e)), rng.random(e), rng.random(e), rng.random(e))
+            layer: WeightStatistics(rng.random((e, e)), *(rng.random(e) for _ in range(4)))
             for layer, e in EXPERTS.items()
         },
         provenance=Provenance.now(

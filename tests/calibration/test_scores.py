@@ -14,6 +14,8 @@ import pytest
 
 from offline.calibration.scores import Scores
 from offline.calibration.statistics import GradientStatistics, LayerStatistics
+from offline.criteria.registry import values_of
+from tests.calibration import naive
 from tests.calibration.score_samples import EXPERTS, TOKENS, make_scores
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import LAYOUTS
@@ -80,6 +82,16 @@ def test_scores_of_before_router_groups_have_none(tmp_path: Path) -> None:
     assert Scores.load(tmp_path).shape == expected
 
 
+def test_scores_of_before_aimer_load_and_are_saved_as_what_they_are(tmp_path: Path) -> None:
+    weights = {number: replace(one, flatness=None) for number, one in SCORES.weights.items()}
+    replace(SCORES, weights=weights).save(tmp_path)
+    assert json.loads((tmp_path / "scores.json").read_text())["schema_version"] == 1
+    found = Scores.load(tmp_path)
+    naive.assert_same(found.weights[1], weights[1])
+    with pytest.raises(PruneError, match="before aimer was measured"):
+        values_of("aimer", found.evidence()[1])
+
+
 def test_the_json_is_for_reading(saved: Path) -> None:
     text = (saved / "scores.json").read_text()
     record = json.loads(text)
@@ -128,7 +140,7 @@ def test_tensors_of_other_scores_are_refused(saved: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 2}, "schema_version 2, this program reads up to 1"),
+        ({"schema_version": 3}, "schema_version 3, this program reads up to 2"),
         ({"schema_version": "x"}, "schema_version x"),
         ({"surplus": 1}, "surplus: Extra inputs"),
         ({"hidden": 8}, r"mean is float64\[5, 7\], not float64\[5, 8\]"),

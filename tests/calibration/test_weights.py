@@ -72,7 +72,18 @@ def test_a_gradient_of_zero() -> None:
 
 def test_weights_of_zero_have_rank_zero() -> None:
     zeros = tuple(torch.zeros(20, 5) for _ in range(3))
-    assert weight_statistics(torch.ones(1, 5), [zeros]).stable_rank.tolist() == [0]
+    found = weight_statistics(torch.ones(1, 5), [zeros])
+    assert found.stable_rank.tolist() == [0]
+    assert found.flatness is not None and found.flatness.tolist() == [1]  # as flat as any
+
+
+def test_flat_weights_are_flatter_than_peaked_ones() -> None:
+    flat = tuple(torch.full((20, 5), -0.5) for _ in range(3))
+    peaked = tuple(torch.zeros(20, 5) for _ in range(3))
+    peaked[1][0, 0] = 9.0
+    found = weight_statistics(torch.ones(2, 5), [flat, peaked]).flatness
+    assert found is not None
+    assert found.tolist() == pytest.approx([1.0, 300**-0.5])
 
 
 def largest(matrix: Tensor) -> float:

@@ -112,7 +112,7 @@ def evidence_of(layer: Sample, number: int = 0, *, gradients: bool = True) -> La
 
 def weights(experts: int, seed: int = 0) -> WeightStatistics:
     rng = np.random.default_rng(seed)
-    return WeightStatistics(cosines(rng, experts), *rng.uniform(1, 2, (3, experts)))
+    return WeightStatistics(cosines(rng, experts), *rng.uniform(1, 2, (4, experts)))
 
 
 def gradient(experts: int, seed: int = 0) -> GradientStatistics:
