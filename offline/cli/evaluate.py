@@ -6,19 +6,20 @@ import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 import cloup
 
-from offline.cli.evaluated import say_json, say_text
+from offline.cli.engine_flags import check_engine, refuse
+from offline.cli.evaluated import say_json, say_quality, say_text
 from offline.cli.models import NAMES, model_folder
 from offline.cli.prompting import prompting_of, prompting_options
 from offline.cli.quiet import QUIET_SETTINGS
+from offline.cli.text_flags import text_options
+from offline.engines.opened import EngineName, loaded, served
 from offline.runs.device import DType
 from vllm_moe_prune.errors import PruneError
-
-EngineName = Literal["transformers", "vllm"]
 
 if TYPE_CHECKING:
     from offline.engines.live.engine import VllmEngine
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from offline.runs.progress import Reporter
     from offline.tasks.catalog import Library, Split, Task
     from offline.tasks.results import TaskResult
-    from vllm_moe_prune.routing_map import RoutingMap
 
 
 @cloup.command(name="eval", epilog="Example: vmprune eval --model pruned --task sciq --limit 200")
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 @click.option(
     "--task",
     "task_name",
-    required=True,
     help="a task, group or tag by name, built-in or of lm-evaluation-harness (see docs/tasks.md), "
     "or an lm-eval YAML file; several with commas",
 )
@@ -72,6 +71,7 @@ if TYPE_CHECKING:
 @click.option("--allow-other-base", is_flag=True, help="apply a map made for another base")
 @click.option("--endpoint", help="score the model that the server at this address serves")
 @click.option("--served-name", help="the model's name there; the first that it serves")
+@text_options
 @prompting_options
 @click.option(
     "--engine",
@@ -93,7 +93,7 @@ if TYPE_CHECKING:
 @cloup.option("-q", "--quiet", **QUIET_SETTINGS)
 def evaluate(
     model: Path,
-    task_name: str,
+    task_name: str | None,
     metric: str | None,
     shots: int | None,
     include_path: tuple[Path, ...],
@@ -109,9 +109,18 @@ def evaluate(
     device: str,
     dtype: DType,
     as_json: bool,
+    perplexity: str | None,
+    agreement: str | None,
+    base: str | None,
+    length: int,
+    seed: int,
+    save: Path | None,
     **prompting: Any,
 ) -> None:
-    """Measure a checkpoint's accuracy on a task, with its 95 % confidence interval.
+    """Measure a checkpoint on a task or on plain text, with 95 % confidence intervals.
+
+    --perplexity and --agreement read documents of any text (docs/gates.md): what they are compared
+    with is the base of --map, or --base.
 
     A compact checkpoint is evaluated as its base with its routing map: --model BASE --map PRUNED.
 
@@ -121,6 +130,7 @@ def evaluate(
     scored at /v1/completions, in the template of --model's tokenizer: a chat gives no scores.
     """
     from offline.cli.progress import progress
+    from offline.cli.text_measure import TextsAsked
     from offline.data.models import complete
     from offline.engines.needs import check_evaluable
     from offline.engines.server import Endpoint
@@ -131,13 +141,17 @@ def evaluate(
     from vllm_moe_prune.checkpoint import read_config
     from vllm_moe_prune.repository import load_map
 
+    texts = TextsAsked.of(perplexity, agreement, base, length, seed, has_map=map_path is not None)
+    if task_name is None and texts is None:
+        raise PruneError("nothing to measure", hint="give --task, --perplexity or --agreement")
     put = prompting_of(prompting)
     library = Library(include_path, allow_code_execution, put.prompting)
-    tasks = _tasks(task_name, metric, shots, library)
+    tasks = () if task_name is None else _tasks(task_name, metric, shots, library)
     for task in tasks:
         if task.lm_eval is None:
             check_answered(task)
-    check_written(tasks)
+    if tasks:
+        check_written(tasks)
     asked = [(task, check_split(split or ("all" if task.lm_eval else "test"))) for task in tasks]
     model = model_folder(model)
     check_chat(put, model)
@@ -148,7 +162,7 @@ def evaluate(
         if served_name is not None:
             raise PruneError("--served-name needs --endpoint")
         routing_map = load_map(map_path) if map_path else None
-        _check_engine(engine, tensor_parallel, device)
+        check_engine(engine, tensor_parallel, device)
         check_device(device)
         check_evaluable(
             model, routing_map, allow_other=allow_other_base, engine=engine, dtype=dtype
@@ -157,18 +171,22 @@ def evaluate(
             check_items(task, known)
         complete(model)
         with progress() as reporter:
+            before = texts and texts.read_base(
+                model, engine, device, dtype, tensor_parallel, reporter
+            )
             reporter.stage("loading the model", 1)
             with contextlib.ExitStack() as held:
-                ask: Callable[..., TaskResult]
+                opened: TransformersEngine | VllmEngine
                 if engine == "vllm":
                     room = put.max_gen_tokens or 0
-                    live = _served(model, routing_map, dtype, tensor_parallel, room)
-                    ask = held.enter_context(live).evaluate
+                    live = served(model, routing_map, dtype, tensor_parallel, room)
+                    opened = held.enter_context(live)
                 else:
-                    ask = _loaded(model, routing_map, device, dtype).evaluate
-                results = _measured(ask, asked, limit, reporter)
+                    opened = loaded(model, routing_map, device, dtype)
+                results = _measured(opened.evaluate, asked, limit, reporter)
+                quality = texts and texts.measure(opened, routing_map, before, model, reporter)
     else:
-        _refuse(
+        refuse(
             {
                 "--map": map_path is not None,
                 "--allow-other-base": allow_other_base,
@@ -188,6 +206,7 @@ def evaluate(
         with progress() as reporter:
             lm = EndpointLM.connect(endpoint, model, served_name)
             results = _measured(functools.partial(run, lm), asked, limit, reporter)
+            quality = texts and texts.measure_endpoint(lm, model, reporter)
         more |= {
             "endpoint": lm.endpoint.url,
             "served_name": lm.endpoint.model,
@@ -200,6 +219,10 @@ def evaluate(
         count = sum(len(result.items) for result in results)
         mean = sum(result.accuracy * len(result.items) for result in results) / count
         click.echo(f"all {len(results)} tasks: {mean:.3f} ({count} items, each counted once)")
+    if quality:
+        say_quality(quality, as_json=as_json)
+        if save is not None:
+            quality.save(save)
 
 
 def _tasks(names: str, metric: str | None, shots: int | None, library: Library) -> tuple[Task, ...]:
@@ -234,56 +257,3 @@ def _measured(
         results.append(ask(task, split, limit))
         reporter.step(note=task.name)
     return results
-
-
-def _check_engine(engine: EngineName, tensor_parallel: int, device: str) -> None:
-    """Refuse flags that are of the other engine."""
-    if engine == "transformers" and tensor_parallel > 1:
-        raise PruneError("--tensor-parallel is of --engine vllm", hint="add --engine vllm")
-    if engine == "vllm" and device != "auto":
-        raise PruneError("--device is of --engine transformers", hint="leave out --device")
-
-
-def _loaded(
-    model: Path, routing_map: RoutingMap | None, device: str, dtype: DType
-) -> TransformersEngine:
-    """Load a checkpoint into this process and apply a routing map to it."""
-    from offline.engines.local.transformers import TransformersEngine
-    from offline.runs.device import pick_device, pick_dtype
-
-    device = pick_device(device)
-    engine = TransformersEngine(model, device=device, dtype=pick_dtype(dtype, device))
-    engine.apply(routing_map)
-    return engine
-
-
-def _served(
-    model: Path, routing_map: RoutingMap | None, dtype: DType, tensor_parallel: int, room: int
-) -> VllmEngine:
-    """Load a checkpoint into vLLM and apply a routing map to it.
-
-    :param room: tokens of longer answers than usual
-    """
-    from offline.engines.live.engine import VllmEngine
-    from offline.runs.device import pick_dtype
-    from serve.server import cpu_build
-
-    engine = VllmEngine(
-        model,
-        dtype=pick_dtype(dtype, "cpu" if cpu_build() else "cuda"),
-        tensor_parallel_size=tensor_parallel,
-        answer_tokens=room,
-    )
-    try:
-        engine.apply(routing_map)
-    except BaseException:
-        engine.close()
-        raise
-    return engine
-
-
-def _refuse(flags: dict[str, bool]) -> None:
-    """Refuse flags that say how to load a model where a server has loaded it."""
-    for flag, given in flags.items():
-        if given:
-            raise PruneError(f"{flag} does not go with --endpoint", hint="the server decides that")

@@ -11,6 +11,7 @@ import click
 from offline.cli.prompting import unfinished_note
 
 if TYPE_CHECKING:
+    from offline.results.text_quality import TextQuality
     from offline.tasks.catalog import Task
     from offline.tasks.results import TaskResult
 
@@ -36,6 +37,23 @@ def say_json(task: Task, result: TaskResult, more: dict[str, Any]) -> None:
     low, high = result.confidence_interval()
     facts = {"accuracy": result.accuracy, "low": low, "high": high, **more, **result.to_json()}
     click.echo(json.dumps(_without_nan(facts)))
+
+
+def say_quality(quality: TextQuality, *, as_json: bool) -> None:
+    """Print what plain text said: a line of JSON, or a line for each domain."""
+    if as_json:
+        click.echo(quality.model_dump_json(exclude_none=True))
+        return
+    for domain in quality.domains:
+        parts = [f"perplexity {domain.perplexity}"]
+        if domain.ratio is not None:
+            parts.append(f"base {domain.base_perplexity}, ratio {domain.ratio}")
+        if domain.same_first is not None:
+            least = "at least " if domain.divergence_is_least else ""
+            parts.append(f"same first token {domain.same_first}, KL {least}{domain.divergence}")
+        what = "pieces" if domain.pieces else "documents"
+        parts.append(f"{domain.documents} {what}, {domain.tokens:,} tokens")
+        click.echo(f"{domain.name}: {'; '.join(parts)}")
 
 
 def _without_nan(value: Any) -> Any:

@@ -49,6 +49,11 @@ _COMMANDS = (
         "Choose experts by a criterion from saved scores, and write their routing map.",
     ),
     (
+        "sweep",
+        "offline.cli.sweep:sweep",
+        "Measure many choices from one scoring pass, and name the smallest that passes the gates.",
+    ),
+    (
         "criteria",
         "offline.cli.criteria:criteria",
         "List the criteria: what each says of an expert, its formula and its source.",
@@ -86,7 +91,7 @@ _COMMANDS = (
     (
         "eval",
         "offline.cli.evaluate:evaluate",
-        "Measure a checkpoint's accuracy on a task, with its 95 % confidence interval.",
+        "Measure a checkpoint on a task or on plain text, with 95 % confidence intervals.",
     ),
     (
         "recover",

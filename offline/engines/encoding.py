@@ -12,6 +12,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from offline.data.chat_template import render
 from offline.engines.decoding import Decoding
+from offline.engines.reading import Ids, Reading
 from vllm_moe_prune.errors import PruneError
 
 Pair = tuple[str, str]
@@ -159,4 +160,15 @@ class Encoder(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
 
     def score_apart(self, pairs: Sequence[TokenPair]) -> list[tuple[float, bool]]:
         """Score (context, continuation) pairs, each computed by itself."""
+        raise NotImplementedError
+
+    def readings(
+        self, texts: Sequence[Sequence[int]], count: int = 0, wanted: Sequence[Ids] | None = None
+    ) -> list[Reading]:
+        """Read texts [L + 1] of token ids, the first of each given, each computed by itself.
+
+        :param texts: of at least two tokens and at most ``max_length`` + 1
+        :param count: how many of the likeliest tokens to list at each place
+        :param wanted: for each text the tokens [L, K] to list instead
+        """
         raise NotImplementedError

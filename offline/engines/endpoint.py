@@ -12,7 +12,8 @@ import transformers
 from offline.data.chat_template import Messages
 from offline.engines.encoding import Encoder, Prompt, TokenPair
 from offline.engines.local.packing import group
-from offline.engines.replies import Message, completion, message, prompt_score
+from offline.engines.reading import Ids, Reading
+from offline.engines.replies import Message, completion, message, prompt_reading, prompt_score
 from offline.engines.server import Body, Endpoint
 from vllm_moe_prune.checkpoint import Checkpoint, read_config
 from vllm_moe_prune.errors import PruneError
@@ -112,6 +113,32 @@ class EndpointLM(Encoder):
     def score_apart(self, pairs: Sequence[TokenPair]) -> list[tuple[float, bool]]:
         """Score (context, continuation) pairs, each a request of its own as all are here."""
         return self._score(pairs) if pairs else []
+
+    def readings(
+        self, texts: Sequence[Sequence[int]], count: int = 0, wanted: Sequence[Ids] | None = None
+    ) -> list[Reading]:
+        """Read texts, each a request of its own (see `Encoder.readings`).
+
+        Servers tell the likeliest tokens only, so that some of ``wanted`` may stay unknown.
+        """
+        self._check_room(max(map(len, texts)) - 1)
+        self.tokens += sum(map(len, texts))
+        return self.endpoint.ask(
+            "completions",
+            [
+                (
+                    {"prompt": list(text), **_SCORING, "logprobs": max(count, 1)},
+                    partial(
+                        prompt_reading,
+                        prompt=list(text),
+                        count=count,
+                        wanted=None if wanted is None else wanted[place],
+                        tokenizer=self.tokenizer,
+                    ),
+                )
+                for place, text in enumerate(texts)
+            ],
+        )
 
     def _score(self, pairs: Sequence[TokenPair]) -> list[tuple[float, bool]]:
         self._check_room(max(len(context) + len(rest) for context, rest in pairs) - 1)

@@ -8,6 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from offline.engines.reading import Ids, Reading
+
 _FAILED = {"error", "abort", "cancelled", "content_filter"}  # ways to finish without an answer
 _ROUNDING = 1e-3  # in nats
 _ECHO = "choices need a server with `echo` and `logprobs`, as vLLM is"
@@ -59,6 +63,64 @@ def prompt_score(
     :param reply: to ``prompt`` with `echo`, `logprobs` and one generated token
     :raises ReplyError: if that cannot be told from it for sure: naming what is missing or differs
     """
+    own, top = _scored(reply, prompt, tokenizer)
+    scores = [_number(own[place], place, "token_logprobs") for place in range(begin, len(prompt))]
+    greedy = [_is_top(score, top[place], place) for place, score in enumerate(scores, begin)]
+    return sum(scores), all(greedy)
+
+
+def prompt_reading(
+    reply: Any, prompt: Sequence[int], count: int, wanted: Ids | None, tokenizer: Any
+) -> Reading:
+    """Return what a server's model expected of a prompt's tokens, all but the first.
+
+    :param reply: to ``prompt`` with `echo`, `logprobs` of ``count`` and one generated token
+    :param wanted: [L, K] tokens to list; the ``count`` likeliest if None
+    :raises ReplyError: as `prompt_score`, or if fewer than ``count`` are told, or not by their ids
+    """
+    own, top = _scored(reply, prompt, tokenizer)
+    places = range(1, len(prompt))
+    scores = [_number(own[place], place, "token_logprobs") for place in places]
+    if not count:
+        nothing = np.zeros((len(places), 0), dtype=np.float32)
+        return Reading(
+            np.array(scores), np.array(scores, np.float32), nothing.astype(np.int32), nothing
+        )
+    told = [_told(top[place], place, count) for place in places]
+    likeliest = [sorted(entry, key=entry.__getitem__, reverse=True)[:count] for entry in told]
+    tokens = np.array(likeliest, dtype=np.int32) if wanted is None else wanted
+    listed = [
+        [entry.get(int(token), np.nan) for token in row]
+        for entry, row in zip(told, tokens, strict=True)
+    ]
+    ends = [(entry[row[0]], entry[row[-1]]) for entry, row in zip(told, likeliest, strict=True)]
+    greatest, least = np.array(ends, dtype=np.float32).T
+    return Reading(np.array(scores), greatest, tokens, np.array(listed, np.float32), least)
+
+
+def _told(top: Any, place: int, count: int) -> dict[int, float]:
+    """Return token -> log-probability of those that a server tells at a place."""
+    if not isinstance(top, dict) or len(top) < count:
+        told = len(top) if isinstance(top, dict) else 0
+        raise ReplyError(
+            f"told {told} of {count} `logprobs.top_logprobs` of token {place}",
+            f"agreement needs a server that tells {count}, as vLLM with --max-logprobs {count}",
+        )
+    found = {}
+    for name, value in top.items():
+        kind, _, number = str(name).partition(":")
+        if kind != "token_id" or not number.isdigit():
+            raise ReplyError(
+                f"names the tokens of `logprobs.top_logprobs` by their text ({str(name)[:20]!r})",
+                "agreement needs a server that takes `return_tokens_as_token_ids`, as vLLM is",
+            )
+        found[int(number)] = _number(value, place, "top_logprobs")
+    return found
+
+
+def _scored(reply: Any, prompt: Sequence[int], tokenizer: Any) -> tuple[Any, Any]:
+    """Return the log-probabilities of a prompt's tokens and of the likeliest in their places, one
+    entry for each token, once it is certain that they are those of these tokens."""
     choice = choice_of(reply)
     _check_usage(reply, prompt)
     found = choice.get("logprobs")
@@ -74,9 +136,7 @@ def prompt_score(
                 f"scored {str(said)[:40]!r} where token {place} was "
                 f"{tokenizer.decode([token])!r}: other tokens than it was sent"
             )
-    scores = [_number(own[place], place, "token_logprobs") for place in range(begin, len(prompt))]
-    greedy = [_is_top(score, top[place], place) for place, score in enumerate(scores, begin)]
-    return sum(scores), all(greedy)
+    return own, top
 
 
 def _entries(found: Mapping[str, Any], name: str, needed: int, usage: Mapping[str, Any]) -> Any:

@@ -14,7 +14,7 @@ import transformers
 from safetensors.numpy import save
 
 from offline.engines.base import ExpertUse
-from offline.engines.encoding import TokenPair
+from offline.engines.encoding import Encoder, TokenPair
 from offline.engines.live.start import OwnsVllm, start
 from offline.engines.needs import check_whole
 from offline.tasks.catalog import Split, Task
@@ -105,6 +105,11 @@ class VllmEngine(OwnsVllm):
     def fingerprint(self) -> BaseFingerprint:
         """What a routing map for this base carries."""
         return Checkpoint.open(self.folder).fingerprint()
+
+    @property
+    def reader(self) -> Encoder:
+        """Return what reads texts with the map now applied."""
+        return self._lm
 
     def apply(self, routing_map: RoutingMap | None) -> None:
         """Make the model behave as ``routing_map`` says; None makes it the base again, bit by bit.

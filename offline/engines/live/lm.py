@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load, save
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 
 from offline.engines.encoding import Encoder, Pair, Prompt, TokenPair
 from offline.engines.live.requests import CachedBlocks, ScoringPlan, apart_plan, scoring_plan
+from offline.engines.reading import Ids, Reading
 from vllm_moe_prune.vllm_compat.engine import block_size
 from vllm_moe_prune.vllm_compat.steps import NOTE
 
@@ -70,6 +73,29 @@ class LiveLM(Encoder):
         return [
             (sum(found[slot][0] for slot in slots), all(found[slot][1] for slot in slots))
             for slots in plan.slots
+        ]
+
+    def readings(
+        self, texts: Sequence[Sequence[int]], count: int = 0, wanted: Sequence[Ids] | None = None
+    ) -> list[Reading]:
+        """Read texts, every position of each computed (see `Encoder.readings`)."""
+        self.forget_prefixes()
+        ids = {} if wanted is None else {str(n): tokens for n, tokens in enumerate(wanted)}
+        self.ask("moe_read", count, save(ids) if ids else b"")
+        notes = [
+            {"kind": "read", "text": number, "targets": list(text[1:])}
+            for number, text in enumerate(texts)
+        ]
+        self.run([text[:-1] for text in texts], notes)
+        found = load(self.ask("moe_readings"))
+        return [
+            Reading(
+                found[f"{n}.own"].astype(np.float64),
+                found[f"{n}.greatest"],
+                found[f"{n}.tokens"].astype(np.int32),
+                found[f"{n}.listed"],
+            )
+            for n in range(len(texts))
         ]
 
     def run(

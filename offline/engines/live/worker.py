@@ -17,13 +17,16 @@ from typing import Any, cast
 import psutil
 import torch
 from safetensors.numpy import load
+from safetensors.torch import save
 
+from offline.engines.local.reading import read_rows
 from vllm_moe_prune.live import LiveLayer
 from vllm_moe_prune.routing_map import RoutingMap
 from vllm_moe_prune.vllm_compat.live_layers import is_quantised, live_layers, run_eagerly
 from vllm_moe_prune.vllm_compat.steps import PromptRows, observe_steps
 
 _CHUNK = 256  # positions whose logits are in float32 at the same time
+READ = ("own", "greatest", "tokens", "listed")  # what `read_rows` gives, in its order
 
 
 class LiveWorker:
@@ -76,6 +79,24 @@ class LiveWorker:
         found, self.moe_state.agreements = self.moe_state.agreements, {}
         return [(text, float(values.double().mean())) for text, values in found.items()]
 
+    def moe_read(self, count: int, wanted: bytes) -> None:
+        """Say what the texts that are read next list at each place.
+
+        :param count: so many of the likeliest tokens
+        :param wanted: or these: text -> tokens [L, K] in safetensors form; empty for none
+        """
+        self.moe_state.count = count
+        found = load(wanted) if wanted else {}
+        self.moe_state.wanted = {int(name): torch.from_numpy(ids) for name, ids in found.items()}
+
+    def moe_readings(self) -> bytes:
+        """Hand over what texts said since the last call: "TEXT.NAME" -> values [L, ...], with the
+        names of `READ`, in safetensors form."""
+        found, self.moe_state.reads = self.moe_state.reads, {}
+        return save(
+            {f"{n}.{key}": part for n, parts in found.items() for key, part in parts.items()}
+        )
+
     def moe_watch(self, watching: bool) -> list[tuple[int, list[int], list[float]]]:
         """Begin or end to watch the routers.
 
@@ -99,6 +120,7 @@ class LiveState:
 
     ``scores``: slot -> (log-probability, whether it is the greatest). ``base``: text -> final
     hidden states [L, D] under the base. ``agreements``: text -> acceptance [L] at each position.
+    ``reads``: text -> what `read_rows` says of each position, ``count`` tokens or those ``wanted``.
     ``use``: layer -> (tokens [E], summed scores [E]). ``counted``: watched prompt -> first position
     not yet counted, as vLLM may compute a prompt again that it had put aside.
     """
@@ -108,6 +130,9 @@ class LiveState:
     scores: dict[int, tuple[float, bool]] = field(default_factory=dict)
     base: dict[int, torch.Tensor] = field(default_factory=dict)
     agreements: dict[int, torch.Tensor] = field(default_factory=dict)
+    count: int = 0
+    wanted: dict[int, torch.Tensor] = field(default_factory=dict)
+    reads: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     use: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     counted: dict[int, int] = field(default_factory=dict)
 
@@ -125,6 +150,8 @@ class LiveState:
             self._remember(row, hidden)
         for row in by_kind.get("compare", ()):
             self._compare(row, hidden)
+        for row in by_kind.get("read", ()):
+            self._read(row, hidden)
         if found := by_kind.get("watch"):
             self._count(found)
 
@@ -189,6 +216,25 @@ class LiveState:
                 distance = (p.float().softmax(dim=-1) - q.float().softmax(dim=-1)).abs().sum(-1)
                 # sum_v min(p, q), in a form that gives exactly 1 where p is q.
                 values[row.start + begin : row.start + end] = 1 - distance.cpu() / 2
+
+    def _read(self, row: PromptRows, hidden: torch.Tensor) -> None:
+        text, asked = row.note["text"], self.wanted.get(row.note["text"])
+        targets = torch.tensor(row.note["targets"])
+        kept = self.reads.setdefault(text, {})
+        for begin in range(0, row.count, _CHUNK):
+            end = min(begin + _CHUNK, row.count)
+            logits = self.logits(hidden[row.offset + begin : row.offset + end])
+            if logits is None:
+                continue
+            part = slice(row.start + begin, row.start + end)
+            found = read_rows(
+                logits, targets[part], self.count, None if asked is None else asked[part]
+            )
+            for name, values in zip(READ, found, strict=True):
+                if name not in kept:
+                    shape = (row.prompt_length, *values.shape[1:])
+                    kept[name] = torch.empty(shape, dtype=values.dtype)
+                kept[name][part] = values.cpu()
 
     def _count(self, rows: list[PromptRows]) -> None:
         """Add what the routers chose for the rows that count."""

@@ -12,6 +12,8 @@ from offline.engines.encoding import Encoder, Pair, TokenPair
 from offline.engines.local.attention_reach import attention_reach
 from offline.engines.local.generation import end_tokens, generate
 from offline.engines.local.packing import BLOCK, ROW_TOKENS, Batch, Question, build, group, pack
+from offline.engines.local.reading import read
+from offline.engines.reading import Ids, Reading
 from vllm_moe_prune.errors import PruneError
 
 _CHUNK = 256  # positions whose logits are in float32 at the same time
@@ -75,7 +77,23 @@ class PackedLM(Encoder):
 
     def score_apart(self, pairs: Sequence[TokenPair]) -> list[tuple[float, bool]]:
         """Score (context, continuation) pairs, each in a row of its own."""
-        return self._score(self._rows(group(pairs, self.max_length, share=False), share=False))
+        return self._score(self._apart(pairs))
+
+    def _apart(self, pairs: Sequence[TokenPair]) -> list[Batch]:
+        return self._rows(group(pairs, self.max_length, share=False), share=False)
+
+    def readings(
+        self, texts: Sequence[Sequence[int]], count: int = 0, wanted: Sequence[Ids] | None = None
+    ) -> list[Reading]:
+        """Read texts, each in a row of its own (see `Encoder.readings`)."""
+        found: dict[int, Reading] = {}
+        for batch in self._apart([([text[0]], list(text[1:])) for text in texts]):
+            logits, at = self.forward(batch), 0
+            for place, length in zip(batch.places, batch.lengths, strict=True):
+                part = slice(at, at := at + length)
+                asked = None if wanted is None else torch.from_numpy(wanted[place])
+                found[place] = read(logits, batch.source[part], batch.target[part], count, asked)
+        return [found[place] for place in range(len(texts))]
 
     def batches(self, pairs: Sequence[Pair]) -> list[Batch]:
         """Return the packed batches of (context, continuation) texts; made once for each set."""

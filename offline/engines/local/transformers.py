@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from offline.engines.base import ExpertUse
+from offline.engines.encoding import Encoder
 from offline.engines.local.agreement import BaseDistributions, compare, remember
 from offline.engines.local.experts import LayerControl, find_layers
 from offline.engines.local.packing import Batch
@@ -107,6 +108,11 @@ class TransformersEngine:
     def applied(self) -> RoutingMap | None:
         """Return the map now applied."""
         return self._applied
+
+    @property
+    def reader(self) -> Encoder:
+        """Return what reads texts with the map now applied."""
+        return self._scorer
 
     @functools.cached_property
     def fingerprint(self) -> BaseFingerprint:

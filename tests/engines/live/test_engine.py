@@ -11,8 +11,10 @@ import pytest
 from offline.engines.live.engine import VllmEngine
 from offline.engines.local.scoring import PackedLM
 from offline.engines.local.transformers import TransformersEngine
+from offline.engines.reading import divergence
 from offline.tasks.catalog import Task
 from tests.engines.live.comparing import (
+    FLOAT32_LIMIT,
     KINDS,
     assert_same,
     assert_same_likelihoods,
@@ -195,6 +197,28 @@ def test_whole_texts_have_the_likelihoods_of_transformers(engines: Engines) -> N
     expected = lm.loglikelihood_rolling(texts)
     assert live._lm.loglikelihood_rolling(texts) == pytest.approx(expected, abs=2e-2)
     assert expected[-1] == 0 > expected[0] > expected[3]
+
+
+@pytest.mark.parametrize("kind", ["base", "sliced", "w_em"])
+def test_readings_are_those_of_transformers(kind: str, base: Path, engines: Engines) -> None:
+    """Also of texts that share their beginning, and of one longer than a step's chunk."""
+    rng = np.random.default_rng(2)
+    long = rng.integers(5, 120, 300).tolist()
+    texts = [long, long[:40], [*long[:36], 7, 9], long[:2]]
+    before = [engine.reader.readings(texts, count=6) for engine in engines]
+    for engine in engines:
+        engine.apply(the_map(kind, base))
+    wanted = [one.tokens for one in before[0]]
+    after = [engine.reader.readings(texts, wanted=wanted) for engine in engines]
+    for live, reference in (before, after):
+        for found, expected in zip(live, reference, strict=True):
+            np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=FLOAT32_LIMIT)
+            np.testing.assert_allclose(found.greatest, expected.greatest, atol=FLOAT32_LIMIT)
+            np.testing.assert_allclose(found.listed, expected.listed, atol=FLOAT32_LIMIT)
+    away = [abs(one.log_probs - two.log_probs).max() for one, two in zip(*before, strict=True)]
+    assert max(away) < FLOAT32_LIMIT
+    moved = [divergence(*pair).max() for pair in zip(before[0], after[0], strict=True)]
+    assert bool(max(moved) == 0) is (kind == "base")
 
 
 def test_thinking_is_left_out_as_in_transformers(engines: Engines) -> None:
