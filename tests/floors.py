@@ -14,14 +14,14 @@ PACKAGES = ("vllm_moe_prune", "offline", "serve", "loadtest")
 FLOORS = (
     ("cli",),  # words in, words out
     ("demo",),  # the embedded default: the whole job
-    ("compress",),  # from a base and a task to a pruned checkpoint
+    ("compress", "sweep"),  # from a base and a task to a pruned checkpoint, or to many maps
     ("plan", "lottery", "recover", "analysis", "check"),  # other jobs, start to end
     ("methods",),  # choosing: searches and one-shot methods
     ("criteria",),  # choosing: one score per expert
     ("finetune",),  # training
     ("calibration", "fitness"),  # measuring: experts, candidates
     ("engines",),  # what runs the model
-    ("build", "lint", "report"),  # making and showing
+    ("build", "gates", "lint", "report"),  # making and showing
     ("tasks",),  # what is asked
     ("texts",),  # text that is read, row by row
     ("data",),  # packages that are read

@@ -10,6 +10,7 @@ import click
 import cloup
 
 from offline.cli.findings import findings, say
+from offline.cli.gated import GATE_SETTINGS, judge_folder
 from offline.cli.models import model_folder
 from offline.cli.options import Command, option_of
 from offline.cli.prompting import unfinished_note
@@ -65,10 +66,13 @@ Example:
     ),
     cloup.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write"),
     cloup.option("--force", is_flag=True, help="replace OUT if it exists"),
+    cloup.option("--gate", **GATE_SETTINGS),
     cloup.option("--json", "as_json", is_flag=True, help="print the result as JSON on stdout"),
     cloup.option("-q", "--quiet", **QUIET_SETTINGS),  # in a group, as its other options are
 )
-def compress(recipe: Path | None, out: Path, force: bool, as_json: bool, **flags: Any) -> None:
+def compress(
+    recipe: Path | None, out: Path, force: bool, gate: Path | None, as_json: bool, **flags: Any
+) -> None:
     """Choose which experts to keep, by a task, and write the smaller checkpoint.
 
     With --keep N a search prunes and then merges; with all experts kept it only merges (tuning
@@ -78,8 +82,10 @@ def compress(recipe: Path | None, out: Path, force: bool, as_json: bool, **flags
 
     Flags of another method than the one that runs are refused.
     """
+    from offline.gates.gates import read_gates
     from offline.runs.resume import check_outputs
 
+    gates = None if gate is None else read_gates(gate)
     check_outputs(out, force=force, inputs=(recipe, *flags.values()))
     settings, notes = read_recipe(flags, recipe)
     check_outputs(out, force=force, inputs=(recipe, *settings.inputs))
@@ -87,12 +93,14 @@ def compress(recipe: Path | None, out: Path, force: bool, as_json: bool, **flags
     from offline.cli.progress import progress
     from offline.compress.compress import compress as run_compress
     from offline.compress.size import sized
+    from offline.compress.text import text_of
 
     settings, changes = sized(settings.model_copy(update={"base": found}))
     for line in (*notes, *changes):
         click.echo(f"note: {line}", err=True)
+    texts = None if gates is None else text_of(gates, settings.method.seed)
     with progress() as reporter:
-        result = run_compress(settings, out, reporter=reporter, force=force)
+        result = run_compress(settings, out, reporter=reporter, force=force, texts=texts)
     from offline.report.render import write_report
 
     report = write_report(out)
@@ -101,6 +109,8 @@ def compress(recipe: Path | None, out: Path, force: bool, as_json: bool, **flags
         click.echo(result.model_dump_json())
     else:
         show(result, out, report)
+    if gates is not None:
+        judge_folder(gates, out, as_json=as_json)
 
 
 def _cost(result: RunResult) -> str:

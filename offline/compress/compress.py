@@ -18,7 +18,9 @@ from offline.compress.recipe.recipe import CompressRecipe
 from offline.compress.scores import analysis_beside
 from offline.compress.size import sized
 from offline.compress.summary import planned_size, result_of
+from offline.compress.text import text_beside
 from offline.data.models import complete
+from offline.fitness.documents import TextAsked
 from offline.results.compression import RESULT_FILE, RunResult
 from offline.runs.output import check_room
 from offline.runs.progress import Reporter
@@ -32,12 +34,15 @@ def compress(
     make_engine: EngineFactory = load_engine,
     reporter: Reporter,
     force: bool = False,
+    texts: TextAsked | None = None,
 ) -> RunResult:
     """Choose experts, measure the choice on held-out items and build the pruned checkpoint.
 
     A run that was killed continues when the same call is made again; it keeps its log in
     ``OUT.run`` beside ``out``.
 
+    :param texts: plain text on which the choice is measured beside the base, into
+        text_quality.json; not with replicas, nor of a lottery
     :raises PruneError: for anything in the recipe or the base that cannot work, before any work
     """
     check_outputs(out, force=force, inputs=recipe.inputs)
@@ -61,10 +66,11 @@ def compress(
             chosen.save(folder)
         with run.timed("held-out"):
             quality = measure_quality(run, found, seen)
+            beside = {} if texts is None else text_beside(run, chosen, texts)
     plan = plan_build(run.base, chosen, mtp=recipe.output.mtp)
     result = result_of(run, out, chosen, seen.tokens, quality, planned_size(chosen, plan))
     reporter.stage("writing the checkpoint", plan.num_bytes)
-    beside = {RESULT_FILE: result.to_json(), **analysis_beside(run, chosen)}
+    beside |= {RESULT_FILE: result.to_json(), **analysis_beside(run, chosen)}
     build(
         run.base,
         chosen,

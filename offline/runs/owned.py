@@ -18,16 +18,20 @@ from vllm_moe_prune.provenance import write_atomic
 MANIFEST = ".vmprune.json"
 WRITER = "vllm-moe-prune"
 FOREIGN_HINT = "choose another --out, or move it away"
-# Put beside the rest when a folder is finished: by `vmprune report` and `check`, or copied there
+# Put beside the rest when a folder is finished: by `report`, `check` and `eval`, or copied there
 # for the report from a load test and `vmprune analyze`. Name -> fields by which it is known.
 _ADDED = {
     "check.json": {"checks", "served_as"},
     "answers.json": {"rows", "verdict"},
     "serving.json": {"lifetimes", "ratios"},
     "analysis.json": {"provenance"},
+    "text_quality.json": {"domains", "provenance"},
+    "gates_result.json": {"gates", "model"},
 }
 _PAGE = "report.html"
-_HALF_WRITTEN = re.compile(r"\.(report\.html|check\.json|answers\.json)\.\w+\.tmp")
+_HALF_WRITTEN = re.compile(
+    r"\.(report\.html|(check|answers|text_quality|gates_result)\.json)\.\w+\.tmp"
+)
 _SAMPLE = 1 << 16  # bytes at both ends of a file that tell whether it changed
 # Folders of versions without a manifest: one of these says in its provenance that it is ours ...
 _SIGNATURES = (

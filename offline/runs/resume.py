@@ -25,7 +25,7 @@ RUN_MARKER = ".vmprune-run.json"
 _SETTINGS = "settings.json"
 # What runs of all kinds keep at the top of their folder, whole or as a killed one leaves it.
 _NAMES = re.compile(
-    r"(settings\.json|evaluations\.jsonl|routing_map\.(json|safetensors)|scores|base\.json"
+    r"(settings\.json|(evaluations|texts)\.jsonl|routing_map\.(json|safetensors)|scores|base\.json"
     r"|result(\.json)?|on-result|round-\d+|cells\.json|(model|base)-(tuned|trained\.json)"
     r"|(model|base)-tuned\.finetune\.run|step-\d+)(\.(partial|replaced|deleted))?"
     r"|answers\.jsonl?|(base|pruned)\.log"

@@ -1,0 +1,62 @@
+"""`--gate FILE`: the option, and what a command says of its gates and ends with."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from offline.gates.gates import Gates
+    from offline.gates.judge import Evidence
+    from offline.results.gates import GatesResult
+
+GATE_SETTINGS: dict[str, Any] = {
+    "type": click.Path(path_type=Path),
+    "help": "YAML file of limits (docs/gates.md); ends with 0 if all are kept, 1 if one is not, 3 "
+    "if an interval leaves one open",
+}
+
+
+def say_gates(result: GatesResult, *, as_json: bool) -> None:
+    """Print all gates: a line of JSON, or a table."""
+    if as_json:
+        click.echo(result.model_dump_json(exclude_none=True))
+        return
+    from rich.table import Table
+
+    from offline.cli.console import stdout
+
+    table = Table(title="gates")
+    for heading in ("gate", "limit", "measured, 95 % interval", "verdict", ""):
+        table.add_column(heading)
+    for gate in result.gates:
+        measured = "" if gate.measured is None else str(gate.measured)
+        name = f"{gate.measure.replace('_', ' ')}: {gate.name}"
+        table.add_row(
+            name, f"{gate.bound} {gate.limit:g}", measured, gate.verdict.upper(), gate.detail
+        )
+    console = stdout()
+    console.print(table)
+    console.print(f"gates: {result.verdict}", soft_wrap=True)
+
+
+def judge_folder(
+    gates: Gates, folder: Path, more: Evidence | None = None, *, as_json: bool, save: bool = True
+) -> None:
+    """Judge by what commands left beside a checkpoint, say it, and end with what it says.
+
+    :param more: what was measured just now and is not in the folder
+    :param save: whether the folder keeps the verdicts
+    """
+    from offline.gates.evidence import evidence_in, joined
+    from offline.gates.judge import judge
+
+    result = judge(gates, joined(evidence_in(folder), more or {}), folder.name)
+    if save:
+        result.save(folder)
+    say_gates(result, as_json=as_json)
+    if result.exit_code:
+        sys.exit(result.exit_code)

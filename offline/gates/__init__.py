@@ -1,0 +1,1 @@
+"""What a pruned model must not lose: limits, and whether what was measured keeps to them."""
