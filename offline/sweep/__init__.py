@@ -1,0 +1,1 @@
+"""Many choices from one scoring pass, measured, and the smallest that loses little enough."""

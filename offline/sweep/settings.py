@@ -1,0 +1,138 @@
+"""`SweepSettings`: which choices a sweep measures, and on what; the flags of `vmprune sweep`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from offline.build.mtp import MTP_HELP, MtpChoice
+from offline.criteria.registry import Rule
+from offline.maps.router_kind import ROUTER_HELP
+from vllm_moe_prune.errors import PruneError, one_line
+
+SPREADS = ("uniform", "budget")
+MERGES = ("output-similarity", "router-similarity")
+ROUTERS = ("auto", "sliced", "mapped")
+
+
+class ChoiceSettings(BaseModel):
+    """The choices: all combinations of these lists."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    criteria: str = Field(
+        default="min-ean,min-reap,min-man,min-euf",
+        description="criteria that choose what is kept, with commas",
+    )
+    ratios: str = Field(
+        default="0.25,0.5,0.75", description="shares of the experts that are dropped, with commas"
+    )
+    spreads: str = Field(
+        default="uniform,budget",
+        description="the same share in every layer, or as many in all together, by importance",
+    )
+    merges: str = Field(
+        default="", description=f"also merge instead of dropping: {', '.join(MERGES)}"
+    )
+    top_ks: str = Field(
+        default="", description="also with so many active experts per token, with commas"
+    )
+    routers: str = Field(default="auto", description=f"kinds of router, with commas; {ROUTER_HELP}")
+    domains: str | None = Field(default=None, description="weights of the scored domains, as plan")
+    mtp: MtpChoice | None = Field(default=None, description=MTP_HELP)
+
+    @field_validator("spreads", "merges", "routers")
+    @classmethod
+    def _known(cls, text: str, info: Any) -> str:
+        known = {"spreads": SPREADS, "merges": MERGES, "routers": ROUTERS}[info.field_name]
+        for word in words(text):
+            if word not in known:
+                raise ValueError(f"{word!r} is none of {', '.join(known)}")
+        return text
+
+
+class MeasureSettings(BaseModel):
+    """On what the choices are measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    search_items: int = Field(
+        default=200, ge=16, description="items of each task that choices race on"
+    )
+    test_items: int = Field(
+        default=400, ge=8, description="held-out items of each task for the base and the front"
+    )
+    slack: float = Field(
+        default=0.03,
+        ge=0,
+        description="a choice races on while it may be this much below the best of its size",
+    )
+    finalists: int = Field(
+        default=2, ge=1, description="choices of each size that are measured again, at most"
+    )
+    text: str | None = Field(
+        default=None,
+        description="plain text that the base and the front read: [NAME=]SOURCE[:DOCUMENTS],...; "
+        "that of the gates if not given",
+    )
+    seed: int = Field(default=0, description="of documents and intervals")
+
+
+class SweepSettings(ChoiceSettings, MeasureSettings):
+    """All settings of a sweep but the model, its scores and the task."""
+
+    @classmethod
+    def of(cls, flags: Mapping[str, Any]) -> SweepSettings:
+        """Take the flags that were given (not None).
+
+        :raises PruneError: naming the flag that is wrong
+        """
+        try:
+            return cls.model_validate({k: v for k, v in flags.items() if v is not None})
+        except ValidationError as error:
+            raise PruneError(f"settings: {one_line(error)}") from None
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The criteria with their directions.
+
+        :raises PruneError: if there is none of a name
+        """
+        return tuple(Rule.parse(word) for word in words(self.criteria))
+
+    @property
+    def dropped(self) -> tuple[float, ...]:
+        """The shares that are dropped, the greatest first.
+
+        :raises PruneError: if one is no share
+        """
+        found = []
+        for word in words(self.ratios):
+            try:
+                share = float(word)
+            except ValueError:
+                share = -1.0
+            if not 0 < share < 1:
+                raise PruneError(f"--ratios: {word} is no share between 0 and 1")
+            found.append(share)
+        return tuple(sorted(set(found), reverse=True))
+
+    @property
+    def active(self) -> tuple[int | None, ...]:
+        """The numbers of active experts, the model's own (None) first.
+
+        :raises PruneError: if one is no number
+        """
+        found: list[int | None] = [None]
+        for word in words(self.top_ks):
+            if not word.isdecimal() or not int(word):
+                raise PruneError(f"--top-ks: {word!r} is no number of experts")
+            found.append(int(word))
+        return tuple(dict.fromkeys(found))
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Return what stands between commas, once each."""
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))

@@ -1,0 +1,162 @@
+"""What a sweep is asked for, opened and checked before the model is loaded; and its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offline.calibration.scores import Scores, check_scores, identity_of
+from offline.data.models import complete
+from offline.engines.needs import check_evaluable
+from offline.engines.opened import loaded, served
+from offline.fitness.documents import TextAsked, parse_texts
+from offline.fitness.objective import Objective
+from offline.gates.gates import Gates
+from offline.results.sweep import SweepResult
+from offline.runs.device import check_device
+from offline.runs.output import staged
+from offline.runs.progress import Reporter
+from offline.runs.resume import run_folder
+from offline.sweep.choices import Choices, choices_of
+from offline.sweep.settings import SweepSettings
+from offline.sweep.sweep import Say, Sweep, Where
+from offline.tasks.needs import check_items
+from offline.tasks.splits import data_identity
+from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.provenance import DataIdentity, Provenance, write_atomic
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Everything that a sweep goes by."""
+
+    base: Checkpoint
+    scores: DataIdentity
+    choices: Choices
+    objective: Objective
+    text: TextAsked | None
+    gates: Gates | None
+    settings: SweepSettings
+    where: Where
+
+    @classmethod
+    def of(
+        cls,
+        model: Path,
+        scores: Path,
+        task: str,
+        settings: SweepSettings,
+        gates: Gates | None,
+        where: Where,
+    ) -> Asked:
+        """Open and check; plans every choice.
+
+        :raises PruneError: for anything that cannot work
+        """
+        items = {"search": settings.search_items, "test": settings.test_items}
+        objective = Objective.parse(task, items=items)  # type: ignore[arg-type]
+        for entry in objective.tasks:
+            check_items(entry.task, "search")
+            check_items(entry.task, "test")
+        text = _text(settings, gates)
+        base = Checkpoint.open(model)
+        read = Scores.load(scores)
+        check_scores(read, base.fingerprint())
+        source = identity_of(read, scores)
+        choices = choices_of(settings, read, base, source)
+        if where.engine == "transformers":
+            check_device(where.device)
+        for choice in choices.found:
+            check_evaluable(
+                model,
+                choice.routing_map,
+                allow_other=False,
+                engine=where.engine,
+                dtype=where.dtype,
+            )
+        return cls(base, source, choices, objective, text, gates, settings, where)
+
+    def sweep(self, folder: Path, reporter: Reporter, say: Say = lambda line: None) -> Sweep:
+        """Return the sweep that goes on with what is in a folder."""
+        return Sweep(
+            self.base, self.choices, self.objective, self.settings, folder, reporter, self.text, say
+        )
+
+    @property
+    def data(self) -> tuple[DataIdentity, ...]:
+        """Which items and scores decide."""
+        items = self.objective.items
+        return (
+            *(
+                data_identity(entry.task, split, items.get(split))
+                for entry in self.objective.tasks
+                for split in ("search", "test")
+            ),
+            self.scores,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return all that measurements depend on: one of another identity is another run."""
+        where = self.where
+        return {
+            "recipe": {
+                **self.settings.model_dump(mode="json"),
+                "text": None if self.text is None else [repr(part) for part in self.text.parts],
+                "engine": where.engine,
+                "dtype": where.dtype,
+            },
+            "base": self.base.fingerprint().model_dump(exclude={"name"}),
+            "data": [data.model_dump() for data in self.data],
+        }
+
+
+def run_sweep(asked: Asked, out: Path, *, force: bool, reporter: Reporter, say: Say) -> SweepResult:
+    """Measure, and write ``out``: sweep.json, sweep.html and maps/NAME of every choice.
+
+    One that was killed goes on when the same call is made again, with its log in ``OUT.run``.
+
+    :raises PruneError: as `Asked.of` and `Sweep.run`
+    """
+    folder = run_folder(out, asked.identity(), force=force)
+    complete(asked.base.folder)
+    sweep = asked.sweep(folder, reporter, say)
+    made = Provenance.now(
+        "sweep",
+        settings={**asked.settings.model_dump(mode="json", exclude_none=True)},
+        seed=asked.settings.seed,
+        data=asked.data,
+    )
+    reporter.stage("loading the model", 1)
+    with _opened(asked) as engine:
+        result = sweep.run(engine, asked.gates, made, out)
+    from offline.report.sweep_page import SWEEP_PAGE, render
+
+    with staged(out, force=force) as work:
+        result.save(work)
+        write_atomic(work / SWEEP_PAGE, render(result))
+        for choice in asked.choices.found:
+            choice.routing_map.save(work / "maps" / choice.name)
+    return result
+
+
+@contextmanager
+def _opened(asked: Asked) -> Iterator[Any]:
+    """Give the base in the engine that measures."""
+    where, folder = asked.where, asked.base.folder
+    if where.engine == "vllm":
+        with served(folder, None, where.dtype, where.tensor_parallel, 0) as live:
+            yield live
+        return
+    yield loaded(folder, None, where.device, where.dtype)
+
+
+def _text(settings: SweepSettings, gates: Gates | None) -> TextAsked | None:
+    """Return the text to read: that of the flag, or that of the gates."""
+    given = settings.text or (gates.text if gates is not None and gates.needs_text else None)
+    if given is None:
+        return None
+    parts = parse_texts("--text", given)
+    return TextAsked(parts, frozenset(part.name for part in parts), seed=settings.seed)

@@ -1,0 +1,166 @@
+"""`vmprune sweep`: all choices race on search items, the best are measured on held-out ones."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from offline.engines.opened import EngineName
+from offline.fitness.assessor import Assessor
+from offline.fitness.candidate import Assessment
+from offline.fitness.documents import TextAsked
+from offline.fitness.log import EvaluationLog
+from offline.fitness.objective import Objective
+from offline.fitness.racing import RacingSettings
+from offline.fitness.text_quality import ReadingEngine, TextBench
+from offline.gates.gates import Gates
+from offline.results.sweep import SweepResult
+from offline.results.text_quality import DomainQuality
+from offline.runs.device import DType
+from offline.runs.progress import Reporter
+from offline.sweep.choices import Choice, Choices
+from offline.sweep.front import as_small, finalists
+from offline.sweep.settings import SweepSettings
+from offline.sweep.summary import Findings, result_of
+from offline.sweep.text_log import TextLog
+from offline.tasks.results import TaskResult
+from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.provenance import Provenance
+from vllm_moe_prune.routing_map import RoutingMap
+
+Say = Callable[[str], None]
+Results = Mapping[str, TaskResult]
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The engine that measures."""
+
+    engine: EngineName = "transformers"
+    device: str = "auto"
+    dtype: DType = "auto"
+    tensor_parallel: int = 1
+
+
+@dataclass(slots=True)
+class Sweep:
+    """One sweep under way.
+
+    :param folder: keeps what lets it continue after a kill
+    :param say: takes a line for people
+    """
+
+    base: Checkpoint
+    choices: Choices
+    objective: Objective
+    settings: SweepSettings
+    folder: Path
+    reporter: Reporter
+    text: TextAsked | None = None
+    say: Say = lambda line: None
+    _found: dict[str, Assessment] = field(default_factory=dict)
+
+    @property
+    def cost(self) -> str:
+        """Say what it will take, in items and maps: known before the model is loaded."""
+        maps, tasks = len(self.choices.found), len(self.objective.tasks)
+        again = min(maps, self.settings.finalists * len(self._classes))
+        search, test = (tasks * n for n in (self.settings.search_items, self.settings.test_items))
+        said = (
+            f"{maps} maps race on at most {search} items each, at most {again} of them and the "
+            f"base are measured on {test} held-out items"
+        )
+        if self.text is not None:
+            documents = sum(part.sequences for part in self.text.parts)
+            said += f" and read at most {documents} documents"
+        most = (maps + 1) * search + (again + 1) * test
+        return f"{said}: {most:,} items at most"
+
+    def run(
+        self, engine: ReadingEngine, gates: Gates | None, made: Provenance, out: Path
+    ) -> SweepResult:
+        """Measure everything, or what is left of it.
+
+        :param engine: the base, with no map applied
+        :param made: provenance of the result
+        :param out: where maps will be, for the commands
+        :raises PruneError: if a task's data or the text cannot be had
+        """
+        log = EvaluationLog(self.folder / "evaluations.jsonl")
+        racing = RacingSettings(slack=self.settings.slack)
+        assessor = Assessor([engine], self.objective, log, racing=racing)  # type: ignore[list-item]
+        self.reporter.stage("measuring the base", 1)
+        before = assessor.evaluate(None, "search")
+        self._tell_time(before)
+        self._race(assessor)
+        again = self._finalists()
+        self.reporter.stage("measuring on held-out items", len(again) + 1)
+        base, *held_out = self._held_out(assessor, [None, *(one.routing_map for one in again)])
+        texts = self._read(engine, again) if self.text is not None else {}
+        measured = dict(zip((one.name for one in again), held_out, strict=True))
+        found = Findings(self._found, before, base, measured, texts)
+        return result_of(
+            self.base, self.choices, self.objective, self.settings, found, gates, made, out
+        )
+
+    @property
+    def _classes(self) -> list[list[str]]:
+        """Return the names of the choices by size, the smallest first."""
+        ordered = sorted(self.choices.found, key=lambda one: one.size)
+        grouped = itertools.groupby(ordered, key=lambda one: one.size)
+        return [[one.name for one in group] for _, group in grouped]
+
+    def _tell_time(self, before: Results) -> None:
+        seconds = sum(result.seconds for result in before.values())
+        maps = len(self.choices.found)
+        self.say(
+            f"the base took {seconds:.0f} s on its items: the race takes at most "
+            f"{seconds * maps / 60:.0f} min, and less for what is dropped early"
+        )
+
+    def _race(self, assessor: Assessor) -> None:
+        """Assess all choices, each against the best that is as small: the smallest come first."""
+        self.reporter.stage("racing", len(self.choices.found))
+        for number, choice in enumerate(self.choices.found):
+            as_good = [
+                self._found[other.name]
+                for other in self.choices.found[:number]
+                if as_small(other, choice) and self._found[other.name].complete
+            ]
+            reference = max(as_good, key=lambda one: one.fitness, default=None)
+            (found,) = assessor.assess([choice.routing_map], reference, phase="sweep")
+            self._found[choice.name] = found
+            mark = "" if found.complete else " dropped"
+            self.reporter.step(note=f"{choice.name} {found.fitness:.3f}{mark}")
+
+    def _finalists(self) -> list[Choice]:
+        sizes = {one.name: one for one in self.choices.found}
+        fitness = {name: one.fitness for name, one in self._found.items() if one.complete}
+        most, slack = self.settings.finalists, self.settings.slack
+        return [sizes[name] for name in finalists(sizes, fitness, self._classes, most, slack)]
+
+    def _held_out(
+        self, assessor: Assessor, maps: Sequence[RoutingMap | None]
+    ) -> list[dict[str, TaskResult]]:
+        found = []
+        for routing_map in maps:
+            found.append(assessor.evaluate(routing_map, "test"))
+            self.reporter.step()
+        return found
+
+    def _read(
+        self, engine: ReadingEngine, again: Sequence[Choice]
+    ) -> dict[str, tuple[DomainQuality, ...]]:
+        """Let the base and the finalists read the text; what is in the log is not read again."""
+        assert self.text is not None
+        log = TextLog(self.folder / "texts.jsonl")
+        missing = [one for one in again if one.routing_map.digest() not in log.found]
+        self.reporter.stage("reading text", len(missing))
+        bench = TextBench(engine, self.text) if missing else None
+        for one in missing:
+            assert bench is not None
+            log.add(one.routing_map.digest(), bench.measure(one.routing_map))
+            self.reporter.step(note=one.name)
+        return {one.name: log.found[one.routing_map.digest()] for one in again}
