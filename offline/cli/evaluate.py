@@ -167,6 +167,8 @@ def evaluate(
         check_evaluable(
             model, routing_map, allow_other=allow_other_base, engine=engine, dtype=dtype
         )
+        if texts:
+            texts.check_base(engine, dtype)
         for task, known in asked:
             check_items(task, known)
         complete(model)
@@ -197,6 +199,8 @@ def evaluate(
             }
         )
         read_config(model)
+        if texts:
+            texts.check_base("transformers", "auto")
         Endpoint.find(endpoint, served_name)
         for task, known in asked:
             check_items(task, known)

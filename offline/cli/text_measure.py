@@ -44,6 +44,7 @@ class TextsAsked:
     base: str | None
     listed: int
     domains: tuple[DomainText, ...] = field(default=(), init=False)
+    folder: Path | None = field(default=None, init=False)
 
     @classmethod
     def of(
@@ -82,6 +83,19 @@ class TextsAsked:
         text = TextAsked(tuple(found.values()), names, length, seed)
         return cls(text, base, LISTED_BY_SERVERS if _is_server(base) else LISTED)
 
+    def check_base(self, engine: EngineName, dtype: DType) -> None:
+        """Refuse a --base that cannot be opened, before the model is loaded.
+
+        :raises PruneError: naming what can be done instead
+        """
+        if self.base is None or _is_server(self.base):
+            return
+        from offline.engines.needs import check_evaluable
+
+        folder = model_folder(Path(self.base))
+        check_evaluable(folder, None, allow_other=False, engine=engine, dtype=dtype)
+        self.folder = folder
+
     def read_base(
         self,
         model: Path,
@@ -98,20 +112,18 @@ class TextsAsked:
         if self.base is None:
             return None
         from offline.data.models import complete
-        from offline.engines.needs import check_evaluable
 
         reporter.stage("reading text with the base", 1)
         if _is_server(self.base):
             from offline.engines.endpoint import EndpointLM
 
             return self._read(EndpointLM.connect(self.base, model))
-        folder = model_folder(Path(self.base))
-        check_evaluable(folder, None, allow_other=False, engine=engine, dtype=dtype)
-        complete(folder)
+        assert self.folder is not None, "check_base comes first"
+        complete(self.folder)
         if engine == "vllm":
-            with served(folder, None, dtype, tensor_parallel, 0) as live:
+            with served(self.folder, None, dtype, tensor_parallel, 0) as live:
                 return self._read(live.reader)
-        return self._read(loaded(folder, None, device, dtype).reader)
+        return self._read(loaded(self.folder, None, device, dtype).reader)
 
     def measure(
         self,

@@ -58,9 +58,6 @@ class Asked:
         """
         items = {"search": settings.search_items, "test": settings.test_items}
         objective = Objective.parse(task, items=items)  # type: ignore[arg-type]
-        for entry in objective.tasks:
-            check_items(entry.task, "search")
-            check_items(entry.task, "test")
         text = _text(settings, gates)
         base = Checkpoint.open(model)
         read = Scores.load(scores)
@@ -77,6 +74,9 @@ class Asked:
                 engine=where.engine,
                 dtype=where.dtype,
             )
+        for entry in objective.tasks:  # last: data may have to be fetched
+            check_items(entry.task, "search")
+            check_items(entry.task, "test")
         return cls(base, source, choices, objective, text, gates, settings, where)
 
     def sweep(self, folder: Path, reporter: Reporter, say: Say = lambda line: None) -> Sweep:
