@@ -36,8 +36,8 @@ def same_first(base: Reading, other: Reading) -> NDArray[np.bool_]:
 def divergence(base: Reading, other: Reading) -> NDArray[np.float64]:
     """Return KL(base || other) in nats [L], over the base's listed tokens and all others as one.
 
-    That is never more than the whole KL, and with 64 tokens little less. Where the other does not
-    tell a token's log-probability, the most that it can be is taken: less again, never more.
+    That is never more than the whole KL (docs/decisions/0034-listed-tokens.md). Where the other
+    does not tell a token's log-probability, the most that it can be is taken: less, never more.
     """
     p_log, q_log = base.listed.astype(np.float64), other.listed.astype(np.float64)
     told = ~np.isnan(q_log)

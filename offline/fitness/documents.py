@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_DOCUMENTS = 100
 DEFAULT_LENGTH = 512
-LISTED = 64  # tokens of a distribution that are compared one by one
+LISTED = 256  # tokens of a distribution that are compared one by one
 LISTED_BY_SERVERS = 20  # as many as vLLM tells unless told otherwise
 
 

@@ -61,8 +61,8 @@ def key_figures(sweep: SweepResult) -> list[tuple[str, str, str]]:
     ]
     if sweep.chosen is not None and sweep.chosen.held_out is not None:
         own = sweep.chosen.held_out
-        small = f"{words.gib(sweep.chosen.num_bytes)}, {_interval(own)}"
-        cards.append((sweep.chosen.name, words.percent(own.value), small))
+        small = f"{sweep.chosen.name}, {words.gib(sweep.chosen.num_bytes)}, {_interval(own)}"
+        cards.append(("Smallest that passes", words.percent(own.value), small))
     return cards
 
 
