@@ -11,8 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping
 from copy import copy
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,24 +23,29 @@ from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.weight_utils import maybe_download_from_modelscope
 
-from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
+from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.constant_experts import ConstantExperts
 from vllm_moe_prune.draft_loader import DraftLoader
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import HubReference
 from vllm_moe_prune.layout import MoeLayout
+from vllm_moe_prune.mapped_checkpoint import (
+    METRICS,
+    OUR_KEYS,
+    MappedCheckpoint,
+    mapped_checkpoint,
+    misspelt,
+    options_of,
+)
 from vllm_moe_prune.mapped_router import MappedRouter
-from vllm_moe_prune.repository import fetch_facts, fetch_weights, is_compact, load_map
-from vllm_moe_prune.rewrite import Copy, Drop, Operation, rewrite
-from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
+from vllm_moe_prune.repository import fetch_facts, fetch_weights, is_compact
+from vllm_moe_prune.rewrite import Drop
+from vllm_moe_prune.routing_map import RoutingMap
 from vllm_moe_prune.vllm_compat.built_by import built_by, check_built_by
 from vllm_moe_prune.vllm_compat.config_counts import set_counts
 from vllm_moe_prune.vllm_compat.drafts import is_other_draft, is_own_draft
-from vllm_moe_prune.vllm_compat.limits import (
-    check_lora,
-    check_parallel,
-    check_routed_experts,
-)
+from vllm_moe_prune.vllm_compat.expert_counts import count_experts
+from vllm_moe_prune.vllm_compat.limits import check_pruned
 from vllm_moe_prune.vllm_compat.lora import experts_without_lora
 from vllm_moe_prune.vllm_compat.moe_layers import built_by_layer
 from vllm_moe_prune.vllm_compat.version import check_version
@@ -48,34 +53,26 @@ from vllm_moe_prune.vllm_compat.weights_by_count import load_by_count, views_by_
 
 logger = init_logger(f"vllm.{__name__}")
 
-_OUR_KEYS = frozenset({"routing_map", "allow_other_base"})
-
-
-@dataclass(frozen=True, slots=True)
-class MappedCheckpoint:
-    """A model to serve: its checkpoint, the operations that load it, and its map."""
-
-    checkpoint: Checkpoint
-    operations: tuple[Operation, ...]
-    routing_map: RoutingMap
-
 
 class PrunedMoELoader(DefaultModelLoader):
     """Model loader behind ``--load-format pruned_moe``.
 
     Own keys of ``--model-loader-extra-config``: ``routing_map`` (folder or hub name of the map to
-    apply while loading) and ``allow_other_base`` (load a model that the map was not made for).
+    apply while loading), ``allow_other_base`` (load a model that the map was not made for) and
+    ``expert_metrics`` (count the tokens of every expert).
     """
 
     def __init__(self, load_config: LoadConfig) -> None:
         check_version()
-        extra = dict(load_config.model_loader_extra_config or {})
-        self._options = {key: extra.pop(key) for key in _OUR_KEYS & extra.keys()}
+        self._options, extra = options_of(dict(load_config.model_loader_extra_config or {}))
         # The parent knows neither our keys nor our format.
         parents = copy(load_config)
         parents.model_loader_extra_config = extra
         parents.load_format = "safetensors"
-        super().__init__(parents)
+        try:
+            super().__init__(parents)
+        except ValueError as error:
+            raise _explained(error, extra) from error
         self._mapped: MappedCheckpoint | None = None
         self._is_plain = False
 
@@ -97,6 +94,8 @@ class PrunedMoELoader(DefaultModelLoader):
         if is_own_draft(vllm_config, model_config):
             return self._drafts(model_config).load_model(vllm_config, model_config, prefix)
         model: torch.nn.Module = super().load_model(vllm_config, model_config, prefix)
+        if self._options.get(METRICS):
+            count_experts(vllm_config, model_config, model)
         return model
 
     def create_model(
@@ -118,9 +117,7 @@ class PrunedMoELoader(DefaultModelLoader):
         prefix: str,
     ) -> torch.nn.Module:
         routing_map = mapped.routing_map
-        check_parallel(vllm_config, routing_map)
-        check_lora(vllm_config)
-        check_routed_experts(vllm_config, routing_map)
+        check_pruned(vllm_config, routing_map)
         layout, layers = mapped.checkpoint.layout, routing_map.by_layer()
         config = model_config.hf_text_config
         # Whatever asks the config later, after the layers exist, gets the largest count.
@@ -132,7 +129,6 @@ class PrunedMoELoader(DefaultModelLoader):
         if views_by_count(mapped.checkpoint):
             kept = {number: layer.num_kept for number, layer in layers.items()}
             load_by_count(model, config, layout, kept)
-        logger.info("pruned_moe: %s", routing_map.summary())
         return model
 
     def get_all_weights(
@@ -163,94 +159,44 @@ class PrunedMoELoader(DefaultModelLoader):
 
         All is checked before the weights of a model on the hub are downloaded.
         """
-        map_path = self._options.get("routing_map")
-        given = None if map_path is None else load_map(Path(map_path))
-        checkpoint = Checkpoint.open(self._folder(model_config))
-        mapped = self._planned(checkpoint, given, model_config.model)
-        fetch_weights(checkpoint)
-        return mapped
-
-    def _planned(
-        self, checkpoint: Checkpoint, given: RoutingMap | None, name: str
-    ) -> MappedCheckpoint | None:
-        folder = checkpoint.folder
-        compact, has_map = (folder / COMPACT_FOLDER).is_dir(), (folder / MAP_FILE).exists()
-        if given is None:
-            if not has_map:
-                raise PruneError(
-                    f"{name} has no {MAP_FILE}",
-                    hint="serve an unpruned model without --load-format pruned_moe, or name a map "
-                    'with --model-loader-extra-config \'{"routing_map": "MAP"}\'',
-                )
-            beside = RoutingMap.load(folder)
-            return _as_it_is(checkpoint, beside) if compact else None
-        if compact or has_map:
-            raise PruneError(
-                f"{name} is already pruned; a routing map applies to its base",
-                hint="give the base model, or leave routing_map out",
-            )
-        allow_other = bool(self._options.get("allow_other_base", False))
-        return apply_map(checkpoint, given, allow_other=allow_other)
+        folder = folder_of(model_config.model, model_config.revision, self.load_config.download_dir)
+        mapped = mapped_checkpoint(folder, self._options, model_config.model)
+        fetch_weights(mapped.checkpoint)
+        return None if mapped.is_plain else mapped
 
     def _drafts(self, model_config: ModelConfig) -> DraftLoader:
-        return DraftLoader(self.load_config, self._folder(model_config))
+        folder = folder_of(model_config.model, model_config.revision, self.load_config.download_dir)
+        return DraftLoader(self.load_config, folder)
 
     def download_model(self, model_config: ModelConfig) -> None:
         """Bring the model onto this machine."""
-        fetch_weights(Checkpoint.open(self._folder(model_config)))
-
-    def _folder(self, model_config: ModelConfig) -> Path:
-        """Return where the model is; of one on the hub its weights may not be there yet."""
-        # vLLM has its own switch for another hub.
-        name = maybe_download_from_modelscope(model_config.model, model_config.revision)
-        folder = Path(name or model_config.model)
-        if folder.is_dir():
-            return folder
-        cache = self.load_config.download_dir
-        reference = HubReference(model_config.model, model_config.revision)
-        return fetch_facts(reference, Path(cache) if cache else None)
+        folder = folder_of(model_config.model, model_config.revision, self.load_config.download_dir)
+        fetch_weights(Checkpoint.open(folder))
 
 
-def refuse_compact(model: str, revision: str | None) -> None:
-    """Refuse a compact checkpoint that another load format is about to open.
+def folder_of(model: str, revision: str | None, download_dir: str | None) -> Path:
+    """Return where a model is; of one on the hub its weights may not be there yet.
 
-    :param model: a folder or the hub's ``Org/Name``
-    :raises PruneError: saying which flag to add
+    :raises PruneError: as `fetch_facts`
     """
-    if is_compact(model, revision):
-        raise PruneError(
-            f"{model} is a compact pruned checkpoint and cannot be served as it is",
-            hint=f"vllm serve {model} --load-format pruned_moe",
-        )
+    # vLLM has its own switch for another hub.
+    name = maybe_download_from_modelscope(model, revision)
+    folder = Path(name or model)
+    if folder.is_dir():
+        return folder
+    return fetch_facts(HubReference(model, revision), Path(download_dir) if download_dir else None)
 
 
-def apply_map(
-    checkpoint: Checkpoint, routing_map: RoutingMap, *, allow_other: bool = False
-) -> MappedCheckpoint:
-    """Plan the loading of an original checkpoint through a routing map.
-
-    :raises PruneError: if the map does not fit the checkpoint
-    """
-    routing_map.check_base(
-        checkpoint.fingerprint(), checkpoint.expert_counts(), allow_other=allow_other
+def _explained(error: ValueError, extra: Mapping[str, Any]) -> PruneError:
+    """Say what is wrong with `--model-loader-extra-config` without the parent's load format."""
+    unknown = next((key for key in extra if f"'{key}'" in str(error)), None)
+    if unknown is None:
+        return PruneError(f"--model-loader-extra-config: {error}")
+    meant = misspelt(unknown)
+    return PruneError(
+        f"--model-loader-extra-config has {unknown!r}, which pruned_moe does not know",
+        hint=f'write "{meant}"' if meant else f"it knows {', '.join(OUR_KEYS)}",
     )
-    operations = rewrite(checkpoint.tensors, routing_map, checkpoint.layout)
-    return MappedCheckpoint(checkpoint, tuple(operations), routing_map)
-
-
-def _as_it_is(checkpoint: Checkpoint, routing_map: RoutingMap) -> MappedCheckpoint:
-    """Plan the loading of a compact checkpoint, whose tensors are already the pruned ones."""
-    found = checkpoint.expert_counts()
-    for layer in routing_map.layers:
-        count = found.get(layer.layer, 0)
-        if count != layer.num_kept:
-            raise PruneError(
-                f"{checkpoint.folder}: layer {layer.layer} has {count} experts, "
-                f"its routing map says {layer.num_kept}",
-                hint="the checkpoint and its routing map do not belong together; build it again",
-            )
-    operations = tuple(Copy(info.name, info) for info in checkpoint.tensors.values())
-    return MappedCheckpoint(checkpoint, operations, routing_map)
 
 
 def _routers(routing_map: RoutingMap, layout: MoeLayout) -> Mapping[int, MappedRouter]:

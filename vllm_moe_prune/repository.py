@@ -59,6 +59,23 @@ def fetch_weights(checkpoint: Checkpoint) -> None:
         fetch(reference, wanted, cache=folder.absolute().parents[2])
 
 
+def pruned_facts(model: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a pruned checkpoint, with what tells its form, by folder or name.
+
+    None of any other model, also where the hub does not say.
+    """
+    reference, folder = parse(model), Path(model)
+    if reference is not None:
+        reference = replace(reference, revision=revision)
+        try:
+            fetch(reference, [_COMPACT_INDEX, *MAP_FILES], bars=False)
+            folder = fetch_facts(reference)
+        except PruneError:  # whatever is wrong, who loads the model will meet it
+            return None
+    is_pruned = (folder / MAP_FILE).exists() or (folder / COMPACT_FOLDER).is_dir()
+    return folder if is_pruned else None
+
+
 def is_compact(model: str, revision: str | None = None) -> bool:
     """Whether a folder, or the hub's ``Org/Name``, is a compact checkpoint.
 

@@ -189,11 +189,17 @@ class RoutingMap(BaseModel):
         return "sha256:" + digest.hexdigest()
 
     def check_base(
-        self, fingerprint: BaseFingerprint, experts: Mapping[int, int], *, allow_other: bool = False
+        self,
+        fingerprint: BaseFingerprint,
+        experts: Mapping[int, int],
+        *,
+        allow_other: bool = False,
+        allowed_by: str = "--allow-other-base",
     ) -> None:
         """Refuse a base checkpoint that this map was not made for.
 
         :param experts: decoder layer -> number of experts in the checkpoint
+        :param allowed_by: what the user may say to have it all the same
         :raises PruneError: naming the first layer or hash that differs, or saying that this map's
             weights were tuned, which no base has
         """
@@ -218,7 +224,7 @@ class RoutingMap(BaseModel):
             raise PruneError(
                 f"routing map was made for another base ({self.base.name or 'unnamed'}): "
                 f"the {differs} hash differs",
-                hint="give the model it was made for, or --allow-other-base",
+                hint=f"give the model it was made for, or {allowed_by}",
             )
 
     def _refuse_tuned(self) -> None:

@@ -81,7 +81,7 @@ def test_the_plugin_refuses_to_apply_a_tuned_map_to_its_base(tuned: Path) -> Non
 
 def test_the_loader_itself_refuses_it(tuned: Path) -> None:
     from vllm_moe_prune.errors import PruneError
-    from vllm_moe_prune.loader import apply_map
+    from vllm_moe_prune.mapped_checkpoint import apply_map
 
     assert RoutingMap.load(tuned).tuned == (
         Tuning.model_validate(RoutingMap.load(tuned).tuned[0].model_dump()),

@@ -18,6 +18,7 @@ from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.draft_config import SECTION
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.mapped_checkpoint import apply_map
 from vllm_moe_prune.plugin import register
 from vllm_moe_prune.rewrite import Drop
 
@@ -26,7 +27,7 @@ vllm = pytest.importorskip("vllm", reason="the plugin side needs vLLM")
 from vllm.config.load import LoadConfig  # noqa: E402
 from vllm.model_executor.model_loader import get_model_loader  # noqa: E402
 
-from vllm_moe_prune.loader import PrunedMoELoader, apply_map  # noqa: E402
+from vllm_moe_prune.loader import PrunedMoELoader  # noqa: E402
 from vllm_moe_prune.vllm_compat.limits import check_draft, check_parallel  # noqa: E402
 from vllm_moe_prune.vllm_compat.version import check_version  # noqa: E402
 

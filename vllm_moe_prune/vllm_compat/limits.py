@@ -10,6 +10,16 @@ from vllm_moe_prune.vllm_compat.drafts import own_counts_in
 from vllm_moe_prune.vllm_compat.lora import adapts_experts
 
 
+def check_pruned(vllm_config: Any, routing_map: RoutingMap) -> None:
+    """Refuse everything below that a compact or map-only model cannot be served with.
+
+    :raises PruneError: naming the rule and what to use instead
+    """
+    check_parallel(vllm_config, routing_map)
+    check_lora(vllm_config)
+    check_routed_experts(vllm_config, routing_map)
+
+
 def check_parallel(vllm_config: Any, routing_map: RoutingMap) -> None:
     """Refuse kinds of parallelism that a compact or map-only model does not support.
 
@@ -25,7 +35,9 @@ def check_parallel(vllm_config: Any, routing_map: RoutingMap) -> None:
         )
     size = parallel.tensor_parallel_size * parallel.data_parallel_size
     size *= getattr(parallel, "prefill_context_parallel_size", 1)
-    if parallel.enable_expert_parallel and (len(counts) > 1 or max(counts) % size):
+    # On one rank vLLM does as if expert parallelism were not asked for.
+    shares = parallel.enable_expert_parallel and size > 1
+    if shares and (len(counts) > 1 or max(counts) % size):
         raise PruneError(
             "expert parallelism needs the same number of experts in every layer, a multiple of the "
             f"{size} ranks; this model has {min(counts)} to {max(counts)}",
@@ -86,6 +98,31 @@ def check_routed_experts(vllm_config: Any, routing_map: RoutingMap) -> None:
             f"vLLM returns as many experts of every layer; this model has top-{active[0]} to "
             f"top-{active[-1]}",
             hint="leave --enable-return-routed-experts out",
+        )
+
+
+def check_metrics(vllm_config: Any) -> None:
+    """Refuse to count the tokens of experts where the counts could not be had, or not of all.
+
+    :raises PruneError: naming what is in the way
+    """
+    parallel = vllm_config.parallel_config
+    without = "leave expert_metrics out"
+    if parallel.data_parallel_size > 1:
+        raise PruneError(
+            "expert_metrics counts in one engine; with data parallelism vLLM would ask the first",
+            hint=f"start one server for each rank, or {without}",
+        )
+    if parallel._api_process_count > 1:
+        raise PruneError(
+            "expert_metrics needs one API server: several of them share metrics through files, "
+            "which have no place for it",
+            hint=f"leave --api-server-count out, or {without}",
+        )
+    if _returns_routed_experts(vllm_config):
+        raise PruneError(
+            "expert_metrics and --enable-return-routed-experts need the same place in the routers",
+            hint="leave one of them out",
         )
 
 
