@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 class ServerInfo:
     """A server's own account of itself; None where it does not say.
 
-    ``max_model_len`` is in tokens. ``routing_map`` says in one line what the served folder's
-    routing map does, when that folder is on this machine and holds one.
+    ``max_model_len`` is in tokens. ``routing_map`` says in one line what the map of a pruned model
+    does: as the plugin tells, or read from the served folder where that is on this machine.
     """
 
     url: str
@@ -30,47 +31,74 @@ class ServerInfo:
     routing_map: str | None
 
 
-def get_json(url: str, timeout: float = 10.0) -> Any:
+def get_json(url: str, timeout: float = 10.0, key: str | None = None) -> Any:
+    """The JSON that ``url`` answers a GET with; the rest as `ask_json`."""
+    return ask_json(url, timeout, key)
+
+
+def ask_json(url: str, timeout: float, key: str | None, asked: Any = None) -> Any:
     """The JSON that ``url`` answers with, None for an empty body.
 
+    :param key: the server's API key; not told to another address that it may send us to
+    :param asked: what is posted, as JSON; nothing is a GET
     :raises OSError: if nobody answers or the status is not 2xx (``urllib.error.HTTPError``)
     :raises ValueError: if the answer is not JSON
     """
     # A proxy cannot reach this machine's loopback; urllib would use the environment's proxy for it.
     proxies: dict[str, str] | None = {} if urlsplit(url).hostname in _LOOPBACK else None
     opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
-    with opener.open(url, timeout=timeout) as response:
+    request = urllib.request.Request(url)
+    if asked is not None:
+        request.data = json.dumps(asked).encode()
+        request.add_header("Content-Type", "application/json")
+    if key:
+        request.add_unredirected_header("Authorization", f"Bearer {key}")
+    with opener.open(request, timeout=timeout) as response:
         body = response.read()
     return json.loads(body) if body.strip() else None
 
 
-def describe(url: str) -> ServerInfo:
+def describe(url: str, key: str | None = None) -> ServerInfo:
     """Ask the server at ``url`` (without /v1) what it is.
 
+    :param key: its API key; what VLLM_API_KEY holds if not given
     :raises PruneError: if nobody answers there, or no OpenAI-compatible endpoint
     """
-    url = url.rstrip("/")
+    url, key = url.rstrip("/"), key or os.environ.get("VLLM_API_KEY")
     try:
-        cards = get_json(f"{url}/v1/models")["data"]
+        cards = get_json(f"{url}/v1/models", key=key)["data"]
         models = tuple(str(card["id"]) for card in cards)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PruneError(
-            f"no OpenAI-compatible server at {url}: {error}",
-            hint="give the address without /v1, for example http://127.0.0.1:8000",
+            f"no OpenAI-compatible server at {url}: {error}", hint=_hint(error)
         ) from error
     first = cards[0] if cards else {}
     return ServerInfo(
         url=url,
         models=models,
         max_model_len=first.get("max_model_len"),
-        version=_version(url),
-        routing_map=_map_summary(first.get("root")),
+        version=_version(url, key),
+        routing_map=_told(first.get("pruning")) or _map_summary(first.get("root")),
     )
 
 
-def _version(url: str) -> str | None:
+def _hint(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403):
+        return "its key is read from VLLM_API_KEY"
+    return "give the address without /v1, for example http://127.0.0.1:8000"
+
+
+def _told(pruning: Any) -> str | None:
+    """Say what the plugin put beside a model's name."""
+    if not isinstance(pruning, dict):
+        return None
+    counts = f"{pruning.get('experts')} of {pruning.get('experts_of')} experts"
+    return f"{counts}, {pruning.get('form')}, {pruning.get('routing_map')}"
+
+
+def _version(url: str, key: str | None) -> str | None:
     try:
-        return str(get_json(f"{url}/version")["version"])
+        return str(get_json(f"{url}/version", key=key)["version"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # only vLLM has this address
 

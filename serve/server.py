@@ -72,6 +72,14 @@ class ServerSpec:
                 defaults["VLLM_CPU_OMP_THREADS_BIND"] = split_cpus(self.tensor_parallel_size)
         return {**defaults, **os.environ, **self.env}
 
+    def api_key(self) -> str | None:
+        """The key that this server will ask for, as its arguments or its environment have it."""
+        for number, word in enumerate(self.extra_args):
+            name, _, value = word.partition("=")
+            if name.replace("_", "-") == "--api-key":
+                return value or next(iter(self.extra_args[number + 1 :]), None)
+        return self.environment().get("VLLM_API_KEY")
+
     def _asks_hub(self) -> bool:
         """Whether the model or the routing map may have to be fetched."""
         routing_map = (self.loader_extra_config or {}).get("routing_map")
@@ -156,7 +164,8 @@ class Server:
             self._memory = MemoryWatch(self._process.pid)
             self._wait_until_ready(began + self.startup_timeout)
             self.startup_seconds = time.monotonic() - began
-            self.model_name = get_json(f"{self.url}/v1/models")["data"][0]["id"]
+            listed = get_json(f"{self.url}/v1/models", key=self.spec.api_key())
+            self.model_name = listed["data"][0]["id"]
         except BaseException:
             self.stop()
             raise

@@ -67,6 +67,29 @@ def test_ready_server_answers_and_leaves_nobody_behind(tmp_path: Path) -> None:
     assert group_members(group) == []
 
 
+class KeyedServer(ScriptServer):
+    script = SERVING.replace(
+        "body = b",
+        "if self.path != '/health' and self.headers['Authorization'] != 'Bearer k':\n"
+        "            self.send_response(401); self.end_headers(); return\n"
+        "        body = b",
+    )
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ServerSpec("org/m", env={"VLLM_API_KEY": "k"}),
+        ServerSpec("org/m", extra_args=("--api-key", "k", "other")),
+        ServerSpec("org/m", extra_args=("--api_key=k",), env={"VLLM_API_KEY": "other"}),
+    ],
+    ids=["environment", "arguments", "both"],
+)
+def test_a_server_that_asks_for_a_key_is_ready(spec: ServerSpec, tmp_path: Path) -> None:
+    with KeyedServer(spec, tmp_path / "s.log") as server:
+        assert server.model_name == "m"
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_exception_inside_ends_the_server(tmp_path: Path, error: type[BaseException]) -> None:
     group = 0
