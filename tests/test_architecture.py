@@ -11,7 +11,10 @@ from tests.floors import FLOORS, PACKAGES, ROOT, circles, graph, imports, name_o
 
 MAY_IMPORT = {
     "vllm_moe_prune": ("vllm_moe_prune",),
-    "offline": ("offline", "vllm_moe_prune", "serve.server", "serve.logs", "serve.process"),
+    "offline": (
+        *("offline", "vllm_moe_prune"),
+        *("serve.command", "serve.server", "serve.logs", "serve.process"),
+    ),
     "serve": ("serve", "vllm_moe_prune"),
     "loadtest": (
         "loadtest",

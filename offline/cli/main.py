@@ -27,7 +27,7 @@ def cli() -> None:
         vmprune demo model --out base
         vmprune compress --model base --task sciq --keep 4 --out pruned
         vmprune check pruned
-        vllm serve pruned --load-format pruned_moe
+        vmprune serve pruned
     """
 
 
@@ -82,6 +82,11 @@ _COMMANDS = (
         "export",
         "offline.cli.export:export",
         "Write which experts a routing map keeps, for another tool.",
+    ),
+    (
+        "serve",
+        "offline.cli.serve:serve",
+        "Check a pruned model in seconds, then become `vllm serve` with the right flags.",
     ),
     (
         "check",
