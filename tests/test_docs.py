@@ -31,7 +31,14 @@ FILE = re.compile(rf"(?<![\w./-])((?:{ROOMS})/[\w./-]*[\w/])")
 # Flags that are another program's: vLLM's, locust's, hf's, pip's, pytest's, git's, a later tool's.
 OTHERS = frozenset(
     (
-        *("attention-backend", "compilation-config", "download-dir", "enable-eplb"),
+        *(
+            "api-server-count",
+            "attention-backend",
+            "compilation-config",
+            "config",
+            "download-dir",
+            "enable-eplb",
+        ),
         *("enable-return-routed-experts", "moe-backend"),
         *("enable-expert-parallel", "enable-lora", "enforce-eager", "exclude", "expect-workers"),
         *("headless", "host", "include", "limit-mm-per-prompt", "load-format", "local-dir"),
@@ -44,6 +51,14 @@ OTHERS = frozenset(
             "moe-backend",
         ),
         *("model-loader-extra-config", "no-deps", "repo-type", "revision", "speculative-config"),
+        *(
+            "from-literal",
+            "gpu-memory-utilization",
+            "max-num-seqs",
+            "now",
+            "served-model-name",
+            "uds",
+        ),
         *("tensor-parallel-size", "worker"),
     )
 )
@@ -113,7 +128,8 @@ def complaints(words: list[str]) -> list[str]:
     known = flags_of(*path)
     if known is None:
         return [" ".join(words[:2])]
-    flags = (word.partition("=")[0] for word in words[2:] if re.match(r"--?[a-z]", word))
+    own = words[: words.index("--")] if "--" in words else words  # what follows is vLLM's
+    flags = (word.partition("=")[0] for word in own[2:] if re.match(r"--?[a-z]", word))
     return [f"{' '.join(path)} {flag}" for flag in flags if flag not in known]
 
 
