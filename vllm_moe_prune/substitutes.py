@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vllm_moe_prune.config_keys import value_at
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layout import MoeLayout
+
+# Where vLLM 0.33 reads that vectors stand for experts.
+_KEYS = (
+    "approximate_experts",
+    "text_config.approximate_experts",
+    "compression_config.transform_config.expert_substitution",
+)
 
 
 def check_substitutable(layout: MoeLayout) -> None:
@@ -34,14 +42,9 @@ def check_computes_all(config: Mapping[str, Any]) -> None:
     :param config: its config.json
     :raises PruneError: naming the key that says so
     """
-    text = config.get("text_config")
-    key = "approximate_experts"
-    if not (config.get(key) or (isinstance(text, Mapping) and text.get(key))):
-        key, found = "compression_config.transform_config.expert_substitution", config
-        for part in key.split("."):
-            found = found.get(part) if isinstance(found, Mapping) else None  # type: ignore[assignment]
-        if not found:
-            return
+    key = next((key for key in _KEYS if value_at(config, key)), None)
+    if key is None:
+        return
     raise PruneError(
         f"constant vectors stand for experts of this checkpoint already ({key} in config.json)",
         hint="give the model that it was made of; vLLM 0.33 and later serve this one as it is",

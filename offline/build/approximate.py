@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from offline.build.build import copy_companions
 from offline.runs.output import check_output, staged
@@ -19,6 +20,9 @@ from vllm_moe_prune.rewrite import COMBINABLE, Copy, Drop, Operation
 from vllm_moe_prune.roles import WEIGHT
 from vllm_moe_prune.routing_map import RoutingMap
 from vllm_moe_prune.writer import DEFAULT_SHARD_BYTES, Progress, write_shards
+
+if TYPE_CHECKING:
+    import torch
 
 KEY = "approximate_experts"
 _VECTORS = "model-constants.safetensors"
@@ -99,13 +103,14 @@ def _vector_name(base: Checkpoint, layer: int, expert: int) -> str:
     return f"{base.layout.layer.format(layer=layer)}{own}.approx_value"
 
 
-def _dtype(base: Checkpoint, layer: int) -> object:
+def _dtype(base: Checkpoint, layer: int) -> torch.dtype:
     """Return torch's dtype of a layer's experts, in which vLLM keeps the vectors as well."""
     import torch
 
     name = base.layout.expert_name(layer, 0, base.layout.form(layer).projections[0])
     kinds = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    return getattr(torch, kinds[base.tensors[name].dtype])
+    found: torch.dtype = getattr(torch, kinds[base.tensors[name].dtype])
+    return found
 
 
 def _check_layer(layer: LayerMap, base: Checkpoint) -> None:

@@ -68,14 +68,14 @@ def substituted_map(
 ) -> tuple[RoutingMap, Vectors]:
     """Return a map in which random vectors stand for all experts but these, and the vectors."""
     rng, vectors = np.random.default_rng(11), dict[int, dict[int, list[float]]]()
-    layers, matrices = [], {}
+    layers, matrices = [], dict[str, Any]()
     for layer, count in base.expert_counts().items():
         others = tuple(expert for expert in range(count) if expert not in kept[layer])
-        constant = None
+        entry = None
         if others:
             drawn = rng.normal(0, 0.5, (len(others), base.text_config["hidden_size"]))
             matrices[f"v{layer}"] = drawn.astype(np.float32)
-            constant = Substituted(experts=others, vectors=f"v{layer}")
+            entry = Substituted(experts=others, vectors=f"v{layer}")
             vectors[layer] = dict(zip(others, matrices[f"v{layer}"].tolist(), strict=True))
         layers.append(
             LayerMap(
@@ -84,7 +84,7 @@ def substituted_map(
                 num_kept=len(kept[layer]),
                 top_k=top_k or base.layout.top_k(base.config),
                 experts=Selection(kept=tuple(kept[layer])),
-                substituted=constant,
+                substituted=entry,
             )
         )
     return map_of(base.folder, layers, **matrices), vectors

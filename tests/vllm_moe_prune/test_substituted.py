@@ -238,7 +238,7 @@ def test_families_in_which_no_vector_can_stand_are_refused(family: str) -> None:
 
 CONSTANT_BASES: list[tuple[dict[str, Any], str]] = [
     ({"approximate_experts": {"1": [3]}}, "approximate_experts"),
-    ({"text_config": {"approximate_experts": {"1": [3]}}}, "approximate_experts"),
+    ({"text_config": {"approximate_experts": {"1": [3]}}}, "text_config.approximate_experts"),
     (
         {"compression_config": {"transform_config": {"expert_substitution": {"version": 1}}}},
         "compression_config.transform_config.expert_substitution",
