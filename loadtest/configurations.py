@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from loadtest.results import BASE
 from loadtest.target import Target
 from vllm_moe_prune.errors import PruneError, one_line
+from vllm_moe_prune.reading import parse_json, parse_yaml, read_text
 
 
 class Configuration(BaseModel):
@@ -31,12 +30,7 @@ def read_configurations(path: Path) -> dict[str, Target]:
 
     :raises PruneError: one line that names the file and what is wrong in it
     """
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PruneError(f"cannot read {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise PruneError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    fields = parse_yaml(read_text(path), str(path))
     try:
         found = TypeAdapter(tuple[Configuration, ...]).validate_python(fields)
     except ValidationError as error:
@@ -55,9 +49,9 @@ def read_configurations(path: Path) -> dict[str, Target]:
 def json_object(_: click.Context, __: click.Parameter, value: str | None) -> dict[str, Any] | None:
     """An option that is a JSON object."""
     try:
-        found = json.loads(value) if value else None
-    except ValueError as error:
-        raise click.BadParameter(f"not JSON: {error}") from error
+        found = parse_json(value, "it") if value else None
+    except PruneError as error:
+        raise click.BadParameter(error.message) from error
     if found is not None and not isinstance(found, dict):
         raise click.BadParameter("must be a JSON object")
     return found

@@ -14,6 +14,7 @@ from locust.env import Environment
 
 from loadtest.centre import Centre
 from loadtest.tally import COLUMNS, Tally
+from vllm_moe_prune.reading import read_text
 
 _KEY = "tokens"
 _TITLES = dict(
@@ -71,7 +72,7 @@ def write(environment: Environment, centre: Centre) -> None:
         Path(f"{options.csv_prefix}_tokens.csv").write_text(csv_text(centre.tally))
     if options.html_file and Path(options.html_file).is_file():
         page = Path(options.html_file)
-        page.write_text(with_section(page.read_text("utf-8"), centre), encoding="utf-8")
+        page.write_text(with_section(read_text(page), centre), encoding="utf-8")
 
 
 def table(centre: Centre) -> list[str]:

@@ -17,6 +17,7 @@ from loadtest.server_metrics import ServerUse, read_samples
 from loadtest.workload import DEFAULT_WORKLOAD
 from serve.process import python_module
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import MissingFileError, read_model, read_text
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 _USERS_PER_PROCESS = 64
@@ -55,8 +56,8 @@ def measure(
     arguments = ["--users", str(users), *length, *extra, *_processes(settings, users)]
     found, warnings = _run(url, settings, arguments, records)
     try:
-        health = Health.model_validate_json(records.with_suffix(".client.json").read_text())
-    except OSError:
+        health = read_model(records.with_suffix(".client.json"), Health)
+    except MissingFileError:
         health = Health()
     server = ServerUse.of(read_samples(records))
     return Measurement(summarise(found, users), health, server, warnings)
@@ -86,7 +87,7 @@ def _run(
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=_environment()
         )
-    said = log.read_text(errors="replace").splitlines()
+    said = read_text(log, errors="replace").splitlines()
     if done.returncode:
         last = next(filter(None, reversed(said)), "")
         message = f"locust ended with status {done.returncode}: {last.removeprefix('error: ')}"

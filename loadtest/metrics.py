@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vllm_moe_prune.errors import PruneError, one_line
+from vllm_moe_prune.reading import read_text
 
 SHORT_GAP_MS = 1.0  # chunks that come closer than this lay ready in a buffer somewhere
 
@@ -259,14 +260,17 @@ def summarise(records: Sequence[Record], users: int, slo: Slo | None = None) -> 
     )
 
 
+MOST_RECORDS = 1 << 36  # bytes of a file of records
+
+
 def read_records(path: Path) -> list[Record]:
     """Read the JSONL that the locustfile writes with ``--records``.
 
     :raises PruneError: one line, if the file is missing or a line is no record
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, most=MOST_RECORDS)
+    except PruneError as error:
         raise PruneError(f"no request records at {path}", hint="was it run?") from error
     records = []
     for number, line in enumerate(text.splitlines(), 1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import secrets
@@ -11,13 +10,14 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from loadtest.endpoint import KEY_VARIABLE
 from loadtest.health import Health
 from loadtest.metrics import Quantiles, Summary
 from loadtest.server_metrics import ServerUse
-from vllm_moe_prune.errors import PruneError, one_line
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import MissingFileError, read_json, validated
 
 PAGE_MARK = b"<title>Serving compared</title>"
 PAGE_TITLE = "# Serving, candidate against base"
@@ -253,8 +253,8 @@ def _foreign(out: Path) -> Iterator[Path]:
 
 def _is_result(file: Path) -> bool:
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        fields = read_json(file)
+    except PruneError:
         return False
     return isinstance(fields, dict) and {"lifetimes", "ratios", "settings"} <= fields.keys()
 
@@ -265,11 +265,9 @@ def load_result(path: Path) -> CompareResult:
     :raises PruneError: one line that names the file
     """
     try:
-        return CompareResult.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        return validated(read_json(path), CompareResult, f"{path} is no comparison")
+    except MissingFileError as error:
         raise PruneError(f"no comparison at {path}", hint="was it run?") from error
-    except ValidationError as error:
-        raise PruneError(f"{path} is no comparison: {one_line(error)}") from error
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -8,7 +8,6 @@ no ``max_tokens``. YAML files can say more: `workload_file`.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from loadtest.load import Load
 from loadtest.metrics import Slo
 from loadtest.results import write_atomic
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import parse_json, read_text
 
 DEFAULT_WORKLOAD = Path(__file__).with_name("workload.jsonl")
 _FORMAT_HINT = 'a line is {"prompt": "..."} or {"messages": [...]}; see docs/loadtest.md'
@@ -204,9 +204,9 @@ def load_workload(path: Path = DEFAULT_WORKLOAD) -> Workload:
     :raises PruneError: if it is missing, has a bad line (its number is named) or no prompt
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PruneError(f"cannot read workload {path}: {error}", hint=_FORMAT_HINT) from error
+        text = read_text(path, "workload ")
+    except PruneError as error:
+        raise PruneError(error.message, hint=_FORMAT_HINT) from error
     numbered = [(n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     lengths = Lengths()
     if numbered and '"output_tokens"' in numbered[0][1]:
@@ -255,15 +255,12 @@ def prompts_from_jsonl(path: Path, field: str = "prompt", limit: int | None = No
 
     :raises PruneError: if the file is missing, or a line is not JSON or lacks the field
     """
-    try:
-        rows = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise PruneError(f"cannot read {path}: {error}") from error
+    rows = [line for line in read_text(path).split("\n") if line.strip()]
     prompts = []
     for number, row in enumerate(rows[:limit], 1):
         try:
-            prompts.append(str(json.loads(row)[field]))
-        except (ValueError, KeyError, TypeError) as error:
+            prompts.append(str(parse_json(row, f"{path} line {number}")[field]))
+        except (LookupError, TypeError) as error:
             raise PruneError(
                 f"{path} line {number}: no field {field!r}", hint="name one with --field"
             ) from error

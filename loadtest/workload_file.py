@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loadtest.load import Load
@@ -24,6 +22,7 @@ from loadtest.workload import (
     reason,
 )
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import parse_yaml, read_json, read_text
 
 _HINT = "docs/loadtest.md lists the fields"
 _HUMAN = {"human", "user"}
@@ -99,12 +98,9 @@ def load_yaml(path: Path) -> Workload:
     :raises PruneError: one line that names the file, and the field or line that is wrong
     """
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PruneError(f"cannot read workload {path}: {error}", hint=_HINT) from error
-    except yaml.YAMLError as error:
-        told = " ".join(str(error).split())
-        raise PruneError(f"workload {path} is not YAML: {told}") from error
+        fields = parse_yaml(read_text(path, "workload "), f"workload {path}")
+    except PruneError as error:
+        raise PruneError(error.message, hint=_HINT) from error
     try:
         file = WorkloadFile.model_validate(fields)
     except ValidationError as error:
@@ -147,10 +143,7 @@ def read_sharegpt(path: Path, settings: ShareGpt) -> list[Item]:
 
     :raises PruneError: if it is missing, not such a file, or nothing in it fits
     """
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PruneError(f"cannot read {path}: {error}") from error
+    rows = read_json(path)
     if not isinstance(rows, list):
         raise PruneError(f"{path} is not a list of conversations")
     items = []

@@ -12,8 +12,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import parse_json
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+_MOST = 1 << 24  # bytes of an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,10 @@ def ask_json(url: str, timeout: float, key: str | None, asked: Any = None) -> An
     if key:
         request.add_unredirected_header("Authorization", f"Bearer {key}")
     with opener.open(request, timeout=timeout) as response:
-        body = response.read()
-    return json.loads(body) if body.strip() else None
+        body = response.read(_MOST + 1)
+    if len(body) > _MOST:
+        raise PruneError(f"{url} answers with more than {_MOST >> 20} MiB")
+    return parse_json(body, f"the answer of {url}") if body.strip() else None
 
 
 def describe(url: str, key: str | None = None) -> ServerInfo:

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import psutil
 
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import read_text
+
 _PROC = Path("/proc")
 #: For the environment of children that start Pythons of their own: none of them looks for modules
 #: in the folder it was started from, where a user may have a `serve.py` or an `offline.py`.
@@ -54,8 +57,8 @@ def group_bytes(pgid: int) -> int:
     private, shared = 0, 0
     for pid in group_members(pgid):
         try:
-            lines = (_PROC / str(pid) / "status").read_text().splitlines()
-        except OSError:
+            lines = read_text(_PROC / str(pid) / "status").splitlines()
+        except PruneError:
             continue
         kib = {
             key: int(value.split()[0])

@@ -19,6 +19,7 @@ from serve.logs import last_error
 from serve.process import SAFE_PATH, MemoryWatch, end_group, python_module
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import parse
+from vllm_moe_prune.reading import read_text
 
 HOST = "127.0.0.1"
 
@@ -174,7 +175,7 @@ class Server:
         assert self._process is not None
         while True:
             if self._process.poll() is not None:
-                reason = last_error(self.log.read_text(errors="replace"))
+                reason = last_error(read_text(self.log, errors="replace"))
                 status = f"the server ended with status {self._process.returncode}"
                 raise PruneError(f"{status}: {reason or 'it said nothing'}", hint=f"see {self.log}")
             try:

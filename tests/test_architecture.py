@@ -23,6 +23,7 @@ MAY_IMPORT = {
         "serve.process",
         "vllm_moe_prune.errors",
         "vllm_moe_prune.hub",
+        "vllm_moe_prune.reading",
     ),
 }
 MAY_IMPORT_VLLM = (

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
-
 from vllm_moe_prune.completeness import Missing, matrices_of, missing_tensors
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.fingerprint import VERIFY, BaseFingerprint
 from vllm_moe_prune.headers import MissingShardError, StoredTensor, read_headers
 from vllm_moe_prune.hub import snapshot_of
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.layouts import layout_of
+from vllm_moe_prune.reading import MissingFileError, read_object, tensors_of
 from vllm_moe_prune.rewrite import (
     Combine,
     Copy,
@@ -33,7 +34,7 @@ from vllm_moe_prune.rewrite import (
     TensorInfo,
     expert_counts,
 )
-from vllm_moe_prune.routing_map import BaseFingerprint
+from vllm_moe_prune.weights_digest import sampled, whole
 
 if TYPE_CHECKING:
     import torch
@@ -110,19 +111,34 @@ class Checkpoint:
         )
 
     def fingerprint(self) -> BaseFingerprint:
-        """Identify this checkpoint by its content; reads two routers, not the experts."""
+        """Identify this checkpoint by its content: two routers and samples of all other tensors.
+
+        With ``VMPRUNE_VERIFY`` all bytes are read as well.
+        """
         shaping = {k: v for k, v in self.config.items() if k not in _VOLATILE_KEYS}
         index = sorted((i.name, i.dtype, i.shape) for i in self.tensors.values())
         routers = hashlib.sha256()
-        layers = list(self.expert_counts())
+        experts = self.expert_counts()
+        layers = list(experts)
         for layer in (layers[0], layers[-1]):
             routers.update(self.raw(self.layout.router_name(layer)))
         return BaseFingerprint(
             config=_sha256_json(shaping),
             index=_sha256_json(index),
             routers="sha256:" + routers.hexdigest(),
+            weights=sampled(self.stored, self._experts_in(experts)),
+            whole=whole(self.stored) if os.environ.get(VERIFY) else None,
             name=self.name,
         )
+
+    def _experts_in(self, counts: Mapping[int, int]) -> Callable[[str], int]:
+        """Return what says how many experts a tensor holds, 1 of any other."""
+
+        def found(name: str) -> int:
+            role = self.layout.classify(name)
+            return counts[role.layer] if role is not None and role.kind == "stacked" else 1
+
+        return found
 
     def raw(self, name: str) -> bytes:
         """Return the bytes of a tensor.
@@ -137,7 +153,7 @@ class Checkpoint:
         """Return a tensor on the CPU, memory-mapped from its file."""
         file = self.stored[name].file
         if file not in self._open:
-            self._open[file] = safe_open(file, framework="pt")
+            self._open[file] = tensors_of(file)
         result: torch.Tensor = self._open[file].get_tensor(name)
         return result
 
@@ -196,23 +212,18 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"no such model folder: {folder}",
             hint="give the path of a checkpoint, or the name of one on the hub: Org/Name",
         )
-    return read_object(folder / "config.json")
+    return _read_object(folder / "config.json")
 
 
-def read_object(file: Path) -> dict[str, Any]:
+def _read_object(file: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
     :raises PruneError: if it is absent or something else
     """
     try:
-        fields = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise PruneError(f"{file} is missing", hint="is this a model checkpoint?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PruneError(f"{file} is not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise PruneError(f"{file} is not a JSON object")
-    return fields
+        return read_object(file)
+    except MissingFileError as error:
+        raise PruneError(error.message, hint="is this a model checkpoint?") from None
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -233,11 +244,7 @@ def _stored(folder: Path) -> dict[str, StoredTensor]:
         ):
             raise PruneError(f"{index_file} has no weight_map")
         files = [folder / name for name in sorted(set(weight_map.values()))]
-        stored = {tensor.info.name: tensor for tensor in read_headers(files)}
-        for name, file_name in weight_map.items():
-            if name not in stored or stored[name].file.name != file_name:
-                raise PruneError(f"{index_file} names tensor {name}, which is not in {file_name}")
-        return stored
+        return _in_one_place(read_headers(files), weight_map, index_file)
     try:
         return {tensor.info.name: tensor for tensor in read_headers([folder / SINGLE_FILE])}
     except MissingShardError:
@@ -245,6 +252,24 @@ def _stored(folder: Path) -> dict[str, StoredTensor]:
             f"{folder} has no safetensors weights",
             hint=f"expected {SINGLE_FILE} or {INDEX_FILE}; pickled weights are not read",
         ) from None
+
+
+def _in_one_place(
+    tensors: Iterable[StoredTensor], weight_map: Mapping[str, str], index_file: Path
+) -> dict[str, StoredTensor]:
+    """Refuse an index that does not say of every tensor, and of it alone, where it is."""
+    stored: dict[str, StoredTensor] = {}
+    for tensor in tensors:
+        name, file = tensor.info.name, tensor.file.name
+        if (other := stored.get(name)) is not None:
+            raise PruneError(f"tensor {name} is in two files: {other.file} and {file}")
+        if name not in weight_map:
+            raise PruneError(f"{tensor.file} has tensor {name}, which {index_file.name} lacks")
+        stored[name] = tensor
+    for name, file in weight_map.items():
+        if name not in stored or stored[name].file.name != file:
+            raise PruneError(f"{index_file} names tensor {name}, which is not in {file}")
+    return stored
 
 
 def _sha256_json(value: Any) -> str:

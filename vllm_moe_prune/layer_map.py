@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
+
+MOST_EXPERTS = 4096  # of a layer: what it declares takes memory
+MOST_LAYERS = 9999
 
 
 class Selection(BaseModel):
@@ -19,7 +22,7 @@ class Selection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kept: tuple[int, ...] | None = None
+    kept: tuple[StrictInt, ...] | None = None
     matrix: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
@@ -43,10 +46,10 @@ class LayerMap(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    layer: int = Field(ge=0)
-    num_experts: int = Field(ge=1)
-    num_kept: int = Field(ge=1)
-    top_k: int = Field(ge=1)
+    layer: int = Field(ge=0, le=MOST_LAYERS, strict=True)
+    num_experts: int = Field(ge=1, le=MOST_EXPERTS, strict=True)
+    num_kept: int = Field(ge=1, strict=True)
+    top_k: int = Field(ge=1, strict=True)
     experts: Selection
     router: Literal["sliced", "mapped"] = "sliced"
     router_rows: Selection | None = None
@@ -147,8 +150,8 @@ def _check_kept(where: str, kept: tuple[int, ...], count: int, layer: LayerMap) 
     for expert in kept:
         if not 0 <= expert < layer.num_experts:
             raise ValueError(f"{where}: expert {expert} is out of range 0..{layer.num_experts - 1}")
-    twice = next((expert for expert in kept if kept.count(expert) > 1), None)
-    if twice is not None:
+    if len(set(kept)) < len(kept):
+        twice = next(expert for expert in kept if kept.count(expert) > 1)
         raise ValueError(f"{where}: expert {twice} is listed twice")
 
 

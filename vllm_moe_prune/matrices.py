@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
+from vllm_moe_prune.reading import MissingFileError, read_arrays
 
 Matrix = NDArray[np.float32]
 
@@ -24,11 +23,9 @@ def read_matrices(file: Path, layers: tuple[LayerMap, ...]) -> dict[str, Matrix]
     if not any(name for layer in layers for name in named(layer)):
         return {}
     try:
-        return dict(load_file(file))
-    except FileNotFoundError:
+        return read_arrays(file)
+    except MissingFileError:
         raise PruneError(f"routing map names matrices but {file} is missing") from None
-    except (SafetensorError, TypeError) as error:  # TypeError: a dtype that numpy has not
-        raise PruneError(f"{file} is damaged: {error}") from None
 
 
 def named(layer: LayerMap) -> list[str]:

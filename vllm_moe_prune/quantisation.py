@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vllm_moe_prune.checkpoint import read_config, read_object
+from vllm_moe_prune.checkpoint import read_config
+from vllm_moe_prune.reading import read_object
 
 # Entries of config.json or of a section of it, and files beside it, which quantisers write.
 KEYS = ("quantization_config", "compression_config")

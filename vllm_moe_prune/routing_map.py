@@ -8,18 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
 from safetensors.numpy import save
 
 from vllm_moe_prune.errors import PruneError, one_line
+from vllm_moe_prune.fingerprint import BaseFingerprint
 from vllm_moe_prune.layer_map import LayerMap, Selection, check_groups
 from vllm_moe_prune.matrices import Matrix, check_matrices, read_matrices
 from vllm_moe_prune.provenance import Provenance, write_atomic
+from vllm_moe_prune.reading import MissingFileError, read_object, validated
 from vllm_moe_prune.tuning import Tuning
 
 SCHEMA_VERSION = 3
@@ -29,45 +40,26 @@ MATRIX_FILE = "routing_map.safetensors"
 Form = Literal["plain", "compact"]
 
 
-class BaseFingerprint(BaseModel):
-    """Which base checkpoint a map was made for, by content and not by path."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    config: str  # sha256 of those config.json entries that shape the network
-    index: str  # sha256 of all tensor names, dtypes and shapes
-    routers: str  # sha256 of the first and the last router's weights: tells finetunes apart
-    name: str = ""  # for people; not compared
-
-    def matches(self, other: BaseFingerprint) -> bool:
-        """Whether both are of the same checkpoint, wherever it lies."""
-        return (self.config, self.index, self.routers) == (
-            other.config,
-            other.index,
-            other.routers,
-        )
-
-
 class RoutingMap(BaseModel):
     """One `LayerMap` per layer with experts, the matrices they name, and how it all came about."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: int = 2  # 3 where experts are substituted: older readers know the rest
+    schema_version: StrictInt = 2  # 3 where experts are substituted: older readers know the rest
     model_type: str
     base: BaseFingerprint
-    num_groups: int = Field(default=1, ge=1)
+    num_groups: int = Field(default=1, ge=1, strict=True)
     layers: tuple[LayerMap, ...] = Field(min_length=1)
-    tokens_seen: dict[int, tuple[int, ...]] | None = None
+    tokens_seen: dict[int, tuple[StrictInt, ...]] | None = None
     tuned: tuple[Tuning, ...] = ()  # finetunes that the weights beside this map went through
     provenance: Provenance
     _matrices: dict[str, Matrix] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        numbers = [layer.layer for layer in self.layers]
+        numbers = Counter(layer.layer for layer in self.layers)
         for layer in self.layers:
-            if numbers.count(layer.layer) > 1:
+            if numbers[layer.layer] > 1:
                 raise ValueError(f"layer {layer.layer} appears twice")
             check_groups(layer, self.num_groups)
         if self.tuned and self.schema_version < 2:
@@ -216,16 +208,13 @@ class RoutingMap(BaseModel):
                     f"the model has {experts[layer]}"
                 )
         if not allow_other and not self.base.matches(fingerprint):
-            differs = next(
-                field
-                for field in ("config", "index", "routers")
-                if getattr(self.base, field) != getattr(fingerprint, field)
-            )
+            differs = self.base.difference(fingerprint)
             raise PruneError(
                 f"routing map was made for another base ({self.base.name or 'unnamed'}): "
                 f"the {differs} hash differs",
                 hint=f"give the model it was made for, or {allowed_by}",
             )
+        self.base.note_unknown("routing map", fingerprint)
 
     def _refuse_tuned(self) -> None:
         if self.tuned:
@@ -261,16 +250,13 @@ class RoutingMap(BaseModel):
         file = path / MAP_FILE if path.is_dir() else path
         fields = _read_json(file)
         version = fields.get("schema_version")
-        if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
+        if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
             raise PruneError(
                 f"routing map {file} has schema_version {version}, "
                 f"this program reads up to {SCHEMA_VERSION}",
                 hint="upgrade vllm-moe-prune",
             )
-        try:
-            routing_map = cls.model_validate(fields)
-        except ValidationError as error:
-            raise PruneError(f"routing map {file}: {one_line(error)}") from None
+        routing_map = validated(fields, cls, f"routing map {file}")
         matrices = read_matrices(file.with_name(MATRIX_FILE), routing_map.layers)
         try:
             check_matrices(routing_map.layers, matrices)
@@ -282,14 +268,9 @@ class RoutingMap(BaseModel):
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(file.read_text())
-    except FileNotFoundError:
+        return read_object(file, "routing map ")
+    except MissingFileError:
         raise PruneError(f"no routing map at {file}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PruneError(f"routing map {file} is not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise PruneError(f"routing map {file} is not a JSON object")
-    return fields
 
 
 def _substitutes(layer: Any) -> bool:

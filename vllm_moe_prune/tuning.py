@@ -17,8 +17,8 @@ class Tuning(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     trainable: Trainable
-    parameters: int = Field(ge=1, description="how many were trained")
-    steps: int = Field(ge=1, description="optimizer steps")
-    tokens: int = Field(ge=1, description="tokens that had a loss, over all steps")
+    parameters: int = Field(ge=1, strict=True, description="how many were trained")
+    steps: int = Field(ge=1, strict=True, description="optimizer steps")
+    tokens: int = Field(ge=1, strict=True, description="tokens that had a loss, over all steps")
     learning_rate: float = Field(gt=0, description="the schedule's maximum")
     data: tuple[DataIdentity, ...] = ()

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offline.build.build import copy_companions
+from offline.build.companions import copy_companions
 from offline.runs.output import check_output, staged
 from vllm_moe_prune.checkpoint import INDEX_FILE, Checkpoint
 from vllm_moe_prune.errors import PruneError

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import parse_yaml, read_text
 from vllm_moe_prune.routing_map import MAP_FILE, Form, RoutingMap
 
 _SERVE = {
@@ -45,15 +47,16 @@ _MORE = ("<details><summary>Defaults, and the numbers behind them</summary>\n\n"
 def card_fields(folder: Path) -> dict[str, JsonValue]:
     """Return what a pruned model inherits of its base's card: licence, language, tags."""
     file = folder / "README.md"
-    text = file.read_text("utf-8-sig", errors="replace") if file.is_file() else ""
+    text = read_text(file, errors="replace").removeprefix("\ufeff") if file.is_file() else ""
     parts = text.split("---\n", 2)
     if len(parts) < 3 or parts[0]:
         return {}
-    import yaml  # comes with the hub's client, and only its cards need it
+    import yaml
 
     try:
-        head = yaml.load(parts[1], yaml.BaseLoader)  # texts alone: `no` is Norwegian here
-    except yaml.YAMLError:
+        # Texts alone: `no` is Norwegian here.
+        head = parse_yaml(parts[1], str(file), yaml.BaseLoader)
+    except PruneError:
         return {}
     found = head if isinstance(head, dict) else {}
     return {name: found[name] for name in _INHERITED if found.get(name)}

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from offline.build.named_modules import Moves, Names, module_of
-from vllm_moe_prune.checkpoint import Checkpoint, read_object
+from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.quantisation import FILES, KEYS, places, quantiser_of
+from vllm_moe_prune.reading import read_object
 from vllm_moe_prune.rewrite import Combine, Copy, Drop, Operation
 
 

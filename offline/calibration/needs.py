@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from offline.build.whole import check_whole_base
 from offline.engines.needs import check_tokenizer, check_vllm, check_whole
 from offline.engines.quantised.need import check_dequantisable
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -44,6 +45,7 @@ def open_base(
         check_vllm()
     base = Checkpoint.open(folder)
     check_whole(folder)
+    check_whole_base(base)
     if not in_vllm:
         other = "--offload FOLDER" if gradients else "--engine vllm, or --offload FOLDER"
         check_dequantisable(folder, dtype=dtype, otherwise=other, in_parts=in_parts)

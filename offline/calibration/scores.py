@@ -13,8 +13,9 @@ from offline.calibration.scores_file import SCORES_FILE, read, record_of, write
 from offline.calibration.statistics import LayerEvidence, LayerStatistics, WeightStatistics
 from offline.maps.moe_shape import MoeShape
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.fingerprint import BaseFingerprint
 from vllm_moe_prune.provenance import DataIdentity, Provenance, sha256_text
-from vllm_moe_prune.routing_map import BaseFingerprint
+from vllm_moe_prune.reading import read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def tokens_seen(
 
 def identity_of(scores: Scores, folder: Path) -> DataIdentity:
     """Say by content which scores a folder holds: its JSON has the digest of the tensors."""
-    text = (folder / SCORES_FILE).read_text()
+    text = read_text(folder / SCORES_FILE)
     return DataIdentity(name=SOURCE, count=len(scores.domains), sha256=sha256_text(text))
 
 

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from safetensors.numpy import save_file
 
 from offline.calibration.statistics import (
     WEIGHT_BINS,
@@ -28,10 +27,11 @@ from offline.calibration.statistics import (
     WeightStatistics,
 )
 from offline.maps.moe_shape import MoeShape
-from vllm_moe_prune.errors import PruneError, one_line
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.fingerprint import BaseFingerprint
 from vllm_moe_prune.layouts import LAYOUTS
 from vllm_moe_prune.provenance import Provenance, let_others_read, write_atomic
-from vllm_moe_prune.routing_map import BaseFingerprint
+from vllm_moe_prune.reading import MissingFileError, opened, read_arrays, read_object, validated
 
 SCHEMA_VERSION = 2  # 1 has no `flatness`
 SCORES_FILE = "scores.json"
@@ -76,14 +76,14 @@ class ScoresRecord(BaseModel):
     schema_version: int = SCHEMA_VERSION
     model_type: str
     base: BaseFingerprint
-    hidden: int = Field(ge=1)  # D
-    vocab: int = Field(ge=1)  # V
-    num_groups: int = Field(default=1, ge=1)
-    topk_group: int = Field(default=1, ge=1)
+    hidden: int = Field(ge=1, strict=True)  # D
+    vocab: int = Field(ge=1, strict=True)  # V
+    num_groups: int = Field(default=1, ge=1, strict=True)
+    topk_group: int = Field(default=1, ge=1, strict=True)
     slices: bool = True
-    incomplete: dict[int, tuple[int, ...]] | None = None  # decoder layer -> experts
-    top_k: dict[int, int] = Field(min_length=1)  # decoder layer -> k
-    num_experts: dict[int, int]  # decoder layer -> E
+    incomplete: dict[int, tuple[StrictInt, ...]] | None = None  # decoder layer -> experts
+    top_k: dict[int, StrictInt] = Field(min_length=1)  # decoder layer -> k
+    num_experts: dict[int, StrictInt]  # decoder layer -> E
     domains: dict[str, DomainRecord] = Field(min_length=1)
     provenance: Provenance
     tensors: str = ""  # sha256:... of scores.safetensors
@@ -257,22 +257,17 @@ class _Reader:
 
 def _read_record(file: Path) -> ScoresRecord:
     try:
-        content = json.loads(file.read_text())
-    except (FileNotFoundError, NotADirectoryError):
+        content = read_object(file, "scores ")
+    except MissingFileError:
         raise PruneError(f"no scores at {file}", hint="make them with vmprune score") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PruneError(f"scores {file} are not JSON: {error}") from None
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
+    version = content.get("schema_version")
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise PruneError(
             f"scores {file} have schema_version {version}, "
             f"this program reads up to {SCHEMA_VERSION}",
             hint="upgrade vllm-moe-prune, or score again",
         )
-    try:
-        record = ScoresRecord.model_validate(content)
-    except ValidationError as error:
-        raise PruneError(f"scores {file}: {one_line(error)}") from None
+    record = validated(content, ScoresRecord, f"scores {file}")
     if record.num_experts.keys() != record.top_k.keys():
         raise PruneError(f"scores {file}: num_experts and top_k are not of the same layers")
     return record
@@ -286,13 +281,11 @@ def _read_tensors(file: Path, record: ScoresRecord) -> Arrays:
                 f"{file} is damaged or not the file that {SCORES_FILE} describes",
                 hint="copy both files again, or score again",
             )
-        return dict(load_file(file))
-    except FileNotFoundError:
-        raise PruneError(f"{file} is missing", hint="copy both files, or score again") from None
-    except (SafetensorError, TypeError) as error:  # TypeError: a dtype that numpy has not
-        raise PruneError(f"{file} is damaged: {error}") from None
+        return read_arrays(file)
+    except MissingFileError as error:
+        raise PruneError(error.message, hint="copy both files, or score again") from None
 
 
 def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
+    with opened(file) as stream:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()

@@ -13,6 +13,7 @@ import click
 from offline.build.mtp import MTP_HELP, MtpChoice
 from offline.cli.findings import of_tensors, say
 from offline.cli.models import NAMES, model_folder
+from offline.cli.verify import with_verify
 
 
 @click.command(epilog="Example: vmprune build --model base --map pruned.run --out pruned")
@@ -28,6 +29,7 @@ from offline.cli.models import NAMES, model_folder
 @click.option("--force", is_flag=True, help="replace OUT if it exists")
 @click.option("--dry-run", is_flag=True, help="say what would be written, and write nothing")
 @click.option("--allow-other-base", is_flag=True, help="apply a map made for another base")
+@with_verify
 @click.option("--mtp", type=click.Choice(get_args(MtpChoice)), help=MTP_HELP)
 @click.option("--json", "as_json", is_flag=True, help="print what is written as JSON on stdout")
 @click.option(
@@ -60,6 +62,7 @@ def build(
     from offline.build.build import plan_build
     from offline.build.companions import left_behind
     from offline.build.mtp import notes
+    from offline.build.whole import check_whole_base
     from offline.cli.progress import progress
     from offline.data.models import complete
     from offline.runs.units import gib
@@ -68,6 +71,7 @@ def build(
 
     routing_map = load_map(map_path)
     base = Checkpoint.open(model)
+    check_whole_base(base)
     plan = plan_build(base, routing_map, allow_other=allow_other_base, mtp=mtp)
     for note in notes(base, mtp, routing_map):
         click.echo(f"note: {note}", err=True)

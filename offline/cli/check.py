@@ -11,7 +11,7 @@ import click
 
 from offline.cli.models import NAMES, model_folder
 from offline.cli.probing import probe_options, probing_of
-from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.errors import PruneError, harmless
 from vllm_moe_prune.hub import parse
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ def check(
     if is_here and not there and not out.is_dir():
         raise PruneError(f"no such folder: {out}", hint="give a pruned checkpoint or a map")
     asked = probing.asked() if probing.wanted else None
+    if is_here and out.name in ("", ".."):  # the log lies beside it, and is called as it is
+        out = out.resolve()
     from offline.check.check import check as run_check
     from offline.check.check import check_free, save
     from offline.check.deployed import targets_of
@@ -153,7 +155,7 @@ def _say(found: CheckResult | None, answers: AnswerCheck | None, as_json: bool) 
     for finding in found.checks if found else ():
         mark = "ok  " if finding.ok else "FAIL"
         numbers = f"{finding.value:.3g} (limit {finding.limit:.3g})"
-        click.echo(f"{mark} {finding.name}: {numbers}; {finding.detail}")
+        click.echo(harmless(f"{mark} {finding.name}: {numbers}; {finding.detail}"))
     if answers is not None:
         from offline.cli.answered import sentences, table_of
         from offline.cli.console import stdout

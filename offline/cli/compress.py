@@ -15,10 +15,12 @@ from offline.cli.models import model_folder
 from offline.cli.options import Command, option_of
 from offline.cli.prompting import unfinished_note
 from offline.cli.quiet import QUIET_SETTINGS
+from offline.cli.verify import VERIFY_SETTINGS
 from offline.compress.methods import DEFAULT_METHOD, METHODS
 from offline.compress.recipe.reading import read_recipe
 from offline.compress.recipe.recipe import sections_of
 from offline.results.compression import RunResult
+from vllm_moe_prune.errors import PruneError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,6 +69,7 @@ Example:
     cloup.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write"),
     cloup.option("--force", is_flag=True, help="replace OUT if it exists"),
     cloup.option("--gate", **GATE_SETTINGS),
+    cloup.option("--verify", **VERIFY_SETTINGS),
     cloup.option("--json", "as_json", is_flag=True, help="print the result as JSON on stdout"),
     cloup.option("-q", "--quiet", **QUIET_SETTINGS),  # in a group, as its other options are
 )
@@ -83,6 +86,7 @@ def compress(
     Flags of another method than the one that runs are refused.
     """
     from offline.gates.gates import read_gates
+    from offline.runs.owner import owned
     from offline.runs.resume import check_outputs
 
     gates = None if gate is None else read_gates(gate)
@@ -99,11 +103,16 @@ def compress(
     for line in (*notes, *changes):
         click.echo(f"note: {line}", err=True)
     texts = None if gates is None else text_of(gates, settings.method.seed)
-    with progress() as reporter:
-        result = run_compress(settings, out, reporter=reporter, force=force, texts=texts)
-    from offline.report.render import write_report
+    with owned(out):
+        with progress() as reporter:
+            result = run_compress(settings, out, reporter=reporter, force=force, texts=texts)
+        from offline.report.render import write_report
 
-    report = write_report(out)
+        try:
+            report = write_report(out)
+        except OSError as error:
+            said = f"{out} is complete but for its report.html: {error.strerror}"
+            raise PruneError(said, hint=f"vmprune report {out}") from error
     say(findings(out))
     if as_json:
         click.echo(result.model_dump_json())

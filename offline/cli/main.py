@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import logging
 import sys
 
 import click
 
 from offline.cli.lazy import LazyCommand, LazyGroup
+from offline.cli.signals import LINE, Terminated, ending_in_time
 from vllm_moe_prune import __version__
-from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.errors import PruneError, harmless, shown
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # A file that is a folder, or may not be read, or whose name cannot be one.
@@ -109,6 +111,11 @@ _COMMANDS = (
         "Draw OUT/report.html from the result of `vmprune compress` or `vmprune recover`.",
     ),
     (
+        "runs",
+        "offline.cli.runs:runs",
+        "List the folders in which runs keep what lets them continue, with their sizes.",
+    ),
+    (
         "import-eep",
         "offline.cli.coefficients:import_eep",
         "Make a routing map from a coefficient file that the EEP authors released.",
@@ -125,12 +132,16 @@ for _name, _source, _line in _COMMANDS:
 
 def main() -> None:
     """Run `vmprune`; a user's mistake ends with one line, a hint and status 1."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Formatter())
     try:
-        cli(standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("interrupted; the same command continues", err=True)
-        sys.exit(130)
+        with ending_in_time():
+            cli(standalone_mode=False)
+    except click.exceptions.Abort as error:
+        click.echo(LINE, err=True)
+        sys.exit(143 if isinstance(error.__cause__, Terminated) else 130)
     except click.ClickException as error:
+        error.message = shown(error.message)
         error.show()
         sys.exit(error.exit_code)
     except PruneError as error:
@@ -143,7 +154,14 @@ def main() -> None:
         if error.errno not in (*_NO_ROOM, *_NOT_SO):
             raise
         hint = "choose another place to write to" if error.errno in _NO_ROOM else None
-        _fail(f"{error.filename or 'output'}: {error.strerror}", hint)
+        _fail(shown(f"{error.filename or 'output'}: {error.strerror}"), hint)
+
+
+class _Formatter(logging.Formatter):
+    """Notes may quote files: nothing in them acts on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless(super().format(record))
 
 
 def _fail(message: str, hint: str | None) -> None:

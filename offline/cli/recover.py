@@ -12,6 +12,7 @@ from offline.cli.models import model_folder
 from offline.cli.options import options_of
 from offline.cli.prompting import prompting_options, unfinished_note
 from offline.cli.quiet import QUIET_SETTINGS
+from offline.cli.verify import VERIFY_SETTINGS
 from offline.recover.recipe import RecoverRecipe, SftSettings, training_of
 from offline.tasks.prompting_settings import PromptingSettings
 
@@ -32,6 +33,7 @@ Example:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write")
 @click.option("--force", is_flag=True, help="replace OUT if it exists")
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON on stdout")
+@cloup.option("--verify", **VERIFY_SETTINGS)
 @cloup.option("-q", "--quiet", **QUIET_SETTINGS)
 def recover(out: Path, force: bool, as_json: bool, **flags: Any) -> None:
     """Give a pruned checkpoint back what it lost: finetune it on tasks or on instructions.

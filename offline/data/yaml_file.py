@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import MissingFileError, parse_yaml, read_text
 
 
 def given_twice(text: str) -> str | None:
@@ -41,27 +42,12 @@ def read_yaml(file: Path, what: str) -> dict[str, Any]:
     :raises PruneError: if it cannot be read, is no YAML, or is no table of settings
     """
     try:
-        text = file.read_text(encoding="utf-8")
-        entries, twice = yaml.safe_load(text), given_twice(text)
-    except FileNotFoundError:
+        text = read_text(file, f"{what} ")
+    except MissingFileError:
         raise PruneError(f"no {what} file at {file}") from None
-    except OSError as error:
-        raise PruneError(f"{what} {file}: {error.strerror}") from None
-    except RecursionError:
-        raise PruneError(f"{what} {file} is nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise PruneError(f"{what} {file} is not YAML: {error.reason}") from None
-    except yaml.YAMLError as error:
-        raise PruneError(f"{what} {file} is not YAML: {reason_of(error)}") from None
-    if twice is not None:
+    entries = parse_yaml(text, f"{what} {file}")
+    if (twice := given_twice(text)) is not None:
         raise PruneError(f"{what} {file}: {twice}")
     if not isinstance(entries, dict):
         raise PruneError(f"{what} {file} is not a table of settings")
     return {str(name): entry for name, entry in entries.items()}
-
-
-def reason_of(error: yaml.YAMLError) -> str:
-    """Return in one line what is wrong, and in which line of the file where that is known."""
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f"{problem} (line {mark.line + 1})" if mark is not None else str(problem)

@@ -16,17 +16,16 @@ A delta is ``sum_r scale[r] * outer(b[:, r], a[r])``. The header says how the fi
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import parse_json, tensors_of
 
 FORMAT = "vllm-moe-prune demo deltas 1"
 
@@ -80,11 +79,11 @@ def load_deltas(path: Path) -> Deltas:
     :raises PruneError: if it cannot be read or is no such file
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with tensors_of(path) as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except PruneError as error:
         raise PruneError(f"cannot read {path}: {error}") from error
     if header.get("format") != FORMAT:
         raise PruneError(f"{path} is not a file of demo deltas (format {FORMAT!r})")
-    return Deltas(tensors, json.loads(header["made"]))
+    return Deltas(tensors, parse_json(header["made"], str(path)))

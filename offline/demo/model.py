@@ -12,6 +12,7 @@ from offline.demo.card import CARD
 from offline.runs.output import staged
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import let_others_read
+from vllm_moe_prune.reading import read_object
 
 if TYPE_CHECKING:  # torch is slow to import, and `vmprune --help` must not
     from torch import Tensor
@@ -182,7 +183,7 @@ def _write_tokenizer(folder: Path) -> None:
 
     load_tokenizer().save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_object(path)
     for key in ("backend", "is_local", "local_files_only"):
         config.pop(key, None)
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,6 +17,7 @@ from offline.runs.progress import Reporter
 from serve.process import python_module
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import write_atomic
+from vllm_moe_prune.reading import read_object
 
 SERVING_FILE = "serving.json"
 # Sized for a few minutes on two cores: a search this short finds less than the defaults would.
@@ -54,7 +54,7 @@ def run_demo(out: Path, *, users: int, progress: Progress) -> None:
     if not (pruned / SERVING_FILE).exists():
         _load_test(base, pruned, out / "load", users)
     report = write_report(pruned)
-    _show(RunResult.load(pruned), json.loads((pruned / SERVING_FILE).read_text()), users)
+    _show(RunResult.load(pruned), read_object(pruned / SERVING_FILE), users)
     print(f"report: {report}")
 
 

@@ -17,7 +17,8 @@ from offline.engines.replies import Message, completion, message, prompt_reading
 from offline.engines.server import Body, Endpoint
 from vllm_moe_prune.checkpoint import Checkpoint, read_config
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.routing_map import MAP_FILE, BaseFingerprint, RoutingMap
+from vllm_moe_prune.fingerprint import BaseFingerprint
+from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
 
 _DEFAULT_LENGTH = 2048  # of a model whose config does not say
 _SCORING = {

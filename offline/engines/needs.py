@@ -7,6 +7,7 @@ import socket
 from importlib.util import find_spec
 from pathlib import Path
 
+from offline.build.whole import check_whole_base
 from offline.engines.quantised.need import check_dequantisable
 from vllm_moe_prune.checkpoint import (
     COMPACT_FOLDER,
@@ -127,7 +128,7 @@ def check_evaluable(
     layout = layout_of(read_config(folder))
     check_whole(folder)
     if any((folder / name).exists() for name in (INDEX_FILE, SINGLE_FILE)):  # not only pickles
-        Checkpoint.open(folder)
+        check_whole_base(Checkpoint.open(folder))
     if routing_map is not None:
         base = Checkpoint.open(folder)
         routing_map.check_base(base.fingerprint(), base.expert_counts(), allow_other=allow_other)

@@ -17,6 +17,7 @@ from offline.calibration.corpus import Domain
 from offline.finetune.schedule import shuffled
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import DataIdentity, write_atomic
+from vllm_moe_prune.reading import metadata_of, parse_json, read_arrays, validated
 
 NO_LOSS = -100  # the label that torch's cross-entropy leaves out
 _LOG = logging.getLogger(__name__)
@@ -69,15 +70,12 @@ class Examples:
 
         :raises PruneError: if the file is absent or something else
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(file, framework="np") as stored:
-                identity = json.loads((stored.metadata() or {})["identity"])
-                arrays = [stored.get_tensor(name) for name in ("input_ids", "labels")]
-        except (OSError, SafetensorError, KeyError) as error:
-            raise PruneError(f"{file} holds no examples to train on: {error}") from None
-        return cls(arrays[0], arrays[1], tuple(DataIdentity(**entry) for entry in identity))
+        arrays, told = read_arrays(file), metadata_of(file)
+        identity = parse_json(told.get("identity", "null"), str(file))
+        if not {"input_ids", "labels"} <= arrays.keys() or not isinstance(identity, list):
+            raise PruneError(f"{file} holds no examples to train on")
+        named = tuple(validated(entry, DataIdentity, str(file)) for entry in identity)
+        return cls(arrays["input_ids"], arrays["labels"], named)
 
 
 def packed(domains: Sequence[Domain], *, tokens: int, seed: int, skip: int = 0) -> Examples:

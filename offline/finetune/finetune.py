@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict
+
 from offline.build.companions import copy_companions
 from offline.build.quantised import check_unquantised
 from offline.finetune.examples import Examples
@@ -24,6 +26,7 @@ from offline.runs.resume import check_run, remove_run, run_folder
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import write_atomic
+from vllm_moe_prune.reading import read_model
 from vllm_moe_prune.tuning import Tuning
 
 if TYPE_CHECKING:
@@ -60,12 +63,22 @@ class Finetuned:
 
         :raises PruneError: if the folder has none
         """
-        try:
-            fields: dict[str, Any] = json.loads((folder / FINETUNE_FILE).read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise PruneError(f"{folder} has no {FINETUNE_FILE} to read: {error}") from None
-        tuning = Tuning.model_validate(fields.pop("tuning"))
-        return cls(tuning=tuning, losses=tuple(fields.pop("losses")), **fields)
+        return read_model(folder / FINETUNE_FILE, _Told).finetuned()
+
+
+class _Told(BaseModel):
+    """``finetune.json``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tuning: Tuning
+    losses: tuple[float, ...]
+    seconds: float
+    peak_bytes: int
+    trained_bytes: int
+
+    def finetuned(self) -> Finetuned:
+        return Finetuned(**dict(self))
 
 
 def finetune(

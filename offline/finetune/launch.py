@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from offline.finetune.job import Job, JobResult
 from offline.finetune.worker import EXAMPLES, JOB, PROGRESS, TRAINED
 from serve.process import SAFE_PATH, python_module
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import parse_json, read_model, read_object, read_text
 
 if TYPE_CHECKING:
     from offline.finetune.where import Where
@@ -66,7 +66,7 @@ class Launch:
                 code = _wait(self._command(job, folder), errors, reporter)
             if code != 0 or not (folder / TRAINED).exists():
                 raise _failure(folder, code)
-            return JobResult.model_validate_json((folder / TRAINED).read_text())
+            return read_model(folder / TRAINED, JobResult)
 
     def _command(self, job: Job, folder: Path) -> list[str]:
         """Return `accelerate launch`; "multi_gpu" is its word for processes of one machine.
@@ -128,7 +128,7 @@ def _wait(command: list[str], errors: Any, reporter: Reporter | None) -> int:
 def _progress(lines: Any) -> Iterator[dict[str, Any]]:
     for line in lines:
         if line.startswith(PROGRESS):
-            yield json.loads(line.removeprefix(PROGRESS))
+            yield parse_json(line.removeprefix(PROGRESS), "a line of a training process")
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -146,9 +146,9 @@ def _failure(folder: Path, code: int) -> PruneError:
     """Return the reason of the process that failed first, or the last line that was written."""
     reasons = sorted(folder.glob("error-*.json"), key=lambda file: file.stat().st_mtime_ns)
     if reasons:
-        said = json.loads(reasons[0].read_text())
+        said = read_object(reasons[0])
         return PruneError(f"training failed: {said['message']}", hint=said["hint"])
-    text = (folder / "stderr").read_text(errors="replace")
+    text = read_text(folder / "stderr", errors="replace")
     if "Signal 9" in text or "SIGKILL" in text:
         return PruneError(
             "training failed: a process was killed, as the system does when memory is short",

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from vllm_moe_prune.reading import read_text
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -35,6 +37,6 @@ class PeakMemory:
 
 def _largest_resident_set() -> int:
     if _STATUS.exists():
-        lines = _STATUS.read_text().splitlines()
+        lines = read_text(_STATUS).splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from vllm_moe_prune.reading import read_json
+
 _LOSSES = "losses.json"
 
 
@@ -27,7 +29,7 @@ class States:
             return []
         newest = states[-1]
         self._accelerator.load_state(str(newest))
-        losses: list[float] = json.loads((newest / _LOSSES).read_text())
+        losses: list[float] = read_json(newest / _LOSSES)
         return losses
 
     def save(self, losses: list[float]) -> None:

@@ -20,6 +20,7 @@ from offline.finetune.examples import Examples
 from offline.finetune.job import Job
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import write_atomic
+from vllm_moe_prune.reading import read_model
 
 JOB, EXAMPLES, TRAINED = "job.json", "examples.safetensors", "trained.json"
 PROGRESS = "vmprune-progress "
@@ -44,7 +45,7 @@ class Lines:
 
 def main(folder: Path) -> int:
     """Do the job in a folder; returns the exit status."""
-    job = Job.model_validate_json((folder / JOB).read_text())
+    job = read_model(folder / JOB, Job)
     if job.parent is not None:
         threading.Thread(target=_die_with, args=(job.parent,), daemon=True).start()
     rank = int(os.environ.get("RANK", "0"))

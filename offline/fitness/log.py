@@ -19,9 +19,11 @@ from offline.fitness.candidate import Assessment
 from offline.fitness.log_lines import map_to_json, result_from_json, result_to_json
 from offline.tasks.results import TaskResult
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import parse_json, read_bytes
 from vllm_moe_prune.routing_map import RoutingMap
 
 BASE = "base"  # stands for the digest of a map where there is none
+_MOST = 1 << 36  # bytes of a log
 How = Literal["evaluate", "agreement"]
 
 
@@ -63,17 +65,18 @@ class EvaluationLog:
     def __post_init__(self) -> None:
         if not self.file.exists():
             return
-        whole = self.file.read_bytes()
+        whole = read_bytes(self.file, most=_MOST)
         end = whole.rfind(b"\n") + 1
         if end < len(whole):
             with self.file.open("rb+") as stream:
                 stream.truncate(end)
         for number, line in enumerate(whole[:end].splitlines(), start=1):
+            place = f"{self.file}, line {number}"
             try:
-                self._remember(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
+                self._remember(parse_json(line, place))
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise PruneError(
-                    f"{self.file}, line {number} is damaged: {error!r}",
+                    f"{place} is damaged: {error!r}",
                     hint="delete the lines from there on; they will be evaluated again",
                 ) from None
 
@@ -131,7 +134,7 @@ class EvaluationLog:
             stream.write(line + "\n")
             stream.flush()
             os.fsync(stream.fileno())
-        self._remember(json.loads(line))  # what a run that continues would read
+        self._remember(parse_json(line, str(self.file)))  # what a run that continues would read
 
     def _remember(self, entry: dict[str, Any]) -> None:
         if entry["kind"] == "candidate":

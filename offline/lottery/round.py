@@ -36,6 +36,7 @@ from offline.runs.progress import timed
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.composition import compose
 from vllm_moe_prune.provenance import DataIdentity, Provenance, write_atomic
+from vllm_moe_prune.reading import read_object
 from vllm_moe_prune.routing_map import RoutingMap
 
 _SECONDS_FILE = "seconds.json"
@@ -226,7 +227,7 @@ class Round:
 
     def _seconds(self) -> dict[str, float]:
         file = self.folder / _SECONDS_FILE
-        return dict(json.loads(file.read_text())) if file.exists() else {}
+        return read_object(file) if file.exists() else {}
 
 
 def _finetune_of(checkpoint: Path) -> RoundFinetune:

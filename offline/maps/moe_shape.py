@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from offline.maps.router_groups import RouterGroups
 from vllm_moe_prune.checkpoint import Checkpoint
-from vllm_moe_prune.routing_map import BaseFingerprint
+from vllm_moe_prune.fingerprint import BaseFingerprint
 
 
 @dataclass(frozen=True, slots=True)

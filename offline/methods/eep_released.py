@@ -20,9 +20,10 @@ from offline.maps.map_space import Space
 from offline.maps.moe_shape import MoeShape
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.fingerprint import BaseFingerprint
 from vllm_moe_prune.layouts import LAYOUTS
 from vllm_moe_prune.provenance import Provenance
-from vllm_moe_prune.routing_map import BaseFingerprint, RoutingMap
+from vllm_moe_prune.routing_map import RoutingMap
 
 _KEY = re.compile(r"(layers|transfer)\.(?:(\d+)|\[(\d+)-(\d+)\])")
 _REST = {"others": "layers", "others_transfer": "transfer"}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from offline.build.whole import check_whole_base
 from offline.recover.recipe import RecoverRecipe
 from offline.results.recovery import Subject
 from offline.tasks.prompting_settings import check_chat
@@ -34,6 +35,7 @@ class Checkpoints:
         """
         _refuse_compact(recipe.model, "--model")
         model = Checkpoint.open(recipe.model)
+        check_whole_base(model)
         check_chat(recipe, recipe.model)
         has_map = (recipe.model / MAP_FILE).is_file()
         routing_map = RoutingMap.load(recipe.model) if has_map else None
@@ -41,6 +43,7 @@ class Checkpoints:
             return cls(model, routing_map, None)
         _refuse_compact(recipe.base, "--base")
         base = Checkpoint.open(recipe.base)
+        check_whole_base(base)
         _check_base(model, routing_map, base)
         return cls(model, routing_map, base)
 

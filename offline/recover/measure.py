@@ -17,6 +17,7 @@ from offline.tasks.results import TaskResult
 from offline.tasks.splits import load_items
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import write_atomic
+from vllm_moe_prune.reading import read_list
 
 _Key = tuple[Subject, Mode, str]
 
@@ -35,12 +36,10 @@ class Cells:
         if not self.file.exists():
             return
         try:
-            for fields in json.loads(self.file.read_text()):
-                self._remember(Cell.model_validate(fields))
-        except ValueError as error:
-            raise PruneError(
-                f"{self.file} is damaged: {error}", hint="delete it; it is measured again"
-            ) from None
+            for cell in read_list(self.file, Cell):
+                self._remember(cell)
+        except PruneError as error:
+            raise PruneError(error.message, hint="delete it; it is measured again") from None
 
     def __contains__(self, key: _Key) -> bool:
         return key in self._known

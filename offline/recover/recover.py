@@ -21,6 +21,7 @@ from offline.results.compression import RESULT_FILE
 from offline.results.recovery import RECOVERY_FILE, Recovery
 from offline.runs.output import staged
 from offline.runs.owned import MANIFEST
+from offline.runs.owner import owned
 from offline.runs.progress import Reporter
 from offline.runs.resume import check_outputs
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -45,19 +46,20 @@ def recover(
     """Train a checkpoint on tasks or instructions and show what that and examples win back.
 
     :raises PruneError: for anything in the recipe or the checkpoints that cannot work, before any
-        work; or if what is trained does not fit into memory
+        work; if what is trained does not fit into memory; or if another process works at ``out``
     """
     check_outputs(out, force=force, inputs=recipe.inputs)
     check_recipe(recipe, training)
     from offline.recover.session import Session
 
-    session = Session.begin(recipe, training, out, reporter, force=force)
-    for _, folder in session.checkpoints.folders():
-        complete(folder)
-    for subject, folder in session.checkpoints.folders():
-        session.treat(subject, folder)
-    result = session.result(out)
-    _write(session, result, out, force=force)
+    with owned(out):
+        session = Session.begin(recipe, training, out, reporter, force=force)
+        for _, folder in session.checkpoints.folders():
+            complete(folder)
+        for subject, folder in session.checkpoints.folders():
+            session.treat(subject, folder)
+        result = session.result(out)
+        _write(session, result, out, force=force)
     return result
 
 

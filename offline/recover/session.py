@@ -27,6 +27,7 @@ from offline.tasks.catalog import Task
 from offline.tasks.splits import data_identity
 from vllm_moe_prune.hub import origin
 from vllm_moe_prune.provenance import Provenance, write_atomic
+from vllm_moe_prune.reading import read_model
 from vllm_moe_prune.tuning import Tuning
 
 
@@ -63,7 +64,7 @@ class Session:
         training = _with_steps(training, recipe.steps, len(lessons.each))
         provenance = _provenance(recipe, training, lessons)
         identity = {
-            "recipe": {n: v for n, v in provenance.settings.items() if n not in _origins(recipe)},
+            "recipe": _settings(recipe, training),
             "seed": recipe.seed,
             "data": [data.model_dump() for data in provenance.data],
             **checkpoints.identity(),
@@ -145,7 +146,7 @@ class Session:
     def _record(self, subject: Subject) -> SubjectFinetune | None:
         """Return what a subject's finetune took, if it was done."""
         file = self._record_file(subject)
-        return SubjectFinetune.model_validate_json(file.read_text()) if file.is_file() else None
+        return read_model(file, SubjectFinetune) if file.is_file() else None
 
     @property
     def tuning(self) -> Tuning:
@@ -201,16 +202,19 @@ def _with_steps(training: SftSettings, steps: int | None, examples: int) -> SftS
     return training.model_copy(update={"epochs": steps * training.batch / examples})
 
 
-def _provenance(recipe: RecoverRecipe, training: SftSettings, lessons: Lessons) -> Provenance:
+def _settings(recipe: RecoverRecipe, training: SftSettings) -> dict[str, Any]:
     places = {"model", "base", "device", "processes", "accelerate_config", "save_every", "seed"}
-    settings: dict[str, Any] = {
+    return {
         **recipe.model_dump(mode="json", exclude=places, exclude_none=True),
         **training.model_dump(mode="json", exclude_none=True),
     }
+
+
+def _provenance(recipe: RecoverRecipe, training: SftSettings, lessons: Lessons) -> Provenance:
     tests = (data_identity(task, "test", recipe.test_items) for task in recipe.measured)
     return Provenance.now(
         "recover",
-        settings=settings | _origins(recipe),
+        settings=_settings(recipe, training) | _origins(recipe),
         seed=recipe.seed,
         data=(*lessons.identity, *tests),
     )

@@ -6,15 +6,15 @@ The models are lenient: they name what the report shows and ignore the rest, so 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue
 
-from vllm_moe_prune.errors import PruneError, one_line
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import MissingFileError, read_object, validated
 
 SERVING_FILE = "serving.json"
 CHECK_FILE = "check.json"
@@ -106,10 +106,7 @@ def parse(model: type[_Model], fields: Mapping[str, Any] | None, name: str) -> _
     """
     if fields is None:
         return None
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        raise PruneError(f"{name}: {one_line(error)}") from None
+    return validated(fields, model, name)
 
 
 def read_optional(file: Path) -> Mapping[str, Any] | None:
@@ -118,16 +115,11 @@ def read_optional(file: Path) -> Mapping[str, Any] | None:
     :raises PruneError: if it is there but damaged
     """
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return read_object(file)
+    except MissingFileError:
         return None
-    except (OSError, ValueError) as error:
-        raise PruneError(
-            f"{file} is not JSON: {error}", hint="make it again, or delete it"
-        ) from None
-    if not isinstance(fields, dict):
-        raise PruneError(f"{file} is not a JSON object", hint="make it again, or delete it")
-    return fields
+    except PruneError as error:
+        raise PruneError(error.message, hint="make it again, or delete it") from None
 
 
 def _read(point: Mapping[str, Any], metric: str) -> Any:

@@ -5,14 +5,14 @@ Shares are of 1. Tuples over experts are in the order of the ``experts`` beside 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from vllm_moe_prune.errors import PruneError, one_line
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.fingerprint import BaseFingerprint
 from vllm_moe_prune.provenance import Provenance, write_atomic
-from vllm_moe_prune.routing_map import BaseFingerprint
+from vllm_moe_prune.reading import MissingFileError, read_model
 
 ANALYSIS_FILE = "analysis.json"
 SCHEMA_VERSION = 1
@@ -136,12 +136,7 @@ class Analysis(_Frozen):
 
         :raises PruneError: if there is none, or it is damaged
         """
-        file = folder / ANALYSIS_FILE
         try:
-            return cls.model_validate(json.loads(file.read_text(encoding="utf-8")))
-        except FileNotFoundError:
+            return read_model(folder / ANALYSIS_FILE, cls)
+        except MissingFileError:
             raise PruneError(f"no {ANALYSIS_FILE} in {folder}", hint="vmprune analyze") from None
-        except ValidationError as error:
-            raise PruneError(f"{file}: {one_line(error)}") from None
-        except ValueError as error:
-            raise PruneError(f"{file} is not JSON: {error}") from None

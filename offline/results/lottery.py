@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from offline.results.balance import coefficient_of_variation, shares
-from vllm_moe_prune.errors import PruneError, one_line
+from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import write_atomic
+from vllm_moe_prune.reading import MissingFileError, read_model
 from vllm_moe_prune.tuning import Tuning
 
 ROUND_FILE = "round.json"
@@ -140,8 +141,8 @@ def kept_ids(kept: Mapping[int, Sequence[int]]) -> dict[int, tuple[int, ...]]:
 
 def _read(file: Path, model: type[Record]) -> Record | None:
     try:
-        return model.model_validate_json(file.read_text())
-    except FileNotFoundError:
+        return read_model(file, model)
+    except MissingFileError:
         return None
-    except ValidationError as error:
-        raise PruneError(f"{file}: {one_line(error)}", hint="delete it, to measure again") from None
+    except PruneError as error:
+        raise PruneError(error.message, hint="delete it, to measure again") from None

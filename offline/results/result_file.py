@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from vllm_moe_prune.errors import PruneError, one_line
+from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import write_atomic
+from vllm_moe_prune.reading import MissingFileError, read_model
 
 
 class ResultFile(BaseModel):
@@ -34,15 +34,9 @@ class ResultFile(BaseModel):
 
         :raises PruneError: if there is none or it is damaged
         """
-        file = folder / cls.file_name
         try:
-            fields: Any = json.loads(file.read_text())
-            return cls.model_validate(fields)
-        except FileNotFoundError:
+            return read_model(folder / cls.file_name, cls)
+        except MissingFileError:
             raise PruneError(
                 f"{folder} has no {cls.file_name}", hint=f"was it made by {cls.made_by}?"
             ) from None
-        except json.JSONDecodeError as error:
-            raise PruneError(f"{file} is not JSON: {error}") from None
-        except ValidationError as error:
-            raise PruneError(f"{file}: {one_line(error)}") from None

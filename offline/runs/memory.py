@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vllm_moe_prune.reading import read_text
+
 _LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, and what it uses now
 _USED = Path("/sys/fs/cgroup/memory.current")
 
@@ -19,6 +21,6 @@ def free_bytes(device: str) -> int:
 
     free = int(psutil.virtual_memory().available)
     try:
-        return min(free, int(_LIMIT.read_text()) - int(_USED.read_text()))
-    except (OSError, ValueError):  # no container, or one without a limit
+        return min(free, int(read_text(_LIMIT)) - int(read_text(_USED)))
+    except ValueError:  # no container (PruneError is one), or one without a limit
         return free

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
@@ -12,15 +11,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from offline.runs.disk import one_line_if_full
 from offline.runs.inputs import input_around, input_within
-from offline.runs.owned import first_foreign, read_stamp, refuse_foreign, stamp, write_manifest
+from offline.runs.owned import (
+    first_foreign,
+    read_stamp,
+    refuse_foreign,
+    shortened,
+    stamp,
+    write_manifest,
+)
+from offline.runs.owner import owned, release, run_of
 from offline.runs.units import gib
 from vllm_moe_prune.errors import PruneError
 
 WORK_MARKER = ".vmprune-work.json"
 _NEW, _OLD, _SUFFIX = "new", "old", ".partial"
+_FREE, _NOTHING = "free some space or choose another --out", "; nothing was written"
 NAME_BYTES = 255  # of a file name, on nearly every file system
-_SHORT = 200  # of these for a name within another
 
 
 def check_output(out: Path, *, force: bool, inputs: Iterable[object] = ()) -> None:
@@ -80,6 +88,8 @@ def _check_place(out: Path, *, force: bool, inputs: Iterable[object]) -> None:
         raise PruneError(f"{out} is a symbolic link", hint="give --out the place that it leads to")
     if not parent.is_dir():
         raise PruneError(f"{parent} is not a folder", hint="create it first")
+    if out.is_mount():
+        raise PruneError(f"{out} is a disk of its own", hint="give --out a folder on it")
     if out.exists() and Path.cwd().is_relative_to(out.resolve()):
         raise PruneError(f"{out} is the folder that this runs in", hint="start it elsewhere")
     inputs = tuple(inputs)
@@ -102,14 +112,14 @@ def staged(out: Path, *, force: bool = False) -> Iterator[Path]:
 
     With ``force`` an output of ours at ``out`` is replaced only after the new one is complete.
 
-    :raises PruneError: as `check_output`, and when the disk is full
+    :raises PruneError: as `check_output` and `owned`, and when the disk is full
     """
     check_output(out, force=force)
-    with _full_disk_is_one_line(out), working(out) as work:
+    with owned(out), one_line_if_full(out, _FREE, _NOTHING), working(out) as work:
         new = work / _NEW
         new.mkdir()  # with the mode of any new folder, which the working folder has not
         yield new
-        write_manifest(new)
+        write_manifest(new, run=run_of(out))
         check_output(out, force=force)  # all this took time
         put(new, out, work)
 
@@ -120,7 +130,7 @@ def write_file(out: Path, content: str, *, force: bool, ours: Callable[[Path], b
     :raises PruneError: as `check_file`, and when the disk is full
     """
     check_file(out, force=force, ours=ours)
-    with _full_disk_is_one_line(out), working(out) as work:
+    with owned(out), one_line_if_full(out, _FREE, _NOTHING), working(out) as work:
         new = work / _NEW
         new.write_text(content, encoding="utf-8")
         new.replace(out)
@@ -164,11 +174,8 @@ def clear_stale(out: Path) -> None:
             ours = entry.name.startswith(f".{shortened(out.name)}.")
             if ours and entry.name.endswith(_SUFFIX) and entry.is_dir(follow_symlinks=False):
                 _clear_if_left(Path(entry.path), out)
-
-
-def shortened(name: str) -> str:
-    """Return a name to be part of another, so that the other is not too long."""
-    return os.fsencode(name)[:_SHORT].decode(errors="ignore")
+    if out.parent.is_dir():
+        release(out)
 
 
 def _mark(work: Path, out: Path) -> IO[str]:
@@ -211,16 +218,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _full_disk_is_one_line(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise PruneError(
-                f"no space left on the disk of {out.resolve().parent}; nothing was written",
-                hint="free some space or choose another --out",
-            ) from None
-        raise

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vllm_moe_prune import __version__
+from vllm_moe_prune import __version__, reading
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import write_atomic
@@ -32,6 +32,8 @@ _PAGE = "report.html"
 _HALF_WRITTEN = re.compile(
     r"\.(report\.html|(check|answers|text_quality|gates_result)\.json)\.\w+\.tmp"
 )
+SETTINGS = "settings.json"  # of a run, in its folder
+_SHORT = 200  # bytes of a name within another, which may have 255
 _SAMPLE = 1 << 16  # bytes at both ends of a file that tell whether it changed
 # Folders of versions without a manifest: one of these says in its provenance that it is ours ...
 _SIGNATURES = (
@@ -65,15 +67,37 @@ def read_stamp(file: Path) -> dict[str, Any] | None:
 def read_json(file: Path) -> Any:
     """Return a file's JSON; None if it is absent or something else."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return reading.read_json(file)
+    except PruneError:
         return None
 
 
-def write_manifest(folder: Path) -> None:
-    """Say in a hidden file which files the folder has, and how they are: the last one written."""
+def shortened(name: str) -> str:
+    """Return a name to be part of another, so that the other is not too long."""
+    return os.fsencode(name)[:_SHORT].decode(errors="ignore")
+
+
+def run_path(out: Path) -> Path:
+    """Return ``OUT.run``."""
+    return out.with_name(out.name + ".run")
+
+
+def settings_digest(run: Path) -> str:
+    """Return what names a run by its settings; nothing where there is none."""
+    try:
+        return "sha256:" + hashlib.sha256(reading.read_bytes(run / SETTINGS)).hexdigest()
+    except PruneError:
+        return ""
+
+
+def write_manifest(folder: Path, *, run: str = "") -> None:
+    """Say in a hidden file which files the folder has, and how they are: the last one written.
+
+    :param run: whose result this is, as `settings_digest` names it
+    """
     files = {name: _sample(folder / name) for name in _files(folder) if name != MANIFEST}
-    write_atomic(folder / MANIFEST, stamp(files=files))
+    more = {"run": run} if run else {}
+    write_atomic(folder / MANIFEST, stamp(files=files, **more))
 
 
 def first_foreign(folder: Path) -> str | None:

@@ -13,16 +13,20 @@ from offline.runs.inputs import input_within
 from offline.runs.output import NAME_BYTES, check_output, clear_stale, put, working
 from offline.runs.owned import (
     FOREIGN_HINT,
+    SETTINGS,
     first_foreign,
     read_json,
     read_stamp,
+    run_path,
+    settings_digest,
     stamp,
 )
+from offline.runs.owner import opened
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import write_atomic
+from vllm_moe_prune.reading import parse_json
 
 RUN_MARKER = ".vmprune-run.json"
-_SETTINGS = "settings.json"
 # What runs of all kinds keep at the top of their folder, whole or as a killed one leaves it.
 _NAMES = re.compile(
     r"(settings\.json|(evaluations|texts)\.jsonl|routing_map\.(json|safetensors)|scores|base\.json"
@@ -31,6 +35,7 @@ _NAMES = re.compile(
     r"|answers\.jsonl?|(base|pruned)\.log"
     r"|\.[\w.-]+\.(tmp|partial)|\.vmprune-run\.json"
 )
+_OF_WEIGHTS = ("weights", "whole")  # in a base's fingerprint
 # What may be in the folders of a run; in all others lies an output, which says itself what it has.
 _INSIDE = (
     (
@@ -45,11 +50,6 @@ _INSIDE = (
     # A state of accelerate, of one process or of several.
     (re.compile(r"step-\d+"), re.compile(r"[\w.-]+\.(bin|pkl|pt|safetensors|json|distcp)|[\w-]+")),
 )
-
-
-def run_path(out: Path) -> Path:
-    """Return ``OUT.run``."""
-    return out.with_name(out.name + ".run")
 
 
 def check_outputs(out: Path, *, force: bool, inputs: Iterable[object] = ()) -> None:
@@ -96,12 +96,14 @@ def run_folder(
     folder = run_path(out)
     _check_run(folder)
     text = json.dumps(identity, indent=2, sort_keys=True) + "\n"
-    identity_now = json.loads(text)
-    before = read_json(folder / _SETTINGS)
-    if isinstance(before, dict) and identity_now in (before, upgrade(before)):
+    identity_now = parse_json(text, "the settings of this run")
+    before = read_json(folder / SETTINGS)
+    earlier = (before, upgrade(before)) if isinstance(before, dict) else ()
+    if (same := _same(identity_now, earlier)) is not None:
         if not _is_marked(folder):  # an earlier version began it
             write_atomic(folder / RUN_MARKER, stamp(run_of=out.name))
-        write_atomic(folder / _SETTINGS, text)
+        write_atomic(folder / SETTINGS, json.dumps(same, indent=2, sort_keys=True) + "\n")
+        opened(out, settings_digest(folder))
         return folder
     if folder.exists() and any(folder.iterdir()):
         if not force:
@@ -111,14 +113,48 @@ def run_folder(
             )
         _refuse(folder, _foreign(folder))
     _begin(folder, text, out)
+    opened(out, settings_digest(folder))
     return folder
 
 
-def remove_run(folder: Path) -> None:
-    """Remove the folder of a run that is over; one with something of the user's in it stays."""
-    if _is_marked(folder) and _foreign(folder) is None:
-        with working(folder) as work:
-            folder.rename(work / "new")  # gone at once, and removed with the working folder
+def _same(now: dict[str, Any], earlier: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return an identity, with what an equal one knows besides; None if none is equal.
+
+    Digests of weights that only one of them has are not compared: earlier versions wrote none, and
+    of a model of the hub that is not here yet there are none.
+    """
+    for before in earlier:
+        if (whole := _filled(now, before)) == _filled(before, now):
+            return whole
+    return None
+
+
+def _filled(fields: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with those digests of weights that only the other ones have."""
+    found = dict(fields)
+    for name, value in fields.items():
+        known = other.get(name)
+        if isinstance(value, dict) and isinstance(known, dict) and "routers" in value:
+            lacks = (digest for digest in _OF_WEIGHTS if value.get(digest) is None)
+            found[name] = {**value, **{digest: known.get(digest) for digest in lacks}}
+    return found
+
+
+def remove_run(folder: Path) -> bool:
+    """Remove the folder of a run that is over; one with something of the user's in it stays.
+
+    :returns: whether it is gone
+    """
+    if not _is_marked(folder) or _foreign(folder) is not None:
+        return False
+    with working(folder) as work:
+        folder.rename(work / "new")  # gone at once, and removed with the working folder
+    return True
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is one that a run keeps."""
+    return folder.is_dir() and not folder.is_symlink() and _is_marked(folder)
 
 
 def _begin(folder: Path, settings: str, out: Path) -> None:
@@ -127,7 +163,7 @@ def _begin(folder: Path, settings: str, out: Path) -> None:
         new = work / "new"
         new.mkdir()
         write_atomic(new / RUN_MARKER, stamp(run_of=out.name))
-        write_atomic(new / _SETTINGS, settings)
+        write_atomic(new / SETTINGS, settings)
         put(new, folder, work)
 
 
@@ -139,7 +175,7 @@ def _check_run(folder: Path) -> None:
         raise PruneError(f"{folder} is a symbolic link", hint="choose another --out")
     clear_stale(folder)
     if folder.is_dir():
-        if not _is_marked(folder) and not _is_runs(folder / _SETTINGS):
+        if not _is_marked(folder) and not _is_runs(folder / SETTINGS):
             _refuse(folder, min((entry.name for entry in folder.iterdir()), default=None))
     elif folder.exists():
         raise PruneError(f"{folder} is not a folder", hint=FOREIGN_HINT)
@@ -156,7 +192,7 @@ def _foreign(folder: Path, names: re.Pattern[str] = _NAMES) -> str | None:
     """
     for name in sorted(entry.name for entry in folder.iterdir()):
         inner = folder / name
-        if not names.fullmatch(name) or (name == _SETTINGS and not _is_runs(inner)):
+        if not names.fullmatch(name) or (name == SETTINGS and not _is_runs(inner)):
             return name
         if inner.is_symlink():
             return name

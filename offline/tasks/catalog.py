@@ -25,6 +25,7 @@ from offline.tasks.task import (
 from offline.tasks.yaml_fields import generation_of, is_plain, read_fields
 from offline.texts.files import KINDS, kind_of, stem_of
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import read_text
 
 __all__ = [
     "DEFAULT",
@@ -186,7 +187,7 @@ def _own_tasks(path: Path, metric: str | None, library: Library) -> tuple[Task, 
     plain = is_plain(path)  # which refuses what is no YAML
     from offline.data.yaml_file import given_twice
 
-    if (twice := given_twice(path.read_text(encoding="utf-8"))) is not None:
+    if (twice := given_twice(read_text(path, "task "))) is not None:
         raise PruneError(f"task {path}: {twice}")
     if not _PLACES & read_fields(path).keys():
         raise PruneError(

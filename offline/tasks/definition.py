@@ -15,6 +15,7 @@ from offline.tasks.index import Entry, Index, closest
 from offline.tasks.prompting import Prompting, sampled
 from offline.tasks.yaml_fields import FUNCTION, read_fields
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import parse_json
 
 DefinedKind = Literal["choice", "generate", "likelihood", "rolling"]
 _KINDS: Mapping[str, DefinedKind] = {
@@ -146,7 +147,7 @@ def fields_of(definition: Definition) -> dict[str, Any]:
     :raises PruneError: if the file cannot be read
     """
     own = read_fields(definition.file) if definition.file else {}
-    return {**own, **json.loads(definition.changes)}
+    return {**own, **parse_json(definition.changes, definition.task)}
 
 
 def _expanded(

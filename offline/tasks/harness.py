@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from offline.tasks.results import ItemResult, TaskResult
 from offline.tasks.splits import examples, load_items, split_file
 from offline.tasks.task import Metric, Split, Task
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import parse_json
 
 _GENERATED = "exact_match"  # the name that lm-eval knows; what it says is up to answers.py
 
@@ -235,7 +235,7 @@ def _config(task: Task, split: Split) -> dict[str, Any]:
             "do_sample": False,
             **task.prompting.generation,
         },
-        "filter_list": json.loads(task.generation.filters or "null"),
+        "filter_list": parse_json(task.generation.filters or "null", task.name),
         "metric_list": [_metric(_GENERATED)],
     }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import os
 import random
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from offline.tasks.definition import Definition, fields_of
 from offline.tasks.quiet import quiet_libraries
 from offline.tasks.yaml_fields import FUNCTION
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import parse_json
 
 _ABSENT = ("DatasetNotFoundError", "RepositoryNotFoundError", "RevisionNotFoundError")
 _UNREACHED = (
@@ -105,7 +105,8 @@ def code_may_run(allowed: bool) -> Iterator[None]:
 
 def _config(definition: Definition) -> dict[str, Any]:
     own = load_yaml(definition.file) if definition.file else {}
-    return {**own, **_resolved(json.loads(definition.changes)), "task": definition.task}
+    changes = parse_json(definition.changes, definition.task)
+    return {**own, **_resolved(changes), "task": definition.task}
 
 
 def _resolved(value: Any) -> Any:

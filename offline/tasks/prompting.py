@@ -13,6 +13,7 @@ from typing import Any
 
 from offline.tasks.generation_options import check_options
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import parse_json
 
 THINK_END = "think_end"  # the key under which a request's options name the end of thinking
 
@@ -97,9 +98,9 @@ def _read(text: str) -> dict[str, Any]:
     if not text.lstrip().startswith("{"):
         return _once(text, [_pair(text, p.strip()) for p in text.split(",") if p.strip()])
     try:
-        found: dict[str, Any] = json.loads(text, object_pairs_hook=functools.partial(_once, text))
-    except json.JSONDecodeError as error:
-        raise PruneError(f"--gen-kwargs {text}: no JSON: {error.msg}") from None
+        found = parse_json(text, "it", functools.partial(_once, text))
+    except PruneError as error:
+        raise PruneError(f"--gen-kwargs {text}: {error.message}") from None
     if not isinstance(found, dict):
         raise PruneError(f"--gen-kwargs {text}: no JSON object")
     return found

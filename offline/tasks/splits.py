@@ -19,8 +19,10 @@ from offline.tasks.items import Item
 from offline.tasks.task import SPLITS, Source, Split, Task
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import DataIdentity, sha256_text, write_atomic
+from vllm_moe_prune.reading import parse_json, read_bytes, read_text
 
 _VERSION = 2  # raise it when the rules below change, so that old files are not used
+_MOST = 1 << 40  # bytes of a text file of the user's
 _SEARCH_ITEMS = 2000
 _SELECTION_ITEMS = 1000
 _DUPLICATE_PREFIX = 1_000_000  # document ids from here on repeat the items without the question
@@ -52,7 +54,7 @@ def examples(task: Task) -> str:
 
 
 def _read_items(lines: Iterable[str]) -> list[Item]:
-    found = [json.loads(line) for line in lines]
+    found = [parse_json(line, "a kept item") for line in lines]
     return [
         Item(**{**fields, "choices": tuple(fields["choices"]), "answers": tuple(fields["answers"])})
         for fields in found
@@ -77,7 +79,7 @@ def _lines(task: Task, split: Split) -> list[str]:
 
 def _file_lines(task: Task, split: Split) -> list[str]:
     # not splitlines(): texts hold other characters that it takes for line ends
-    return split_file(task, split).read_text(encoding="utf-8").split("\n")[:-1]
+    return read_text(split_file(task, split)).split("\n")[:-1]
 
 
 def data_identity(task: Task, split: Split, limit: int | None = None) -> DataIdentity:
@@ -203,7 +205,7 @@ def _read(source: Source, task: Task) -> list[Item]:
         for line in lines:
             if '"idx": 0,' not in line:  # a cheap test: most lines are long and not needed
                 continue
-            row = json.loads(line)
+            row = parse_json(line, str(path))
             if row["idx"] == 0 and row["doc_id"] < _DUPLICATE_PREFIX:
                 items.append(_item(str(row["doc_id"]), row["doc"], task))
     return items
@@ -223,7 +225,7 @@ def _recipe(task: Task) -> str:
     """Return a short hash of all that decides the content of the split files."""
     own = task.yaml or task.text
     if own is not None:
-        parts = [str(own.resolve()), hashlib.sha256(own.read_bytes()).hexdigest()]
+        parts = [str(own.resolve()), hashlib.sha256(read_bytes(own, most=_MOST)).hexdigest()]
     elif task.kind == "text":
         parts = [package.sha256 for package in PACKAGES.values()]
     else:

@@ -13,6 +13,7 @@ from typing import Any
 
 from offline.tasks.prompting import sampled
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import parse_yaml, read_bytes
 
 _UNTIL = "\n\n"  # lm-eval's own defaults: its separator between examples, and its length
 _MAX_TOKENS = 256
@@ -84,11 +85,7 @@ def _parsed(path: Path, changed: int) -> dict[str, Any]:
     loader: Any = type("Loader", (base,), {})
     folder = path.parent.resolve()
     loader.add_multi_constructor("!", lambda _, suffix, node: f"!{suffix} {folder}/{node.value}")
-    try:
-        fields = yaml.load(path.read_bytes(), loader)
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise PruneError(f"cannot read task {path}: {reason}") from None
+    fields = parse_yaml(read_bytes(path), f"cannot read task {path}: it", loader)
     if not isinstance(fields, dict):
         raise PruneError(f"cannot read task {path}: it is no mapping of YAML")
     return fields

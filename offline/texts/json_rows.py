@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Container, Iterator
 from contextlib import closing
 from typing import Any, BinaryIO
@@ -10,6 +9,7 @@ from typing import Any, BinaryIO
 from offline.texts.lines import decoded, lines_of
 from offline.texts.row import LONGEST, Row, Skip, told
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import parse_json
 
 TOO_LONG = f"longer than {LONGEST >> 20} MiB"
 _CHUNK = 1 << 16
@@ -35,13 +35,7 @@ def _line(line: bytes | None, place: str, number: int) -> Row:
     if line is None:
         return Row(place, name, Skip(TOO_LONG))
     text = decoded(line, place)
-    try:
-        return Row(place, name, json.loads(text))
-    except RecursionError:
-        raise PruneError(f"{place} is nested too deeply") from None
-    except ValueError as error:  # also of numbers with thousands of digits
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise PruneError(f"{place} is no JSON: {told(reason)}") from None
+    return Row(place, name, parse_json(text, place))
 
 
 def json_rows(
@@ -65,7 +59,7 @@ def json_rows(
                 if isinstance(error, PruneError):
                     raise
                 first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise PruneError(f"{where} is no JSON: {told(first)}") from None
+                raise PruneError(f"{where} is not JSON: {told(first)}") from None
             except _TooLong:
                 raise PruneError(
                     f"{where} is {TOO_LONG}",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from offline.texts.row import Skip
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import parse_json
 
 Messages = list[dict[str, Any]]
 
@@ -28,8 +29,8 @@ def parsed(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return parse_json(value, "a column")
+    except PruneError:
         raise Skip(NO_MESSAGES) from None
 
 

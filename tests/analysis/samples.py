@@ -19,8 +19,9 @@ from offline.calibration.statistics import (
 from offline.maps.map_space import Space
 from tests.sample_shapes import shape_of
 from tests.vllm_moe_prune.bare import BASE
+from vllm_moe_prune.fingerprint import BaseFingerprint
 from vllm_moe_prune.provenance import DataIdentity, Provenance, sha256_text
-from vllm_moe_prune.routing_map import BaseFingerprint, RoutingMap
+from vllm_moe_prune.routing_map import RoutingMap
 
 Array = NDArray[Any]
 

@@ -11,8 +11,8 @@ from offline.calibration.statistics import GradientStatistics, WeightStatistics
 from tests.calibration.naive import Pass
 from tests.calibration.passes import accumulate, random_pass
 from tests.sample_shapes import shape_of
+from vllm_moe_prune.fingerprint import BaseFingerprint
 from vllm_moe_prune.provenance import DataIdentity, Provenance
-from vllm_moe_prune.routing_map import BaseFingerprint
 
 TOKENS = {"code": 50, "prose": 110, "sums": 20}
 EXPERTS = {1: 5, 3: 4}  # layers 0 and 2 are dense

@@ -8,8 +8,8 @@ from offline.calibration.scores import Scores
 from tests.criteria.samples import evidence_of, sample
 from tests.sample_shapes import shape_of
 from tests.vllm_moe_prune.bare import BASE
+from vllm_moe_prune.fingerprint import BaseFingerprint
 from vllm_moe_prune.provenance import DataIdentity, Provenance
-from vllm_moe_prune.routing_map import BaseFingerprint
 
 
 def scores_of(

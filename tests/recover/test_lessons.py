@@ -164,7 +164,7 @@ GOOD = '{"prompt": "a", "response": "b"}'
     [
         ("", "holds no text"),
         ("\n \n", "holds no text"),
-        (f"{GOOD}\n\n{{", "line 3 is no JSON"),
+        (f"{GOOD}\n\n{{", "line 3 is not JSON"),
         (f"{GOOD}\n[1]", "line 2 is no object"),
         (f'{GOOD}\n{{"prompt": "a"}}', "line 2 has no text: its columns are prompt"),
         ('{"prompt": "a", "response": 3}', "line 1: `response` is no text, but a number"),

@@ -53,7 +53,7 @@ def test_a_task_that_is_named_twice(
     ("content", "said"),
     [
         ("", "holds no text"),
-        ('{"prompt": "a", "response": "b"}\n{"prompt"', "line 2 is no JSON"),
+        ('{"prompt": "a", "response": "b"}\n{"prompt"', "line 2 is not JSON"),
     ],
 )
 def test_a_file_of_instructions_that_is_none(

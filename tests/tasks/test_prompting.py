@@ -36,7 +36,7 @@ def test_one_prompting_in_two_spellings_is_one() -> None:
     ("text", "said"),
     [
         ("max_gen_toks", "no KEY=VALUE"),
-        ('{"until": ', "no JSON"),
+        ('{"until": ', "not JSON"),
         ("[1]", "no KEY=VALUE"),
         ("presence_penalty=1.5", "'presence_penalty' is not offered"),
         ("temperature=hot", "temperature is 'hot'"),

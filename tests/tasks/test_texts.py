@@ -83,7 +83,7 @@ def test_jsonl_file_gives_a_passage_of_each_line(tmp_path: Path) -> None:
         ("a.txt", b"\xff\xfe\xfa", "is no text in UTF-8"),
         ("a.jsonl", "\n\n", "holds no text"),
         ("a.jsonl", '{"text": "x"}\n{"txt": "x"}\n', "line 2 has no text: its columns are txt"),
-        ("a.jsonl", "\n{text", "line 2 is no JSON"),
+        ("a.jsonl", "\n{text", "line 2 is not JSON"),
     ],
 )
 def test_text_that_cannot_be_used_is_refused(

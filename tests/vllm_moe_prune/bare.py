@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from vllm_moe_prune.checkpoint import INDEX_FILE
+from vllm_moe_prune.fingerprint import BaseFingerprint
 from vllm_moe_prune.layouts import LAYOUTS
 from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.rewrite import TensorInfo
-from vllm_moe_prune.routing_map import BaseFingerprint, RoutingMap
+from vllm_moe_prune.routing_map import RoutingMap
 
 MIXTRAL = LAYOUTS["mixtral"]
 BASE = BaseFingerprint(config="sha256:c", index="sha256:i", routers="sha256:r", name="tiny")

@@ -13,14 +13,9 @@ from hypothesis import strategies as st
 
 from tests.vllm_moe_prune.bare import BASE, MERGED, layer_fields, map_of, routing_maps, two
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.fingerprint import BaseFingerprint
 from vllm_moe_prune.provenance import DataIdentity, Provenance
-from vllm_moe_prune.routing_map import (
-    MAP_FILE,
-    MATRIX_FILE,
-    SCHEMA_VERSION,
-    BaseFingerprint,
-    RoutingMap,
-)
+from vllm_moe_prune.routing_map import MAP_FILE, MATRIX_FILE, SCHEMA_VERSION, RoutingMap
 
 
 @settings(max_examples=25, deadline=None)
@@ -126,7 +121,7 @@ def test_the_schema_is_frozen() -> None:
         ],
         "Selection": ["kept", "matrix"],
         "Substituted": ["experts", "vectors"],
-        "BaseFingerprint": ["config", "index", "name", "routers"],
+        "BaseFingerprint": ["config", "index", "name", "routers", "weights", "whole"],
         "Provenance": ["created", "data", "method", "seed", "settings", "tool", "versions"],
         "DataIdentity": ["count", "name", "sha256", "split"],
         "Tuning": ["data", "learning_rate", "parameters", "steps", "tokens", "trainable"],

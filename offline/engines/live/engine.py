@@ -22,10 +22,11 @@ from offline.tasks.harness import local_task, run, texts_of, without_examples
 from offline.tasks.results import ItemResult, TaskResult
 from vllm_moe_prune.checkpoint import Checkpoint, read_config
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.fingerprint import BaseFingerprint
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.layouts import layout_of
 from vllm_moe_prune.live_routing import check_mapped, one_hot_ids
-from vllm_moe_prune.routing_map import BaseFingerprint, RoutingMap
+from vllm_moe_prune.routing_map import RoutingMap
 from vllm_moe_prune.substitutes import check_substitutable
 
 Dtype = Literal["auto", "bfloat16", "float32"]

@@ -18,6 +18,7 @@ from vllm_moe_prune.checkpoint import read_config
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import layout_of
 from vllm_moe_prune.plugin import LIVE_LOAD_FORMAT
+from vllm_moe_prune.reading import read_text
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -68,7 +69,7 @@ def start(folder: Path, settings: Mapping[str, Any]) -> LLM:
             try:
                 return llm_class(str(folder), **{**own, **settings})
             except Exception as error:  # vLLM raises whatever its many parts do
-                text = log.read_text(errors="replace") if log.is_file() else ""
+                text = read_text(log, errors="replace") if log.is_file() else ""
                 # Of a failure in another process this one has only second-hand news.
                 reason = last_error(f"{text}\n{type(error).__name__}: {error}")
                 raise PruneError(f"vLLM cannot start on {folder}: {reason}") from error

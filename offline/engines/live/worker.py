@@ -21,6 +21,7 @@ from safetensors.torch import save
 
 from offline.engines.local.reading import read_rows
 from vllm_moe_prune.live import LiveLayer
+from vllm_moe_prune.reading import parse_json, validated
 from vllm_moe_prune.routing_map import RoutingMap
 from vllm_moe_prune.vllm_compat.live_layers import is_quantised, live_layers, run_eagerly
 from vllm_moe_prune.vllm_compat.steps import PromptRows, observe_steps
@@ -58,7 +59,7 @@ class LiveWorker:
         arrays = load(matrices) if matrices else {}
         routing_map = None
         if fields is not None:
-            routing_map = RoutingMap.model_validate_json(fields)
+            routing_map = validated(parse_json(fields, "a map"), RoutingMap, "a map")
             routing_map = RoutingMap.build(matrices=arrays, **dict(routing_map))
         layers = self.moe_state.layers
         for number, layer in layers.items():

@@ -38,10 +38,11 @@ class Unread:
         return self.read()
 
 
-def open_dequantised(folder: Path, dtype: str, **placed: Any) -> Any:
+def open_dequantised(folder: Path, dtype: str, **placed: Any) -> tuple[Any, Mapping[str, Any]]:
     """Open a quantised checkpoint's language model with transformers, in numbers of ``dtype``.
 
     :param placed: further arguments of transformers' `from_pretrained`
+    :returns: the model, and what transformers tells of the loading
     :raises PruneError: if a format is not known
     """
     checkpoint = Checkpoint.open(folder)
@@ -54,13 +55,14 @@ def open_dequantised(folder: Path, dtype: str, **placed: Any) -> Any:
     auto: Any = transformers.AutoModelForCausalLM
     with torch.device("meta"):
         kind = type(auto.from_config(config))  # for which transformers wants a name otherwise
-    model = kind.from_pretrained(
-        None, config=config, state_dict=unread(checkpoint), dtype=dtype, **placed
+    tensors = unread(checkpoint)
+    model, found = kind.from_pretrained(
+        None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True, **placed
     )
     if (folder / transformers.utils.GENERATION_CONFIG_NAME).exists():
         own = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
         model.generation_config = own
-    return model
+    return model, found
 
 
 def unread(checkpoint: Checkpoint) -> dict[str, Unread]:

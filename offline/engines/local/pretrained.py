@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import layout_of
 
 _LOG = logging.getLogger(__name__)
+_SHOWN = 3
 Dtype = Literal["auto", "bfloat16", "float32"]
 
 
@@ -26,7 +27,8 @@ def from_pretrained(folder: Path, dtype: Dtype, **placed: Any) -> Any:
     A quantised one is dequantised; how much that takes is said first.
 
     :param placed: further arguments of transformers' function of this name
-    :raises PruneError: if transformers cannot open it, or it is quantised in an unknown format
+    :raises PruneError: if transformers cannot open it, something in it is missing, or it is
+        quantised in an unknown format
     """
     quantised = dequantised(folder)
     if quantised is not None:
@@ -37,15 +39,31 @@ def from_pretrained(folder: Path, dtype: Dtype, **placed: Any) -> Any:
     try:
         with _without_report(folder):
             if quantised is not None:
-                return open_dequantised(folder, dtype, **placed)
-            return _opened_as(folder).from_pretrained(
-                folder, dtype=dtype, local_files_only=True, **placed
-            )
+                model, found = open_dequantised(folder, dtype, **placed)
+            else:
+                model, found = _opened_as(folder).from_pretrained(
+                    folder, dtype=dtype, local_files_only=True, output_loading_info=True, **placed
+                )
     except (OSError, RuntimeError, ValueError) as error:
         raise PruneError(f"transformers cannot open {folder}: {error}") from error
     finally:
         if shown:
             bars.enable_progress_bar()  # type: ignore[no-untyped-call]
+    _check_all_there(folder, found)
+    return model
+
+
+def _check_all_there(folder: Path, found: Mapping[str, Any]) -> None:
+    """Refuse a model whose checkpoint lacks weights: transformers made them up, and only warned.
+
+    :param found: what transformers tells of the loading
+    """
+    missing = sorted(map(str, found.get("missing_keys", ())))
+    if missing:
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise PruneError(
+            f"{folder} lacks {', '.join(missing[:_SHOWN])}{more}", hint="download it again"
+        )
 
 
 def _opened_as(folder: Path) -> Any:

@@ -35,9 +35,10 @@ from offline.tasks.harness import local_task, run, texts_of, without_examples
 from offline.tasks.results import TaskResult
 from vllm_moe_prune.checkpoint import Checkpoint, read_config
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.fingerprint import BaseFingerprint
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.layouts import layout_of
-from vllm_moe_prune.routing_map import MAP_FILE, BaseFingerprint, RoutingMap
+from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
 
 
 @dataclass(frozen=True, slots=True)

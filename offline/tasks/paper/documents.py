@@ -8,11 +8,12 @@ published. Training splits stay whole.
 from __future__ import annotations
 
 import functools
-import json
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vllm_moe_prune.reading import read_object
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -167,5 +168,4 @@ def _held_out(name: str, docs: Dataset) -> Dataset:
 
 @functools.cache
 def _published() -> dict[str, Any]:
-    found = Path(__file__).with_name("held_out.json").read_text(encoding="utf-8")
-    return dict(json.loads(found))
+    return read_object(Path(__file__).with_name("held_out.json"))

@@ -1,0 +1,63 @@
+"""Files are read in one place, vllm_moe_prune/reading.py, where they are bounded."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.floors import PACKAGES, ROOT, name_of
+
+READER = "vllm_moe_prune/reading.py"
+# What reads a file, or a text that came from one, as it is called in the source.
+READERS = {
+    *("json.loads", "json.load", "yaml.load", "yaml.safe_load", "yaml.full_load"),
+    *("yaml.safe_load_all", "safe_open", "load_file", "safetensors.safe_open"),
+}
+METHODS = {"read_text"}
+SOURCES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+
+
+def called(node: ast.expr) -> str:
+    """Return ``json.loads`` of ``json.loads(...)``, and of a method of anything ``.read_text``."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        before = called(node.value) if isinstance(node.value, ast.Name) else ""
+        return f"{before}.{node.attr}"
+    return ""
+
+
+def reads(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            name = called(node.func)
+            if name in READERS or (name.rpartition(".")[2] in METHODS and "." in name):
+                yield f"{name} (line {node.lineno})"
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=name_of)
+def test_nothing_else_reads(file: Path) -> None:
+    if name_of(file) != READER:
+        assert list(reads(file.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "json.loads(text)",
+        "yaml.safe_load(text)",
+        "with safe_open(file, framework='np') as one: pass",
+        "path.read_text()",
+        "(folder / 'a').read_text()",
+        "dict(load_file(file))",
+    ],
+)
+def test_what_reads_is_found(line: str) -> None:
+    assert len(list(reads(line))) == 1
+
+
+def test_the_reader_is_there() -> None:
+    assert list(reads((ROOT / READER).read_text()))
