@@ -20,13 +20,14 @@ PARALLEL ?= -n 3
 unexport PYTHONDONTWRITEBYTECODE
 # Compiled once, by all cores; a few files that are no Python of this version are passed over.
 COMPILE = $(BIN)/python -m compileall -qq -j 0 -x '/(tests|rllib)/'
+FUZZ ?= 20000
 # The lowest vLLM that is supported; the lock has the highest of which there is a CPU build.
 WINDOW ?= 0.30.0
 WINDOW_TESTS := tests/vllm_moe_prune/test_loader.py tests/vllm_moe_prune/test_window.py \
   tests/vllm_moe_prune/test_parity.py tests/vllm_moe_prune/test_lora.py \
   tests/families/test_serving.py tests/engines/live/test_engine.py
 
-.PHONY: install demo quick test test-all window lint format bench lock clean
+.PHONY: install demo quick test test-all fuzz window lint format bench lock clean
 
 install: $(STAMP)
 
@@ -63,6 +64,10 @@ test: lint
 
 test-all: lint
 	$(BIN)/pytest -m ''
+
+# Damaged and hostile files, as many as FUZZ says; writes its table into docs/reliability.md.
+fuzz: install
+	$(BIN)/python -m tests.fuzz --inputs $(FUZZ)
 
 # Laid over the installed environment, whose torch is taken; of a version without a CPU build only
 # the Python (requirements/overlay.py): make window WINDOW=0.33.0

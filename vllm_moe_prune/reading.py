@@ -150,7 +150,8 @@ def parse_json(text: str | bytes, place: str, pairs: Any = None) -> Any:
     :param pairs: makes something of an object's entries, as json's ``object_pairs_hook``
     :raises PruneError: if it is no JSON in UTF-8, too deep, or has a number of too many digits
     """
-    try:
+    try:  # json itself would take UTF-16 as well
+        text = text.decode() if isinstance(text, bytes) else text
         fields = json.loads(text, parse_int=_integer, object_pairs_hook=pairs)
     except PruneError:  # of `pairs`
         raise
