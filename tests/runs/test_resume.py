@@ -162,3 +162,21 @@ def test_what_rounds_and_states_keep_is_a_run_s(tmp_path: Path) -> None:
         (folder / name).write_text("ours")
     run_folder(tmp_path / "out", IDENTITY | {"recipe": {"keep": 3}}, force=True)
     assert sorted(file.name for file in folder.iterdir()) == [RUN_MARKER, "settings.json"]
+
+
+_PRINT = {"config": "c", "index": "i", "routers": "r"}
+
+
+def test_a_run_of_other_weights_is_another_run_and_one_without_a_digest_goes_on(
+    tmp_path: Path,
+) -> None:
+    """Earlier versions wrote none; of a model that is not downloaded yet there is none."""
+    out = tmp_path / "out"
+    weights = {"base": {**_PRINT, "weights": "w", "whole": None}}
+    folder = run_folder(out, {"recipe": 1, "base": _PRINT}, force=False)
+    run_folder(out, {"recipe": 1, **weights}, force=False)
+    assert json.loads((folder / "settings.json").read_text())["base"]["weights"] == "w"
+    run_folder(out, {"recipe": 1, "base": {**_PRINT, "weights": None}}, force=False)
+    assert json.loads((folder / "settings.json").read_text())["base"]["weights"] == "w"
+    with pytest.raises(PruneError, match="another base"):
+        run_folder(out, {"recipe": 1, "base": {**_PRINT, "weights": "v"}}, force=False)
