@@ -201,3 +201,39 @@ VISIONS: dict[str, dict[str, Any]] = {
         "position_embedding_size": 16,
     },
 }
+
+_SIZES: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 2, "vocab_size": 60}
+# Models that are not scored by transformers, and what is said.
+UNREAD: dict[str, tuple[dict[str, Any], str]] = {
+    "dbrx": (
+        {
+            **{"d_model": 64, "n_heads": 2, "n_layers": 2, "vocab_size": 60},
+            "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4},
+            "ffn_config": {
+                **{"hidden_size": 64, "ffn_hidden_size": 32},
+                **{"moe_num_experts": EXPERTS, "moe_top_k": 2},
+            },
+        },
+        "found no fused experts in this dbrx model",
+    ),
+    "longcat_flash": (
+        {
+            **_SIZES,
+            **{"num_layers": 2, "num_hidden_layers": 4, "q_lora_rank": 32, "moe_topk": 2},
+            **{"n_routed_experts": EXPERTS, "zero_expert_num": 4, "ffn_hidden_size": 96},
+            "expert_ffn_hidden_size": 32,
+        },
+        "routers of longcat_flash choose zero experts, too, which show nothing",
+    ),
+    "deepseek_v4": (
+        {
+            **_SIZES,
+            **{"num_hidden_layers": 3, "num_key_value_heads": 1, "head_dim": 64, "hc_mult": 2},
+            **{"n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+            **{"q_lora_rank": 32, "o_groups": 2, "o_lora_rank": 32},
+            "mlp_layer_types": ["hash_moe", "moe", "moe"],
+            "layer_types": ["sliding_attention"] * 3,
+        },
+        "the layers of this model are given the tokens, too: not to be taken one by one",
+    ),
+}

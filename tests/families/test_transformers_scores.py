@@ -18,6 +18,7 @@ from offline.engines.local.transformers import TransformersEngine
 from tests.calibration.test_walk import domain
 from tests.families.matrix import Matrix
 from tests.families.models import ALWAYS, CONFIGS, load, make_family
+from tests.families.more_configs import UNREAD
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 
@@ -117,3 +118,18 @@ def test_scores_are_those_of_a_plain_forward_pass(
             assert apart <= (0 if name == "counts" else LIMIT), (layer, name)
             worst = max(worst, apart)
     matrix.add(family, "transformers", "TP1", worst)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", UNREAD)
+def test_what_is_not_scored_says_why(family: str, tmp_path: Path, matrix: Matrix) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields, said = UNREAD[family]
+    auto: Any = AutoModelForCausalLM
+    auto.from_config(AutoConfig.for_model(family, **fields)).save_pretrained(tmp_path)
+    write_tokenizer(tmp_path, 60)
+    with pytest.raises(PruneError) as caught:
+        calibrate(TransformersEngine(tmp_path, dtype="float32"), [TEXT])
+    assert said in caught.value.message
+    matrix.add(family, "transformers", "TP1", f"score: {said}")

@@ -257,6 +257,12 @@ def find_layers(model: torch.nn.Module, layout: MoeLayout) -> dict[int, LayerCon
     :returns: decoder layer -> its control
     :raises PruneError: if the model holds its experts in another way
     """
+    if layout.zero_experts_key is not None:
+        raise PruneError(
+            f"routers of {layout.model_type} choose zero experts, too, which show nothing: "
+            "not scored or searched",
+            hint="choose the experts by hand: a routing map for `vmprune build`",
+        )
     adapter, found = router_of(layout), dict[int, LayerControl]()
     for name, module in model.named_modules():
         experts = getattr(module, "experts", None)
