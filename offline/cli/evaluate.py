@@ -24,6 +24,7 @@ from vllm_moe_prune.errors import PruneError
 if TYPE_CHECKING:
     from offline.engines.live.engine import VllmEngine
     from offline.engines.local.transformers import TransformersEngine
+    from offline.results.text_quality import TextQuality
     from offline.runs.progress import Reporter
     from offline.tasks.catalog import Library, Split, Task
     from offline.tasks.results import TaskResult
@@ -158,6 +159,7 @@ def evaluate(
     more: dict[str, Any] = {}
     if given := put.model_dump(exclude_none=True):
         more["prompting"] = given
+    quality: TextQuality | None = None
     if endpoint is None:
         if served_name is not None:
             raise PruneError("--served-name needs --endpoint")
@@ -173,9 +175,9 @@ def evaluate(
             check_items(task, known)
         complete(model)
         with progress() as reporter:
-            before = texts and texts.read_base(
-                model, engine, device, dtype, tensor_parallel, reporter
-            )
+            before = None
+            if texts:
+                before = texts.read_base(model, engine, device, dtype, tensor_parallel, reporter)
             reporter.stage("loading the model", 1)
             with contextlib.ExitStack() as held:
                 opened: TransformersEngine | VllmEngine
@@ -186,7 +188,8 @@ def evaluate(
                 else:
                     opened = loaded(model, routing_map, device, dtype)
                 results = _measured(opened.evaluate, asked, limit, reporter)
-                quality = texts and texts.measure(opened, routing_map, before, model, reporter)
+                if texts:
+                    quality = texts.measure(opened, routing_map, before, model, reporter)
     else:
         refuse(
             {
@@ -210,7 +213,8 @@ def evaluate(
         with progress() as reporter:
             lm = EndpointLM.connect(endpoint, model, served_name)
             results = _measured(functools.partial(run, lm), asked, limit, reporter)
-            quality = texts and texts.measure_endpoint(lm, model, reporter)
+            if texts:
+                quality = texts.measure_endpoint(lm, model, reporter)
         more |= {
             "endpoint": lm.endpoint.url,
             "served_name": lm.endpoint.model,

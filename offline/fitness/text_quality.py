@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,7 +132,7 @@ def _quality(
     domain: DomainText, own: Sequence[Reading], base: Sequence[Reading] | None, seed: int
 ) -> DomainQuality:
     sums = _loss(own)
-    fields = {
+    fields: dict[str, Any] = {
         "name": domain.name,
         "documents": len(own),
         "tokens": int(sums[:, 1].sum()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 
 class Sized(Protocol):
@@ -16,9 +16,6 @@ class Sized(Protocol):
     @property
     def active(self) -> float:
         """Experts per token."""
-
-
-Size = TypeVar("Size", bound=Sized)
 
 
 def as_small(one: Sized, other: Sized) -> bool:

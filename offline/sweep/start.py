@@ -25,8 +25,11 @@ from offline.sweep.settings import SweepSettings
 from offline.sweep.sweep import Say, Sweep, Where
 from offline.tasks.needs import check_items
 from offline.tasks.splits import data_identity
+from offline.tasks.task import Split
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.provenance import DataIdentity, Provenance, write_atomic
+
+_SPLITS: tuple[Split, ...] = ("search", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,8 @@ class Asked:
 
         :raises PruneError: for anything that cannot work
         """
-        items = {"search": settings.search_items, "test": settings.test_items}
-        objective = Objective.parse(task, items=items)  # type: ignore[arg-type]
+        items = dict(zip(_SPLITS, (settings.search_items, settings.test_items), strict=True))
+        objective = Objective.parse(task, items=items)
         text = _text(settings, gates)
         base = Checkpoint.open(model)
         read = Scores.load(scores)
@@ -75,8 +78,8 @@ class Asked:
                 dtype=where.dtype,
             )
         for entry in objective.tasks:  # last: data may have to be fetched
-            check_items(entry.task, "search")
-            check_items(entry.task, "test")
+            for split in _SPLITS:
+                check_items(entry.task, split)
         return cls(base, source, choices, objective, text, gates, settings, where)
 
     def sweep(self, folder: Path, reporter: Reporter, say: Say = lambda line: None) -> Sweep:
@@ -93,7 +96,7 @@ class Asked:
             *(
                 data_identity(entry.task, split, items.get(split))
                 for entry in self.objective.tasks
-                for split in ("search", "test")
+                for split in _SPLITS
             ),
             self.scores,
         )

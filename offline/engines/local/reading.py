@@ -24,17 +24,18 @@ def read(
     :param count: likeliest tokens to list
     :param wanted: [L, N] tokens to list instead
     """
-    own, greatest, tokens, listed = [], [], [], []
+    parts: tuple[list[torch.Tensor], ...] = ([], [], [], [])
     for begin in range(0, len(rows), _CHUNK):
         part = slice(begin, begin + _CHUNK)
         found = read_rows(logits[rows[part]], targets[part], count, _part(wanted, part))
-        for column, values in zip((own, greatest, tokens, listed), found, strict=True):
+        for column, values in zip(parts, found, strict=True):
             column.append(values)
+    own, greatest, tokens, listed = (torch.cat(column) for column in parts)
     return Reading(
-        torch.cat(own).double().cpu().numpy(),
-        torch.cat(greatest).cpu().numpy(),
-        torch.cat(tokens).to(torch.int32).cpu().numpy(),
-        torch.cat(listed).cpu().numpy(),
+        own.double().cpu().numpy(),
+        greatest.cpu().numpy(),
+        tokens.to(torch.int32).cpu().numpy(),
+        listed.cpu().numpy(),
     )
 
 
