@@ -238,7 +238,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 def _stored(folder: Path) -> dict[str, StoredTensor]:
     index_file = folder / INDEX_FILE
     if index_file.exists():
-        weight_map = read_object(index_file).get("weight_map")
+        weight_map = _read_object(index_file).get("weight_map")
         if not isinstance(weight_map, dict) or not all(
             isinstance(name, str) for name in weight_map.values()
         ):
