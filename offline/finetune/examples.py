@@ -70,7 +70,10 @@ class Examples:
 
         :raises PruneError: if the file is absent or something else
         """
-        arrays, told = read_arrays(file), metadata_of(file)
+        try:
+            arrays, told = read_arrays(file), metadata_of(file)
+        except PruneError as error:
+            raise PruneError(f"{file} holds no examples to train on: {error.message}") from None
         identity = parse_json(told.get("identity", "null"), str(file))
         if not {"input_ids", "labels"} <= arrays.keys() or not isinstance(identity, list):
             raise PruneError(f"{file} holds no examples to train on")

@@ -111,7 +111,7 @@ def test_a_server_that_is_none_ends_the_run_at_once_in_one_line() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--host", "http://127.0.0.1:1", "--workload", "absent.jsonl"], "cannot read workload"),
+        (["--host", "http://127.0.0.1:1", "--workload", "absent.jsonl"], "is missing"),
         (["--host", "http://127.0.0.1:1", "--chat-weight", "0"], "no user has a weight above 0"),
         (["--host", "http://127.0.0.1:1", "--rate", "3"], "an open loop needs an end"),
         ([], "no server to load"),

@@ -95,7 +95,7 @@ def test_sharegpt_in_either_spelling(tmp_path: Path) -> None:
         ("prompts: [a]\nload: {arrivals: poisson}", "load: poisson arrivals need stages"),
         ("prompts: [a]\ncancel: {share: 2, after: [1, 2]}", "cancel.share"),
         ("prompts: [a]\noutput_tokens: {distribution: values}", "values go with"),
-        ("sharegpt: {file: absent.json}", "cannot read"),
+        ("sharegpt: {file: absent.json}", "is missing"),
         ("prompts: [", "is not YAML"),
         ("- a", "valid dictionary"),
     ],
