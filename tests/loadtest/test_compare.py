@@ -212,7 +212,10 @@ def test_an_older_comparison_loads_and_another_file_is_refused_in_one_line(tmp_p
         (["--base", "http://127.0.0.1:9", "--candidate", "org/n"], "no OpenAI-compatible server"),
         (["--base", "org/a", "--candidate", "org/b", "--users", "0"], "1 or more"),
         (["--base", "org/a", "--candidate", "org/b", "--users", "8,8"], "given twice"),
-        (["--base", "org/a", "--candidate", "org/b", "--workload", "no.jsonl"], "no.jsonl is missing"),
+        (
+            ["--base", "org/a", "--candidate", "org/b", "--workload", "no.jsonl"],
+            "no.jsonl is missing",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_1(

@@ -92,7 +92,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path, text: str, message: s
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PruneError, match="workload .* is missing"):
+    with pytest.raises(PruneError, match=r"workload .* is missing"):
         load_workload(tmp_path / "absent.jsonl")
 
 

@@ -1,0 +1,76 @@
+"""SIGINT and SIGTERM end a command in time, with one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import click
+import pytest
+
+from offline.cli import main as main_module
+from offline.cli import signals
+
+
+def waits() -> None:
+    time.sleep(60)
+
+
+def minds_nothing() -> None:
+    """As a library does that computes for long, or takes every error for its own."""
+    for _ in range(600):
+        with suppress(KeyboardInterrupt):
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("work", "number", "status"),
+    [
+        (waits, signal.SIGTERM, 143),
+        (waits, signal.SIGINT, 130),
+        (minds_nothing, signal.SIGTERM, 128 + signal.SIGTERM),
+        (minds_nothing, signal.SIGINT, 128 + signal.SIGINT),
+    ],
+)
+def test_a_command_ends_with_one_line(
+    work: Callable[[], None],
+    number: signal.Signals,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(signals, "SECONDS", 0.3)
+    monkeypatch.setattr(main_module, "cli", click.command()(work))
+    monkeypatch.setattr(sys, "argv", ["vmprune"])
+    read, write = os.pipe()
+    if (pid := os.fork()) == 0:
+        code = 99
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.write(write, b".")
+            main_module.main()
+        except SystemExit as end:
+            code = int(str(end.code))
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    os.read(read, 1)
+    time.sleep(0.5)
+    begin = time.monotonic()
+    os.kill(pid, number)
+    _, ended = os.waitpid(pid, 0)
+    assert time.monotonic() - begin < 5
+    assert os.waitstatus_to_exitcode(ended) == status
+    assert capfd.readouterr().err.strip() == "interrupted; the same command continues"
+
+
+def test_handlers_are_as_before_afterwards() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with signals.ending_in_time():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.set_wakeup_fd(-1) == -1
