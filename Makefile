@@ -25,7 +25,7 @@ FUZZ ?= 20000
 WINDOW ?= 0.30.0
 WINDOW_TESTS := tests/vllm_moe_prune/test_loader.py tests/vllm_moe_prune/test_window.py \
   tests/vllm_moe_prune/test_parity.py tests/vllm_moe_prune/test_lora.py \
-  tests/families/test_serving.py tests/engines/live/test_engine.py
+  tests/families/test_serving.py tests/engines/live/test_engine.py tests/build/test_approximate.py
 
 .PHONY: install demo quick test test-all fuzz window lint format bench lock clean
 
