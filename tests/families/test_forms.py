@@ -19,6 +19,7 @@ from vllm_moe_prune.layouts import LAYOUTS
 QUICK = ("mixtral", "qwen3_moe", "granitemoe", "ernie4_5_moe")
 # Stacked on disk already, under the same names.
 SAME = ("gpt_oss", "llama4_text", "llama4", "gemma4_text", "gemma4")
+SAME += ("minimax_m3_vl_text", "qwen3_vl_moe")
 CASES = [
     pytest.param(family, marks=() if family in QUICK else pytest.mark.slow)
     for family in CONFIGS

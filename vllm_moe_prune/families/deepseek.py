@@ -26,12 +26,14 @@ def _deepseek(
     rows: tuple[str, ...] = (f"gate.{BIAS}",),
     gate: str = "gate.weight",
     shared: str = "shared_experts.",
+    norms: tuple[str, ...] = (),
     inside: dict[str, str] | None = None,
     **more: Any,
 ) -> MoeLayout:
     """DeepSeek's names.
 
     :param rows: what has an entry per expert beside the gate
+    :param norms: what else transformers has in the block
     :param inside: names that transformers has in place of these
     """
     form = one_by_one(
@@ -41,7 +43,7 @@ def _deepseek(
     changes: dict[str, Any] = {
         "router": MLP + moved.get(gate, gate),
         "rows": tuple(MLP + moved.get(one, one) for one in rows),
-        "beside": (MLP + moved.get(shared, shared), *dense(MLP)),
+        "beside": (MLP + moved.get(shared, shared), *dense(MLP), *(MLP + one for one in norms)),
     }
     fields: dict[str, Any] = {
         "renormalise_key": "norm_topk_prob",
@@ -72,16 +74,24 @@ _NEMOTRON = Form(
     projections=("up_proj", "down_proj"),
     rows=(f"mixer.gate.{BIAS}",),
 )
+_STEP_STACKED = Form(
+    router="moe.gate.weight",
+    blocks=("moe.",),
+    stacked=tuple(f"moe.{name}.{{part}}" for name in PROJECTIONS),
+    rows=("moe.router_bias",),
+)
 _STEP = MoeLayout(
     "step3p5",
     (
-        Form(
-            router="moe.gate.weight",
-            blocks=("moe.",),
-            stacked=tuple(f"moe.{name}.{{part}}" for name in PROJECTIONS),
-            rows=("moe.router_bias",),
-        ),
+        _STEP_STACKED,
         one_by_one("moe.", rows=("moe.router_bias",)),
+        _STEP_STACKED.in_transformers(
+            MLP,
+            router=MLP + "gate.weight",
+            blocks=(MLP,),
+            rows=(f"{MLP}gate.{BIAS}",),
+            beside=(MLP + "shared_experts.", *dense(MLP)),
+        ),
     ),
     num_experts_key="moe_num_experts",
     num_experts_aliases=("num_experts",),
@@ -124,7 +134,7 @@ FAMILIES = (
     wrapped(_GLM4V, "glm4v_moe"),
     _deepseek("dots1"),
     _deepseek("solar_open"),
-    _deepseek("axk1", vllm_module="AXK1"),
+    _deepseek("axk1", norms=("post_mlp_layernorm.",), vllm_module="AXK1"),
     _deepseek(
         "mimo_v2_flash",
         vllm_module="mimo_v2",
