@@ -5,7 +5,7 @@ another, with the engine inside of it. What needs processes or an environment of
 pipeline parallel, compiled models) gets a process for itself.
 
 A tiny model's time is not its arithmetic: of 4.4 s of CPU per model 3.2 s went into looking for
-garbage among a million objects of modules (`_Garbage`), 0.7 s into looking through all modules for
+garbage among a million objects of modules (`Garbage`), 0.7 s into looking through all modules for
 kernels again, 0.5 s into zeros in a gibibyte of cache, and 7 s, once, into torch.compile.
 
 Requests and answers are lines of JSON. An answer is, per prompt, the greedy tokens and the
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import gc
 import json
 import os
 import subprocess
@@ -239,62 +238,6 @@ def _score(
     return []
 
 
-class _Garbage:
-    """Spares the collector what lives as long as the process: the modules.
-
-    vLLM freezes and unfreezes all objects with every engine, to collect the engine's; here those
-    that are there between two engines stay frozen, and the engine's are never.
-    """
-
-    def __init__(self) -> None:
-        self._freeze = gc.freeze
-        gc.freeze = gc.unfreeze = lambda: None
-
-    def is_gone(self) -> None:
-        gc.collect()
-        self._freeze()
-
-
-def _rebind_new_modules_only() -> None:
-    """Let vLLM put its CPU kernels in place of others again only where modules have come since."""
-    try:
-        from vllm.triton_utils import dispatcher
-
-        rebind, seen = dispatcher._rebind_kernels, [0]
-    except (ImportError, AttributeError):  # other versions have no such step
-        return
-
-    def rebind_if_new(overrides: Any) -> None:
-        if seen[0] != len(sys.modules):
-            rebind(overrides)
-            seen[0] = len(sys.modules)
-
-    # It takes the attributes of every object of every module for a dictionary.
-    dispatcher.vars = lambda one: found if isinstance(found := vars(one), dict) else {}
-    dispatcher._rebind_kernels = rebind_if_new
-
-
-def _let_sigmoids_choose() -> None:
-    """Let vLLM's CPU router choose by sigmoids without groups as it does with one.
-
-    It asserts a softmax there, so that no such model computes anything; its kernels for GPUs
-    choose like this. What is computed else is vLLM's own.
-    """
-    try:
-        from vllm.model_executor.layers.fused_moe.router.cpu_router import CPURouter
-    except ImportError:  # of other versions, and other devices
-        return
-    compute = CPURouter._compute_routing
-
-    def compute_in_one_group(self: Any, *given: Any, **named: Any) -> Any:
-        own = self.custom_routing_function is None and not self.use_grouped_topk
-        if own and self.scoring_func == "sigmoid":
-            self.use_grouped_topk, self.num_expert_group, self.topk_group = True, 1, 1
-        return compute(self, *given, **named)
-
-    CPURouter._compute_routing = compute_in_one_group  # type: ignore[method-assign]
-
-
 def _main() -> None:
     from vllm import LLM  # noqa: F401 - what it imports is not garbage
     from vllm.distributed import cleanup_dist_env_and_memory
@@ -302,11 +245,13 @@ def _main() -> None:
 
     from tests.draft_probe import drafting
     from tests.live_probe import live
+    from tests.vllm_process import Garbage, let_sigmoids_choose, rebind_new_modules_only
 
-    registry._run_in_subprocess = lambda look: look()  # another process for each class is slow
-    _rebind_new_modules_only()
-    _let_sigmoids_choose()
-    garbage = _Garbage()
+    # vLLM looks at every new model class in a process of its own, which takes longer than all else.
+    registry._run_in_subprocess = lambda look: look()
+    rebind_new_modules_only()
+    let_sigmoids_choose()
+    garbage = Garbage()
     for line in sys.stdin:
         garbage.is_gone()
         try:

@@ -54,7 +54,7 @@ _IMAGES = Serving(
     note="vLLM reads images with torchvision, which its CPU build does not bring along, and "
     "refuses the model without it, the base too"
 )
-# Whose router vLLM's CPU build has not: tests/vllm_probe.py lets it choose as with one group.
+# Whose router vLLM's CPU build has not: tests/vllm_process.py lets it choose as with one group.
 TAUGHT = ("minimax_m2", "hy_v3", "laguna", "step3p5", "step3p7")
 SERVING: dict[str, Serving] = {
     "deepseek_v2": _MLA,
