@@ -147,7 +147,7 @@ CODE_FORMS = (
     "Write a Python generator or iterator that {}; choose what fits better.",
     "Write Python code that {}. Handle wrong input with clear errors.",
     "Write Python code that {}, then explain its running time.",
-    "Complete this module, whose docstring is: 'A module that {}.'",
+    "Complete this Python module, whose docstring is: 'A module that {}.'",
     "Write Python code that {} and works for very large inputs.",
     "A colleague asks for Python code that {}. Answer with the code.",
     "Write an asynchronous Python function that {}.",

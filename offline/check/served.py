@@ -103,7 +103,7 @@ def as_deployed(
     """
     for argument in arguments:
         if argument.partition("=")[0] in _OURS:
-            raise PruneError(f"{argument} is not for check to be given", hint="leave it out")
+            raise PruneError(f"{argument} is chosen by the check", hint="leave it out")
     return replace(
         spec,
         dtype=dtype,

@@ -92,7 +92,7 @@ def check(
         }
     )
     if not (parity or probing.wanted):
-        raise PruneError("--no-parity leaves nothing to check", hint="add --probes 400")
+        raise PruneError("--no-parity needs probes", hint="add --probes 400")
     is_here = parse(str(out)) is None
     there = probing.endpoint is not None
     if is_here and not there and not out.is_dir():
@@ -111,6 +111,11 @@ def check(
     answers: AnswerCheck | None = None
     folder = out if there else model_folder(out)
     base = base and model_folder(base)
+    targets = probing.endpoints() if there else ()
+    if asked is not None and not there:
+        targets = targets_of(
+            folder, base, args, dtype=dtype, eager=probing.eager, ranks=tensor_parallel
+        )
     check_free(folder, log)
     with progress() as reporter:
         if parity and not there:
@@ -128,13 +133,6 @@ def check(
             if is_here:
                 save(found, folder)
         if asked is not None:
-            targets = (
-                probing.endpoints()
-                if there
-                else targets_of(
-                    folder, base, args, dtype=dtype, eager=probing.eager, ranks=tensor_parallel
-                )
-            )
             answers = probing.answers(place, targets, asked, reporter)
             if is_here and folder.is_dir():
                 answers.save(folder)

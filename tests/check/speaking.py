@@ -30,14 +30,16 @@ class Speaker(Answers):
     fails_after: int | None = None
     wrongs: dict[Fault, set[str]] = field(default_factory=dict)
 
+    def status_of(self, body: dict[str, Any]) -> int:
+        refused = any(name in body for name in self.refuses)
+        failed = self.fails_after is not None and len(self.asked) > self.fails_after
+        body["status"] = 400 if refused else 500 if failed else 200
+        return int(body["status"])
+
     def reply(self, path: str, body: dict[str, Any]) -> Any:
-        self.status = 200
-        if any(name in body for name in self.refuses):
-            self.status = 400
-            return {"error": {"message": "no such field"}}
-        if self.fails_after is not None and len(self.asked) > self.fails_after:
-            self.status = 500
-            return {"error": {"message": "out of memory"}}
+        words = {400: "no such field", 500: "out of memory"}
+        if body["status"] in words:
+            return {"error": {"message": words[body["status"]]}}
         return self.said(body)
 
     def said(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from offline.check.built_in import built_in
 from offline.check.deployed import check_answers, folder_of
 from offline.check.served import Target
 from offline.cli.progress import Silence
-from offline.results.check import AnswerCheck, Measure
+from offline.results.check import TOLD_ONLY, AnswerCheck, Measure
 from offline.results.intervals import wilson
 from tests.check.speaking import Fault, Speaker
 from tests.command import invoke, one_error, run
@@ -34,32 +34,39 @@ def checked(
         return check_answers(out, targets, asked, reporter=Silence(), **more)
 
 
+FOUND: dict[Fault, tuple[Measure, str]] = {
+    "loops": ("loops", "prose"),
+    "thinks on": ("thinking_open", "thinking"),
+    "wrong call": ("tool_call_unparsed", "tools"),
+    "wrong code": ("code_unparsed", "code"),
+    "silence": ("empty", "chats"),
+    "unparsed thinking": ("empty_while_thinking", "thinking"),
+}
+
+
 @pytest.mark.parametrize(
-    ("fault", "measure", "kind"),
-    [
-        ("loops", "loops", "prose"),
-        ("thinks on", "thinking_open", "thinking"),
-        ("wrong call", "tool_call_unparsed", "tools"),
-        ("wrong code", "code_unparsed", "code"),
-        ("silence", "empty", "chats"),
-    ],
+    "faults",
+    [("loops", "thinks on", "wrong call", "wrong code"), ("silence", "unparsed thinking")],
 )
 def test_what_goes_wrong_is_found_with_its_rate_and_interval(
-    fault: Fault, measure: Measure, kind: str, tmp_path: Path
+    faults: tuple[Fault, ...], tmp_path: Path
 ) -> None:
-    pruned = Speaker(faults={fault: 0.7})
+    pruned = Speaker(faults=dict.fromkeys(faults, 0.7))
     result = checked(tmp_path / "out", Speaker(), pruned)
-    row = result.row(measure, kind)
-    assert row is not None and row.base is not None and row.difference is not None
-    true = len([p for p in ASKED.probes if p.kind == kind and asked_of(p) in pruned.wrongs[fault]])
-    assert (row.pruned.count, row.pruned.n, row.base.count) == (true, 20, 0)
-    assert (row.pruned.low, row.pruned.high) == wilson(true / 20, 20)
-    assert row.difference.low > 0
-    assert (row.finding, result.verdict) == ("more", "worse")
-    others = {r.measure for r in result.rows if r.finding == "more"} - {measure, "unfinished"}
-    assert not others
-    wrong = {p.digest for p in ASKED.probes if asked_of(p) in pruned.wrongs[fault]}
-    assert len(row.examples) == 3 and set(row.examples) <= wrong
+    for fault in faults:
+        measure, kind = FOUND[fault]
+        row = result.row(measure, kind)
+        assert row is not None and row.base is not None and row.difference is not None
+        wrong = {p.digest for p in ASKED.probes if asked_of(p) in pruned.wrongs[fault]}
+        true = len({p.digest for p in ASKED.probes if p.kind == kind} & wrong)
+        assert (row.pruned.count, row.pruned.n, row.base.count) == (true, 20, 0)
+        assert (row.pruned.low, row.pruned.high) == wilson(true / 20, 20)
+        assert row.difference.low > 0
+        assert row.finding == ("undecided" if measure in TOLD_ONLY else "more")
+        assert len(row.examples) == 3 and set(row.examples) <= wrong
+    expected = {FOUND[fault][0] for fault in faults} | {"unfinished", "thinking_open"}
+    assert {r.measure for r in result.rows if r.finding == "more"} <= expected
+    assert result.verdict == "worse"
 
 
 def asked_of(probe: Any) -> str:

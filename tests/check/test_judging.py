@@ -200,7 +200,7 @@ def test_a_server_that_does_not_follow_the_map_fails(
     assert list(found) == [
         "parity of log-probabilities",
         "parity of greedy tokens",
-        "no repetition collapse",
+        "repetition in a few texts",
         "answers are not empty",
         "log-probabilities are finite",
     ]

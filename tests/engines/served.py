@@ -36,6 +36,9 @@ class Answers:
         card = {"max_model_len": self.length, "root": self.root}
         return {"data": [{"id": "first", **card}, {"id": "second", **card}]}
 
+    def status_of(self, body: dict[str, Any]) -> int:
+        return self.status
+
     def reply(self, path: str, body: dict[str, Any]) -> Any:
         if self.status != 200:
             return {"error": {"message": "too long\nby far", "code": 400}}
@@ -77,7 +80,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.answers.asked.append(body)
         self.answers.paths.append(self.path)
         self.answers.keys.add(self.headers.get("Authorization"))
-        self._say(self.answers.status, self.answers.reply(self.path, body))
+        status = self.answers.status_of(body)
+        self._say(status, self.answers.reply(self.path, body))
 
     def _say(self, status: int, reply: Any) -> None:
         body = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
