@@ -28,6 +28,7 @@ from offline.tasks.splits import data_identity
 from offline.tasks.task import Split
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.provenance import DataIdentity, Provenance, write_atomic
+from vllm_moe_prune.routing_map import RoutingMap
 
 _SPLITS: tuple[Split, ...] = ("search", "test")
 
@@ -69,13 +70,9 @@ class Asked:
         choices = choices_of(settings, read, base, source)
         if where.engine == "transformers":
             check_device(where.device)
-        for choice in choices.found:
+        for routing_map in _kinds(choices):
             check_evaluable(
-                model,
-                choice.routing_map,
-                allow_other=False,
-                engine=where.engine,
-                dtype=where.dtype,
+                model, routing_map, allow_other=False, engine=where.engine, dtype=where.dtype
             )
         for entry in objective.tasks:  # last: data may have to be fetched
             for split in _SPLITS:
@@ -143,6 +140,17 @@ def run_sweep(asked: Asked, out: Path, *, force: bool, reporter: Reporter, say: 
         for choice in asked.choices.found:
             choice.routing_map.save(work / "maps" / choice.name)
     return result
+
+
+def _kinds(choices: Choices) -> list[RoutingMap]:
+    """Return one map of each kind that an engine may refuse: opening a large base takes seconds."""
+    found: dict[tuple[bool, frozenset[str]], RoutingMap] = {}
+    for choice in choices.found:
+        layers = choice.routing_map.layers
+        merged = any(layer.experts.kept is None for layer in layers)
+        kind = merged, frozenset(layer.router for layer in layers)
+        found.setdefault(kind, choice.routing_map)
+    return list(found.values())
 
 
 @contextmanager
