@@ -18,6 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from loadtest.endpoint import Endpoint
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import read_text
 
 PERIOD_SECONDS = 1.0
 SUFFIX = ".server.jsonl"  # of the file beside the records
@@ -149,7 +151,7 @@ class ServerWatch:
 def read_samples(records: Path) -> list[Sample]:
     """Return the samples beside a file of records; a line that a kill cut short ends them."""
     found: list[Sample] = []
-    with contextlib.suppress(OSError, ValidationError, UnicodeDecodeError):
-        for line in records.with_suffix(SUFFIX).read_text(encoding="utf-8").splitlines():
+    with contextlib.suppress(PruneError, ValidationError):
+        for line in read_text(records.with_suffix(SUFFIX)).splitlines():
             found.append(Sample.model_validate_json(line))
     return found

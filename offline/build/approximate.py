@@ -16,6 +16,7 @@ from offline.runs.output import check_output, staged
 from vllm_moe_prune.checkpoint import INDEX_FILE, Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
+from vllm_moe_prune.reading import read_object
 from vllm_moe_prune.rewrite import COMBINABLE, Copy, Drop, Operation
 from vllm_moe_prune.roles import WEIGHT
 from vllm_moe_prune.routing_map import RoutingMap
@@ -90,7 +91,7 @@ def _add_vectors(base: Checkpoint, routing_map: RoutingMap, folder: Path) -> Non
         names = [_vector_name(base, layer.layer, expert) for expert in layer.constant_ids]
         vectors |= {name: row.clone() for name, row in zip(names, rows, strict=True)}
     save_file(vectors, folder / _VECTORS, {"format": "pt"})
-    index = json.loads((folder / INDEX_FILE).read_text())
+    index = read_object(folder / INDEX_FILE)
     index["metadata"]["total_size"] += sum(one.nbytes for one in vectors.values())
     index["weight_map"] |= dict.fromkeys(sorted(vectors), _VECTORS)
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")

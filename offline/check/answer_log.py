@@ -14,8 +14,10 @@ from offline.check.answer import ProbeAnswer
 from offline.check.probe import Probe
 from offline.results.check import Kind, Side
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import parse_json
 
 LOG_FILE = "answers.jsonl"
+_ASK_AGAIN = "delete it; its probe will be asked again"
 
 
 @dataclass(slots=True)
@@ -47,11 +49,13 @@ class AnswerLog:
                 stream.truncate(end)
         for number, line in enumerate(whole[:end].splitlines(), start=1):
             try:
-                self._remember(json.loads(line))
+                self._remember(parse_json(line, f"{self.file}, line {number}"))
+            except PruneError as error:
+                raise PruneError(error.message, hint=_ASK_AGAIN) from None
             except (ValueError, LookupError, TypeError, ValidationError) as error:
                 raise PruneError(
                     f"{self.file}, line {number} is damaged: {type(error).__name__}",
-                    hint="delete it; its probe will be asked again",
+                    hint=_ASK_AGAIN,
                 ) from None
 
     def add(self, side: Side, sampling: str, probe: Probe, answer: ProbeAnswer) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from offline.results.check import Kind
 from vllm_moe_prune.errors import PruneError, one_line
+from vllm_moe_prune.reading import read_text
 
 
 class Probe(BaseModel):
@@ -68,10 +69,7 @@ def read_probes(file: Path, limit: int | None) -> tuple[Probe, ...]:
     :param limit: of probes, from the first; None takes all. What stands there twice counts once
     :raises PruneError: naming the line that is none, or if there are fewer than ``limit``
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PruneError(f"{file} cannot be read: {error}") from None
+    lines = read_text(file).splitlines()
     found = {probe.digest: probe for probe in _probes(file, lines)}
     if not found:
         raise PruneError(f"{file} holds no probes", hint="a JSON object or a text on each line")

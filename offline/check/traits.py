@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 import textwrap
 import warnings
@@ -12,6 +11,8 @@ from typing import Any, Literal
 
 from offline.check.answer import ProbeAnswer
 from offline.check.probes import repetition
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import parse_json
 
 WINDOW = 256  # the last tokens of an answer, in which loops are looked for
 LONGEST_PERIOD = 64
@@ -100,8 +101,8 @@ def tool_call(answer: ProbeAnswer, tools: Sequence[dict[str, Any]]) -> Call:
 
 def _fits(arguments: str, required: Sequence[str]) -> bool:
     try:
-        fields = json.loads(arguments)
-    except ValueError:
+        fields = parse_json(arguments, "arguments")
+    except PruneError:
         return False
     return isinstance(fields, dict) and all(name in fields for name in required)
 

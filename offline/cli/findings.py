@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +42,7 @@ def of_tensors(base: Checkpoint, operations: Sequence[Operation] | None = None) 
     from offline.build.quantised import follow
     from offline.lint.tensors import lint_tensors
     from vllm_moe_prune.quantisation import FILES, settings_beside
+    from vllm_moe_prune.reading import parse_json
     from vllm_moe_prune.rewrite import Drop
 
     tensors, config = decoder_tensors(base), base.config
@@ -51,7 +51,7 @@ def of_tensors(base: Checkpoint, operations: Sequence[Operation] | None = None) 
         made = (op.target for op in operations if not isinstance(op, Drop))
         tensors = {info.name: info for info in made if not base.layout.is_mtp(info.name)}
         config, files = follow(base, operations)
-        beside = json.loads(files[FILES[0]]) if FILES[0] in files else None
+        beside = parse_json(files[FILES[0]], FILES[0]) if FILES[0] in files else None
     return lint_tensors(tensors, base.layout, config, beside)
 
 
