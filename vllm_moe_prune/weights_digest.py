@@ -55,7 +55,7 @@ def _digest(stored: Stored, ranges: Ranges, kind: str) -> str | None:
         found: dict[str, bytes] = {}
         with ThreadPoolExecutor(_THREADS) as pool:
             pieces = [piece for one in files.items() for piece in _pieces(*one)]
-            for part in pool.map(lambda piece: dict(_read(*piece, ranges)), pieces):
+            for part in pool.map(lambda piece: dict(_read(piece[0], piece[1], ranges)), pieces):
                 found |= part
         digest = hashlib.sha256()
         for name in sorted(found):

@@ -287,5 +287,8 @@ def _read_tensors(file: Path, record: ScoresRecord) -> Arrays:
 
 
 def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
     with opened(file) as stream:
-        return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+        while part := stream.read(1 << 20):
+            digest.update(part)
+    return "sha256:" + digest.hexdigest()

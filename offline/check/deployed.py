@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from offline.check.answer_log import LOG_FILE, AnswerLog
 from offline.check.asking import Asked, ask_all
@@ -14,7 +14,8 @@ from offline.check.comparison import compare, unit_of
 from offline.check.probe import Probe, read_probes
 from offline.check.served import Target, as_deployed, spec_of
 from offline.results.check import KINDS, AnswerCheck, Served, Side
-from offline.runs.resume import run_folder, run_path
+from offline.runs.owned import run_path
+from offline.runs.resume import run_folder
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import snapshot_of
 from vllm_moe_prune.provenance import DataIdentity, Provenance, sha256_text
@@ -94,7 +95,8 @@ def check_answers(
     :param force: forget answers of other models or flags
     :raises PruneError: if a server does not start or fails; what was answered is kept
     """
-    identity = {"recipe": "answers", **{one.side: one.identity for one in targets}}
+    identity: dict[str, Any] = {"recipe": "answers"}
+    identity |= {one.side: one.identity for one in targets}
     folder = run_folder(_named(out), identity, force=force, otherwise=_FORCE)
     ours = all(one.spec is not None for one in targets)
     log = AnswerLog(folder / LOG_FILE, asked.tokens, keeps_skipped=ours)

@@ -20,6 +20,8 @@ from offline.runs.device import DType
 from vllm_moe_prune.errors import PruneError
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from offline.engines.encoding import Encoder
     from offline.engines.endpoint import EndpointLM
     from offline.engines.live.engine import VllmEngine
@@ -183,7 +185,7 @@ class TextsAsked:
         from offline.results.text_quality import TextQuality
         from vllm_moe_prune.provenance import Provenance
 
-        sources = [part.source for part in self.text.parts]
+        sources: list[JsonValue] = [part.source for part in self.text.parts]
         made = Provenance.now(
             "eval",
             settings={"length": self.text.length, "text": sources},

@@ -96,8 +96,8 @@ class Gates(BaseModel):
             raise ValueError(f"no gate: there are {', '.join(MEASURES)}")
         for measure, entries in limits.items():
             names = MEASURES[measure].names
-            for name in entries if names is not None else ():
-                if name not in names:
+            for name in entries:
+                if names is not None and name not in names:
                     raise ValueError(f"{measure}: {name} is none of {', '.join(names)}")
             if not entries:
                 raise ValueError(f"{measure} has no limit")

@@ -148,4 +148,5 @@ class AnswerCheck(ResultFile):
         """Return the lengths of a kind's answers if there is a base; as `row`."""
         own = [one for one in self.lengths if one.sampling == (sampling or self.samplings[0])]
         exact = [one for one in own if one.kind == kind]
-        return (exact or (own if kind == ALL and len(own) == 1 else [None]))[0]
+        found = exact or (own if kind == ALL and len(own) == 1 else [])
+        return found[0] if found else None

@@ -67,8 +67,9 @@ def _mark_models() -> None:
     async def show_available_models(self: Any) -> Any:
         models = await whole(self)
         served = served_by(self.model_config)
-        for card in models.data if served else ():
-            card.pruning = served.card()
+        if served is not None:
+            for card in models.data:
+                card.pruning = served.card()
         return models
 
     registry.show_available_models = show_available_models
@@ -83,7 +84,7 @@ def is_server() -> bool:
 def is_first_to_tell(vllm_config: Any) -> bool:
     """Whether this process is the one of all API servers whose log is to say what is served."""
     parallel = vllm_config.parallel_config
-    return parallel._api_process_count == 1 or parallel._api_process_rank < 0
+    return bool(parallel._api_process_count == 1 or parallel._api_process_rank < 0)
 
 
 def drafting_model(vllm_config: Any) -> tuple[Any, str] | None:
