@@ -115,17 +115,22 @@ def parse_delta(event: Event) -> Delta:
             return Delta()
         return Delta(error=_error_text(fields))  # an error of whatever shape
     counts = usage if isinstance(usage, dict) else {}
-    prompt, tokens = counts.get("prompt_tokens"), counts.get("completion_tokens")
+    prompt, tokens = (_count(counts.get(f"{one}_tokens")) for one in ("prompt", "completion"))
     if not choices:
         return Delta(prompt_tokens=prompt, output_tokens=tokens)
-    return _of_choice(choices[0], prompt, tokens)
+    first = choices[0] if isinstance(choices, list) else None
+    if not isinstance(first, dict):
+        raise ValueError(f"choices that are none: {_short(event.data)}")
+    return _of_choice(first, prompt, tokens)
 
 
 def _of_choice(choice: dict[str, Any], prompt: int | None, tokens: int | None) -> Delta:
     reason = choice.get("finish_reason")
+    reason = reason if reason is None else str(reason)
     if reason in _FAILED:
         return Delta(error=f"the server ended the answer with {reason!r}")
-    delta = choice.get("delta") or {}
+    found = choice.get("delta")
+    delta = found if isinstance(found, dict) else {}
     said = choice["text"] if "text" in choice else delta.get("content")
     answer = bool(said) or any(delta.get(name) for name in _ANSWER)
     output = answer or any(delta.get(name) for name in _THINKING)
@@ -139,6 +144,10 @@ def _of_choice(choice: dict[str, Any], prompt: int | None, tokens: int | None) -
         prompt_tokens=prompt,
         output_tokens=tokens,
     )
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int else None
 
 
 def _json_or_text(data: bytes) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,9 @@ Model = TypeVar("Model", bound=BaseModel)
 MOST_BYTES = 1 << 28  # of a file that is read whole: the largest index known has 30 MB
 _DEEPEST = 64  # brackets within one another
 _MOST_NODES = 1 << 22  # of a YAML file, with what its aliases repeat
+_MOST_BRACKETS, _MOST_YAML = 200, 1 << 23  # of a YAML file: open at once, letters
+_BRACKET = re.compile(r"[\[\]{}]")
+_INDENTED = re.compile(r"(?:[-?] ){100}|^ {1000}", re.MULTILINE)
 _LONGEST = 40  # digits
 _DAMAGED = (ValueError, TypeError, LookupError, AttributeError, OverflowError, ArithmeticError)
 
@@ -174,17 +178,34 @@ def parse_yaml(text: str | bytes, place: str, loader: Any = None) -> Any:
     import yaml
 
     try:
+        text = text.decode() if isinstance(text, bytes) else text
+    except UnicodeDecodeError as error:
+        raise PruneError(f"{place} is not YAML: not UTF-8 (byte {error.start})") from None
+    _check_brackets(text, place)
+    try:
         fields = yaml.load(text, loader or yaml.SafeLoader)  # only safe ones are given
     except RecursionError:
         raise PruneError(f"{place} is nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise PruneError(f"{place} is not YAML: not UTF-8 (byte {error.start})") from None
     except yaml.YAMLError as error:
         raise PruneError(f"{place} is not YAML: {yaml_reason(error)}") from None
     except _DAMAGED as error:  # of dates and numbers that there are not
         raise PruneError(f"{place} is not YAML: {error}") from None
     _check_nodes(fields, place)
     return fields
+
+
+def _check_brackets(text: str, place: str) -> None:
+    """Refuse what PyYAML takes minutes for, or its parser in C the whole process.
+
+    Its time grows with the square of the depth; brackets in texts count as well.
+    """
+    depth = 0
+    for found in _BRACKET.finditer(text):
+        depth += 1 if found[0] in "[{" else -1
+        if depth > _MOST_BRACKETS:
+            raise PruneError(f"{place} is nested too deeply")
+    if len(text) > _MOST_YAML or _INDENTED.search(text):
+        raise PruneError(f"{place} is too long, or nested too deeply")
 
 
 def yaml_reason(error: Any) -> str:

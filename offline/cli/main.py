@@ -141,7 +141,7 @@ def main() -> None:
         click.echo(LINE, err=True)
         sys.exit(143 if isinstance(error.__cause__, Terminated) else 130)
     except click.ClickException as error:
-        vars(error)["message"] = shown(error.message)  # typed as final, and shown by click
+        vars(error)["message"] = shown(error.message)
         error.show()
         sys.exit(error.exit_code)
     except PruneError as error:

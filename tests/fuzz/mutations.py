@@ -80,10 +80,10 @@ def json_file(draw: Draw, content: bytes) -> bytes:
 
 def raw_bytes(draw: Draw, content: bytes) -> bytes:
     """Damage bytes: cut them off, or put something in their place."""
-    at = draw(st.integers(0, len(content)))
+    at: int = draw(st.integers(0, len(content)))
     if draw(st.booleans()):
         return content[:at]
-    chunk = draw(st.sampled_from(_CHUNKS))
+    chunk: bytes = draw(st.sampled_from(_CHUNKS))
     return content[:at] + chunk + content[at + draw(st.integers(0, 8)) :]
 
 
@@ -95,7 +95,7 @@ def safetensors_file(draw: Draw, content: bytes) -> bytes:
     if how == "bytes":
         return raw_bytes(draw, content)
     if how == "length":
-        wrong = draw(st.sampled_from([0, 1, length - 1, length + 1, 2**31, 2**63, 2**64 - 1]))
+        wrong: int = draw(st.sampled_from([0, 1, length - 1, length + 1, 2**31, 2**63, 2**64 - 1]))
         return wrong.to_bytes(8, "little") + header + data
     if how == "data":
         return content[: 8 + length] + raw_bytes(draw, data)
@@ -145,7 +145,8 @@ def yaml_file(draw: Draw, content: bytes) -> bytes:
         return raw_bytes(draw, content)
     if how == "more":
         more = draw(st.sampled_from(_YAML)).encode()
-        return draw(st.sampled_from([more, content + more, more + content]))
+        mixed: bytes = draw(st.sampled_from([more, content + more, more + content]))
+        return mixed
     tree = json_tree(draw, yaml.safe_load(content))
     text = json.dumps(tree)  # JSON is YAML
     for name, raw in _RAW.items():
