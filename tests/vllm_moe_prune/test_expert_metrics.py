@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+
+from tests.sample_maps import mixed_map
 
 pytest.importorskip("vllm", reason="the plugin side needs vLLM")
 
@@ -22,6 +25,7 @@ from vllm_moe_prune.vllm_compat.expert_counts import (
     count_experts,
 )
 from vllm_moe_prune.vllm_compat.first_process import remember
+from vllm_moe_prune.vllm_compat.moe_layers import layer_number
 
 
 class Router:
@@ -144,3 +148,31 @@ def test_the_route_says_what_is_served_and_vllm_finds_it(monkeypatch: pytest.Mon
     ]
     assert (facts["digest"], facts["map_from"], facts["form"]) == ("sha256:1", "map", "map-only")
     assert client.post("/v1/pruning").status_code == 405
+
+
+def test_real_routers_of_every_kind_count_what_they_choose(base: Path, tmp_path: Path) -> None:
+    """Of a model that vLLM built by a map: sliced, mapped and merged, with each layer's own k."""
+    from tests.engineless import alone, config_of, loaded
+
+    routing_map = mixed_map(base)
+    routing_map.save(tmp_path / "map")
+    extra = {"routing_map": str(tmp_path / "map"), "expert_metrics": True}
+    with alone():
+        config = config_of(base, load_format="pruned_moe", model_loader_extra_config=extra)
+        model = loaded(config, tmp_path)
+        chosen = {}
+        for name, module in model.named_modules():
+            if not hasattr(module, "routed_experts"):
+                continue
+            number = layer_number(name)
+            layer = routing_map.by_layer()[number]
+            torch.manual_seed(number)
+            hidden = torch.randn(9, config.model_config.get_hidden_size())
+            logits = torch.randn(9, layer.gate_rows)
+            found = module.router.select_experts(hidden_states=hidden, router_logits=logits)
+            chosen[number] = torch.bincount(found[1].flatten().long(), minlength=layer.num_kept)
+        counts = dict(told(model))
+    assert counts == {number: ids.tolist() for number, ids in chosen.items()}
+    assert [sum(counts[one.layer]) for one in routing_map.layers] == [
+        9 * one.top_k for one in routing_map.layers
+    ]
