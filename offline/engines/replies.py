@@ -42,7 +42,7 @@ def choice_of(reply: Any) -> Mapping[str, Any]:
         raise ReplyError(f"gave {len(choices)} choices where one was asked for")
     if choice.get("index", 0) != 0:
         raise ReplyError(f"gave choice {choice['index']!r} of the one that was asked for")
-    if choice.get("finish_reason") in _FAILED:
+    if str(choice.get("finish_reason")) in _FAILED:
         raise ReplyError(f"finished a request with {choice['finish_reason']!r}")
     return choice
 

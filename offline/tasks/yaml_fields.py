@@ -18,6 +18,14 @@ from vllm_moe_prune.reading import parse_yaml, read_bytes
 _UNTIL = "\n\n"  # lm-eval's own defaults: its separator between examples, and its length
 _MAX_TOKENS = 256
 FUNCTION = "!function "  # begins what stands for a function
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "output_type": ((str,), "a text"),
+    "metric_list": ((list,), "a list"),
+    "filter_list": ((list,), "a list"),
+    "generation_kwargs": ((dict,), "a mapping"),
+    "until": ((str, list), "a text or a list of texts"),
+    "temperature": ((int, float), "a number"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +96,22 @@ def _parsed(path: Path, changed: int) -> dict[str, Any]:
     fields = parse_yaml(read_bytes(path), f"cannot read task {path}: it", loader)
     if not isinstance(fields, dict):
         raise PruneError(f"cannot read task {path}: it is no mapping of YAML")
+    _check_kinds(path, fields)
     return fields
+
+
+def _check_kinds(path: Path, fields: dict[str, Any]) -> None:
+    """Refuse what is of another kind than all readers of a task take it for."""
+    options = fields.get("generation_kwargs")
+    found = {**(options if isinstance(options, dict) else {}), **fields}
+    for name, (kinds, told) in _KINDS.items():
+        value = found.get(name)
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise PruneError(f"task {path}: `{name}` is {str(value)[:60]!r}, not {told}")
+    for name in ("metric_list", "filter_list"):
+        wrong = [entry for entry in fields.get(name) or () if not isinstance(entry, dict)]
+        if wrong:
+            raise PruneError(f"task {path}: `{name}` has {str(wrong[0])[:60]!r}, not a mapping")
 
 
 def read_fields(path: Path, depth: int = 0) -> dict[str, Any]:
