@@ -13,8 +13,9 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -39,7 +40,7 @@ class MissingFileError(PruneError):
 
 
 @contextmanager
-def opened(file: Path, what: str = "") -> Iterator[BinaryIO]:
+def opened(file: Path, what: str = "") -> Iterator[BufferedReader]:
     """Open a file for reading.
 
     :param what: it is, in what is said of a mistake, with a space behind it

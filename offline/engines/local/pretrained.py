@@ -41,9 +41,10 @@ def from_pretrained(folder: Path, dtype: Dtype, **placed: Any) -> Any:
             if quantised is not None:
                 model, found = open_dequantised(folder, dtype, **placed)
             else:
-                model, found = _opened_as(folder).from_pretrained(
+                loaded: Any = _opened_as(folder).from_pretrained(
                     folder, dtype=dtype, local_files_only=True, output_loading_info=True, **placed
                 )
+                model, found = loaded
     except (OSError, RuntimeError, ValueError) as error:
         raise PruneError(f"transformers cannot open {folder}: {error}") from error
     finally:
