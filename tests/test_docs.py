@@ -49,6 +49,7 @@ OTHERS = frozenset(
             "master-host",
             "max-loras",
             "moe-backend",
+            "reasoning-parser",
         ),
         *("model-loader-extra-config", "no-deps", "repo-type", "revision", "speculative-config"),
         *(
@@ -128,8 +129,8 @@ def complaints(words: list[str]) -> list[str]:
     known = flags_of(*path)
     if known is None:
         return [" ".join(words[:2])]
-    own = words[: words.index("--")] if "--" in words else words  # what follows is vLLM's
-    flags = (word.partition("=")[0] for word in own[2:] if re.match(r"--?[a-z]", word))
+    own = words[2 : words.index("--")] if "--" in words else words[2:]  # the rest is another's
+    flags = (word.partition("=")[0] for word in own if re.match(r"--?[a-z]", word))
     return [f"{' '.join(path)} {flag}" for flag in flags if flag not in known]
 
 

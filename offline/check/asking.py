@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from offline.check.answer import ProbeAnswer, read_answer
@@ -94,11 +95,11 @@ def _ask(
         reporter.step()
         return answer
 
-    asked = []
+    asked: list[tuple[dict[str, Any], Callable[[Any], ProbeAnswer]]] = []
     for sampling, probe in questions:
         fields = Sampling.parse(sampling).body(seed=int(probe.digest[:7], 16))
         body = {**probe.body[1], "max_tokens": tokens, **fields, **more}
-        asked.append((body, lambda reply, s=sampling, p=probe: read(reply, s, p)))
+        asked.append((body, partial(read, sampling=sampling, probe=probe)))
     endpoint.ask(questions[0][1].body[0], asked, patience=max(600.0, tokens * _SLOWEST))
 
 

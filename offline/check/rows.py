@@ -87,8 +87,8 @@ class Counts:
         rate = max(self.base.rate, _LEAST_RATE)
         needed = pairs_needed(rate, level)
         shown = needed is not None and self.n >= needed and high < doubled(rate) - rate
-        finding = beyond or ("no doubling" if shown else "undecided")
-        return self._row(self.base, difference, needed, finding)
+        alone: Finding = "no doubling" if shown else "undecided"
+        return self._row(self.base, difference, needed, beyond or alone)
 
     def _row(
         self, base: Share | None, difference: Difference | None, needed: int | None, found: Finding

@@ -146,7 +146,8 @@ class AnswerCheck(ResultFile):
 
     def length(self, kind: str = ALL, sampling: str | None = None) -> Length | None:
         """Return the lengths of a kind's answers if there is a base; as `row`."""
-        own = [one for one in self.lengths if one.sampling == (sampling or self.samplings[0])]
-        exact = [one for one in own if one.kind == kind]
-        found = exact or (own if kind == ALL and len(own) == 1 else [])
-        return found[0] if found else None
+        found = [one for one in self.lengths if one.sampling == (sampling or self.samplings[0])]
+        own = [one for one in found if one.kind == kind]
+        if not own and kind == ALL and len(found) == 1:
+            own = found
+        return own[0] if own else None

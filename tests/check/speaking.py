@@ -82,7 +82,9 @@ class Speaker(Answers):
             message, finish = {"content": _WRONG_CODE}, "stop"
         elif fault == "silence":
             message, ids, finish = {"content": ""}, ids[:1], "stop"
-        choice = {"text": message["content"]} if kind == "prose" else {"message": message}
+        choice: dict[str, Any] = (
+            {"text": message["content"]} if kind == "prose" else {"message": message}
+        )
         choice |= {"index": 0, "finish_reason": finish}
         if self.tells_tokens and body.get("return_token_ids"):
             choice["token_ids"] = ids
