@@ -84,8 +84,8 @@ def test_a_healthy_model_is_undecided_and_says_what_it_would_take(tmp_path: Path
 
 
 def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:
-    out, asked = tmp_path / "out", Asked(ASKED.probes[:40], ("greedy", "own"), 64)
-    base, broken = Speaker(), Speaker(fails_after=30)
+    out, asked = tmp_path / "out", Asked(ASKED.probes[:20], ("greedy", "own"), 64)
+    base, broken = Speaker(), Speaker(fails_after=15)
     with serving(base) as base_url, serving(broken) as url:
         targets = (Target("base", "b", url=base_url), Target("pruned", "p", url=url))
         with pytest.raises(PruneError, match="status 500: out of memory"):
@@ -93,15 +93,15 @@ def test_what_was_answered_is_not_asked_again(tmp_path: Path) -> None:
         log = folder_of(out) / LOG_FILE
         lines = log.read_text().splitlines()
         kept = len([line for line in lines if json.loads(line)["side"] == "pruned"])
-        assert (len(base.asked), kept) == (80, 30)
+        assert (len(base.asked), kept) == (40, 15)
         log.write_text("\n".join(lines) + '\n{"side":"pruned","pro')  # as a kill leaves it
         broken.fails_after = None
         before = len(broken.asked)
         result = check_answers(out, targets, asked, reporter=Silence())
-        assert (len(base.asked), len(broken.asked) - before) == (80, 50)
-        more = Asked(ASKED.probes[:50], ("greedy",), 64)
+        assert (len(base.asked), len(broken.asked) - before) == (40, 25)
+        more = Asked(ASKED.probes[:25], ("greedy",), 64)
         check_answers(out, targets, more, reporter=Silence())
-        assert len(base.asked) == 90
+        assert len(base.asked) == 45
         whole = check_answers(tmp_path / "fresh", targets, asked, reporter=Silence())
         assert (whole.rows, whole.lengths) == (result.rows, result.lengths)
         with pytest.raises(PruneError, match=r"another base .*add --force to ask anew"):
