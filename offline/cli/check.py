@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from offline.cli.gated import GATE_SETTINGS, judge_folder
 from offline.cli.models import NAMES, model_folder
 from offline.cli.probing import probe_options, probing_of
 from vllm_moe_prune.errors import PruneError, harmless
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     help="compare log-probabilities with the reference",
 )
 @probe_options
+@click.option("--gate", **GATE_SETTINGS)
 @click.option("--json", "as_json", is_flag=True, help="print JSON on stdout")
 def check(
     out: Path,
@@ -67,6 +69,7 @@ def check(
     engine: Literal["transformers", "vllm"],
     tensor_parallel: int,
     parity: bool,
+    gate: Path | None,
     as_json: bool,
     **probes: Any,
 ) -> None:
@@ -79,8 +82,11 @@ def check(
     With --probes the base and OUT are served one after the other, both with ARGS of `vllm serve`
     after `--`: the flags that you will serve with. Answers are kept in OUT.check.run, and what is
     there is not asked again. Ends with status 1 if a check fails, or answers are worse than the
-    base's.
+    base's; with --gate the gates say whether they are.
     """
+    from offline.gates.gates import read_gates
+
+    gates = None if gate is None else read_gates(gate)
     probing = probing_of(args, probes)
     probing.check(
         {
@@ -137,7 +143,12 @@ def check(
             if is_here and folder.is_dir():
                 answers.save(folder)
     ok = _say(found, answers, as_json)
-    if not ok:
+    if gates is not None and (found is None or found.ok):
+        from offline.gates.evidence import of_answers
+
+        own = {} if answers is None else of_answers(answers)
+        judge_folder(gates, folder, own, as_json=as_json, save=is_here and folder.is_dir())
+    elif not ok:
         sys.exit(1)
 
 
