@@ -96,7 +96,7 @@ def check_answers(
     :raises PruneError: if a server does not start or fails; what was answered is kept
     """
     identity: dict[str, Any] = {"recipe": "answers"}
-    identity |= {one.side: one.identity for one in targets}
+    identity.update((one.side, one.identity) for one in targets)
     folder = run_folder(_named(out), identity, force=force, otherwise=_FORCE)
     ours = all(one.spec is not None for one in targets)
     log = AnswerLog(folder / LOG_FILE, asked.tokens, keeps_skipped=ours)
