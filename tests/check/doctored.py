@@ -62,7 +62,7 @@ def make_speaking_mixtral(folder: Path, says: Sequence[Sequence[str]]) -> Path:
         num_local_experts=4,
         num_experts_per_tok=2,
         hidden_size=SIZE,
-        intermediate_size=64,
+        intermediate_size=96,
         num_attention_heads=SIZE // 64,
         num_key_value_heads=2,
         vocab_size=SIZE,
