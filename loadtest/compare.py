@@ -75,6 +75,12 @@ def _temperature(_: click.Context, __: click.Parameter, value: float) -> float:
 @click.option(
     "--duration", callback=_seconds, help="instead: send for so long, then wait for the answers"
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["locust", "vllm-bench"]),
+    default="locust",
+    help="vllm-bench: after each measurement `vllm bench serve` repeats it, for a second opinion",
+)
 @click.option("--endpoint", type=click.Choice(["chat", "completion"]), default="chat")
 @click.option("--workload", help="prompts, JSONL or YAML; default: the one shipped")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="upper bound of an answer")

@@ -31,6 +31,11 @@ def verdict(settings: Settings, lifetimes: Sequence[Lifetime]) -> Iterator[str]:
             ended = point.errors + point.requests + point.cancelled
             if point.cut or (expected is not None and ended < expected):
                 yield f"{where}: {point.cut} requests were cut, {ended} of {expected} ended"
+        for point in life.second:
+            if point.errors:
+                where = f"{life.side}, round {life.round + 1}, {point.users} users"
+                told = f"{point.errors} of {point.errors + point.requests} requests failed"
+                yield f"{where}: vllm bench serve: {told}: {point.first_error}"
         for point, health in zip(life.points, life.clients, strict=False):
             for complaint in health.complaints(settings.client_lag_ms):
                 where = f"{life.side}, round {life.round + 1}, {point.users} users"

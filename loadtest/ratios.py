@@ -44,6 +44,46 @@ def _against(
         yield from _ratio(metric, None, better, [(look(b), look(c)) for b, c in pairs], name, None)
 
 
+#: What both load generators measure; the first ones do not need a count of tokens.
+OPINIONS = (
+    *("ttft_ms_p50", "ttft_ms_p95", "itl_ms_p50", "itl_ms_p95", "e2e_ms_p50", "e2e_ms_p95"),
+    *("output_tokens_per_second", "tpot_ms_p50", "tpot_ms_p95", "output_tokens_mean"),
+)
+_UNCOUNTED = 6
+_SAME = 0.01  # nearer than this two load generators agree, however narrow the interval is
+
+
+def second_opinions(
+    lifetimes: Sequence[Lifetime], records_of: RecordsOf, second_of: RecordsOf
+) -> tuple[Ratio, ...]:
+    """What `vllm bench serve` measured by what locust did of the same server, for each of them.
+
+    Where the server does not count its tokens, metrics that need the count are left out.
+
+    :param second_of: where the requests of `vllm bench serve` are
+    """
+    found: list[Ratio] = []
+    for side in dict.fromkeys(life.side for life in lifetimes):
+        lives = [life for life in lifetimes if life.side == side and life.second]
+        for number, point in enumerate(lives[0].second if lives else ()):
+            users = point.users
+            samples = [pair(records_of(one, users), second_of(one, users)) for one in lives]
+            points = [(life.points[number], life.second[number]) for life in lives]
+            counted = all(ours.tokens_from == "usage" for ours, _ in points)
+            for metric in OPINIONS if counted else OPINIONS[:_UNCOUNTED]:
+                read, better = POINT_METRICS[metric]
+                values = [(read(ours), read(theirs)) for ours, theirs in points]
+                found += _ratio(metric, users, better, values, side, samples)
+    return tuple(found)
+
+
+def disagree(ratio: Ratio) -> bool:
+    """Whether two load generators differ by more than their interval, and more than a hundredth."""
+    if ratio.low is None or ratio.high is None or abs(ratio.median - 1) <= _SAME:
+        return False
+    return not ratio.low <= 1 <= ratio.high
+
+
 def _point(life: Lifetime, users: int) -> Summary:
     return next(point for point in life.points if point.users == users)
 

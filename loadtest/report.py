@@ -23,7 +23,16 @@ from loadtest.cli import one_line
 from loadtest.metrics import Record, Summary, read_records, summarise
 from loadtest.results import CompareResult, load_result, write_atomic
 from loadtest.server_metrics import Sample, ServerUse, read_samples
-from loadtest.table import HEADINGS, length, rows, warnings
+from loadtest.table import (
+    DISAGREE,
+    HEADINGS,
+    OPINION_HEADINGS,
+    length,
+    opinion,
+    opinion_rows,
+    rows,
+    warnings,
+)
 from vllm_moe_prune.errors import PruneError
 
 PAGE = "loadtest.html"
@@ -97,6 +106,10 @@ def _page(title: str, runs: Mapping[str, _Drawn], result: CompareResult | None) 
         warnings=warnings(result) if result else [],
         tables={side: rows(result, side) for side in result.candidates} if result else {},
         ratio_headings=HEADINGS,
+        opinion=opinion(result) if result else "",
+        opinions=opinion_rows(result) if result else [],
+        opinion_headings=OPINION_HEADINGS,
+        disagree=DISAGREE,
         runs=[(name, run.cells()) for name, run in runs.items()],
         run_headings=_RUN_HEADINGS,
         figures=figures,

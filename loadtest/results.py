@@ -22,7 +22,8 @@ from vllm_moe_prune.reading import MissingFileError, read_json, validated
 PAGE_MARK = b"<title>Serving compared</title>"
 PAGE_TITLE = "# Serving, candidate against base"
 _ROUND_FILES = re.compile(
-    r"\d+-[\w.-]+(/(server\.log|users-\d+(\.\d+)?\.(jsonl|log|client\.json|server\.jsonl)))?"
+    r"\d+-[\w.-]+(/(server\.log|users-\d+(\.\d+)?\.(jsonl|log|client\.json|server\.jsonl"
+    r"|vllm-bench\.(json|log))))?"
 )
 BASE = "base"
 SideName = str  # "base", "candidate" or the name of one of several configurations
@@ -39,6 +40,7 @@ class Settings(_Frozen):
     same ones on every side. With ``duration`` (seconds) no more are sent after that time instead,
     and those under way are answered. ``processes``: of the client; None: one for 64 users.
     ``client_lag_ms``: how late (p95) the client's own loop may be; 0: it is not judged.
+    ``engine``: ``vllm-bench`` has every measurement repeated by `vllm bench serve`.
     """
 
     users: tuple[int, ...] = (1, 8, 32)
@@ -58,6 +60,7 @@ class Settings(_Frozen):
     insecure: bool = False
     ca: str | None = None
     api_key_env: str = KEY_VARIABLE
+    engine: Literal["locust", "vllm-bench"] = "locust"
 
     def requests_at(self, users: int) -> int | None:
         """How many requests a measurement has; None if the clock ends it."""
@@ -82,6 +85,7 @@ class Lifetime(_Frozen):
     ``startup_seconds`` and ``peak_bytes`` (host memory) are None for a server that ran already.
     ``natural_output_tokens`` is the mean answer length where the model itself decides when to end.
     ``servers``: what the server's ``/metrics`` said at each point; None where there are none.
+    ``second``: what `vllm bench serve` measured at each point, where it was asked.
     """
 
     side: SideName
@@ -94,6 +98,7 @@ class Lifetime(_Frozen):
     points: tuple[Summary, ...]
     clients: tuple[Health, ...] = ()
     servers: tuple[ServerUse | None, ...] = ()
+    second: tuple[Summary, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -118,7 +123,8 @@ class CompareResult(_Frozen):
     """Everything that a comparison measured, and its ratios.
 
     ``verdict``: why it failed, a line each; empty if it did not. ``machine`` and ``versions`` are
-    those of the client, which is the servers' too where they were started from here.
+    those of the client, which is the servers' too where they were started from here. ``second``:
+    of each server (``candidate`` is its name), what `vllm bench serve` measured by what locust did.
     """
 
     schema_version: Literal[1, 2] = 2
@@ -133,6 +139,7 @@ class CompareResult(_Frozen):
     machine: dict[str, JsonValue] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     verdict: tuple[str, ...] = ()
+    second: tuple[Ratio, ...] = ()
 
     @property
     def candidates(self) -> tuple[SideName, ...]:
@@ -150,13 +157,15 @@ class CompareResult(_Frozen):
         )
         return next(found, None)
 
-    def value(self, side: SideName, metric: str, users: int) -> float | None:
-        """Median over the rounds of one side's metric at ``users``."""
+    def value(
+        self, side: SideName, metric: str, users: int, *, second: bool = False
+    ) -> float | None:
+        """Median over the rounds of one side's metric at ``users``; of the ``second`` opinion's."""
         values = [
             POINT_METRICS[metric][0](point)
             for life in self.lifetimes
             if life.side == side
-            for point in life.points
+            for point in (life.second if second else life.points)
             if point.users == users
         ]
         known = [value for value in values if value is not None]

@@ -12,12 +12,13 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
+from loadtest import vllm_bench
 from loadtest.asking import natural_length, warm_up
 from loadtest.endpoint import Endpoint, ask_served, key_from
 from loadtest.headless import Measurement, measure
 from loadtest.judgement import machine, verdict, versions
-from loadtest.metrics import Record, read_records
-from loadtest.ratios import ratios
+from loadtest.metrics import Record, Summary, read_records
+from loadtest.ratios import ratios, second_opinions
 from loadtest.results import (
     CompareResult,
     Lifetime,
@@ -85,6 +86,11 @@ def _result(
     def records_of(life: Lifetime, users: int) -> list[Record]:
         return read_records(_folder(out, life.round, life.side) / f"users-{users}.jsonl")
 
+    def second_of(life: Lifetime, users: int) -> list[Record]:
+        file = _folder(out, life.round, life.side) / f"users-{users}.jsonl"
+        found = vllm_bench.read_bench(vllm_bench.result_file(file))
+        return found.records(settings.endpoint)
+
     base, candidate, *_ = sides.values()
     all_urls = all(target.is_url for target in sides.values())
     return CompareResult(
@@ -95,6 +101,7 @@ def _result(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         lifetimes=tuple(lifetimes),
         ratios=ratios(lifetimes, records_of),
+        second=second_opinions(lifetimes, records_of, second_of),
         sides=tuple(_side(name, target) for name, target in sides.items()),
         machine=machine(),
         versions=versions(),
@@ -131,6 +138,8 @@ def _check(sides: Mapping[SideName, Target], settings: Settings) -> None:
             f"workload {settings.workload} has a load of its own",
             hint="a comparison sends a number of requests; leave load: out",
         )
+    if settings.engine == "vllm-bench":
+        vllm_bench.check(settings)
     for target in sides.values():
         if target.is_url:
             ask_served(_endpoint(target.name, settings))
@@ -156,6 +165,7 @@ def _lifetime(
     folder.mkdir(parents=True, exist_ok=True)
     natural = None
     measured = []
+    second = []
     with _serving(target, flags, folder / "server.log") as (url, server):
         if server:
             tell(f"  ready after {server.startup_seconds:.0f} s")
@@ -163,9 +173,14 @@ def _lifetime(
         tell("  warming up")
         warm_up(endpoint, max(settings.users), settings)
         for users in settings.users:
-            found = measure(url, users, settings, folder / f"users-{users}.jsonl")
+            records = folder / f"users-{users}.jsonl"
+            found = measure(url, users, settings, records)
             measured.append(found)
             _tell_of(found, tell)
+            if settings.engine == "vllm-bench":
+                again = vllm_bench.measure_again(endpoint, users, settings, records)
+                second.append(again)
+                _tell_of_second(again, tell)
         # The same greedy answers in every round: asking once is enough.
         if settings.natural_requests and number == 0:
             natural = natural_length(endpoint, settings)
@@ -181,16 +196,24 @@ def _lifetime(
             points=tuple(found.summary for found in measured),
             clients=tuple(found.health for found in measured),
             servers=tuple(found.server for found in measured),
+            second=tuple(second),
             warnings=tuple(dict.fromkeys(w for found in measured for w in found.warnings)),
         )
 
 
 def _tell_of(found: Measurement, tell: Tell) -> None:
-    point = found.summary
-    speed = f"{point.output_tokens_per_second:.1f} output tokens/s"
-    tell(f"  {point.users} users: {speed}, {point.requests} answers, {point.errors} errors")
+    tell(f"  {_line(found.summary)}")
     for warning in found.warnings:
         tell(f"    locust: {warning}")
+
+
+def _tell_of_second(again: Summary, tell: Tell) -> None:
+    tell(f"    vllm bench serve: {_line(again)}")
+
+
+def _line(point: Summary) -> str:
+    speed = f"{point.output_tokens_per_second:.1f} output tokens/s"
+    return f"{point.users} users: {speed}, {point.requests} answers, {point.errors} errors"
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from statistics import median
 
 from rich.table import Table
 
+from loadtest.ratios import disagree
 from loadtest.results import BASE, PAGE_TITLE, CompareResult, Ratio, SideName
 
 # Shown metric -> (its heading, unit of the value, digits).
@@ -85,6 +86,41 @@ def _median_of(result: CompareResult, side: str, metric: str, unit: float) -> fl
     return median(known) if known else None
 
 
+OPINION_HEADINGS = (
+    *("metric", "users", "server", "locust", "vllm bench", "ratio", "95% interval", "per round"),
+)
+DISAGREE = "DISAGREE: "
+
+
+def opinion_rows(result: CompareResult) -> list[tuple[str, ...]]:
+    """What two load generators measured of each server, in the order of ``OPINION_HEADINGS``.
+
+    The metric of a row in which they disagree begins with ``DISAGREE``.
+    """
+    found = []
+    for ratio in result.second:
+        heading, _, digits = SHOWN[ratio.metric]
+        users, side = ratio.users or 0, ratio.candidate
+        values = (
+            _number(result.value(side, ratio.metric, users, second=second), digits)
+            for second in (False, True)
+        )
+        said = f"{DISAGREE if disagree(ratio) else ''}{heading}"
+        found.append((said, str(users), side, *values, *_ratio(ratio)))
+    return found
+
+
+def opinion(result: CompareResult) -> str:
+    """Whether the two agree, in a line; empty if nobody was asked."""
+    if not result.second:
+        return ""
+    apart = [ratio for ratio in result.second if disagree(ratio)]
+    if not apart:
+        return "vllm bench serve agrees with locust within the intervals"
+    places = ", ".join(f"{SHOWN[r.metric][0]} ({r.candidate}, {r.users} users)" for r in apart)
+    return f"vllm bench serve and locust disagree by more than their intervals: {places}"
+
+
 def _ratio(ratio: Ratio) -> tuple[str, str, str]:
     ends = "" if ratio.low is None else f"{ratio.low:.2f} to {ratio.high:.2f}"
     return f"{ratio.median:.2f}", ends, " ".join(f"{value:.2f}" for value in ratio.per_round)
@@ -126,6 +162,10 @@ def markdown(result: CompareResult) -> str:
             lines += ["", f"## {side}"]
         lines += ["", f"| {' | '.join(HEADINGS)} |", "|---|---:|---:|---:|---:|---|---|"]
         lines += [f"| {' | '.join(row)} |" for row in rows(result, side)]
+    if result.second:
+        lines += ["", "## Second opinion", "", f"{opinion(result)}.", ""]
+        lines += [f"| {' | '.join(OPINION_HEADINGS)} |", "|---|---:|---|---:|---:|---:|---|---|"]
+        lines += [f"| {' | '.join(row)} |" for row in opinion_rows(result)]
     return "\n".join([*lines, ""])
 
 
@@ -149,6 +189,13 @@ def rich_tables(result: CompareResult) -> list[Table]:
         for number, heading in enumerate(HEADINGS):
             table.add_column(heading, justify="left" if number in {0, 5, 6} else "right")
         for row in rows(result, side):
+            table.add_row(*row)
+        tables.append(table)
+    if result.second:
+        table = Table(title="Second opinion", caption=opinion(result))
+        for number, heading in enumerate(OPINION_HEADINGS):
+            table.add_column(heading, justify="left" if number in {0, 2, 6, 7} else "right")
+        for row in opinion_rows(result):
             table.add_row(*row)
         tables.append(table)
     return tables
