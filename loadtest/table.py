@@ -117,7 +117,7 @@ def opinion(result: CompareResult) -> str:
     apart = [ratio for ratio in result.second if disagree(ratio)]
     if not apart:
         return "vllm bench serve agrees with locust within the intervals"
-    places = ", ".join(f"{SHOWN[r.metric][0]} ({r.candidate}, {r.users} users)" for r in apart)
+    places = "; ".join(f"{SHOWN[r.metric][0]} ({r.candidate}, {r.users} users)" for r in apart)
     return f"vllm bench serve and locust disagree by more than their intervals: {places}"
 
 

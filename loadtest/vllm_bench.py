@@ -22,7 +22,7 @@ from loadtest.client import PATHS
 from loadtest.endpoint import Endpoint, ask_served
 from loadtest.metrics import Record, Summary, summarise
 from loadtest.results import Settings
-from loadtest.workload import DEFAULT_WORKLOAD, Item
+from loadtest.workload import DEFAULT_WORKLOAD
 from loadtest.workload_file import read_workload
 from serve.process import python_module
 from vllm_moe_prune.errors import PruneError
@@ -127,18 +127,12 @@ def check(settings: Settings) -> None:
         what = "users who go away (cancel)"
     elif any(item.num_turns > 1 for item in workload.items):
         what = "conversations of several turns"
-    elif settings.endpoint == "chat" and not all(map(_is_prompt, workload.items)):
-        what = "messages other than one of the user's"
     else:
         return
     raise PruneError(
         f"workload {path} has {what}, which vllm bench serve cannot send",
         hint="leave --engine out, or give another --workload",
     )
-
-
-def _is_prompt(item: Item) -> bool:
-    return [turn["role"] for turn in item.turn(()).turns] == ["user"]
 
 
 def measure_again(endpoint: Endpoint, users: int, settings: Settings, records: Path) -> Summary:
@@ -166,7 +160,10 @@ def measure_again(endpoint: Endpoint, users: int, settings: Settings, records: P
 
 
 def write_data_set(file: Path, number: int, settings: Settings) -> None:
-    """Write the workload's first ``number`` requests as vLLM's custom data set, JSONL."""
+    """Write the workload's first ``number`` requests as vLLM's custom data set, JSONL.
+
+    That has no roles: several messages become one of the user's with the same words.
+    """
     workload = read_workload(Path(settings.workload) if settings.workload else DEFAULT_WORKLOAD)
     asks = islice(workload.asks(settings.seed, settings.max_tokens), number)
     rows = ({"prompt": ask.item.turn(()).text, "output_tokens": ask.max_tokens} for ask in asks)

@@ -100,8 +100,9 @@ def test_where_they_disagree_by_more_than_their_intervals_the_page_says_so(tmp_p
         line = next(row for row in page.splitlines() if "disagree by more than" in row)
         assert "time to first token, p50, ms (candidate, 2 users)" in line
         assert "(base, 2 users)" not in line
-    latencies = [row for row in markdown(result).splitlines() if f"| {DISAGREE}" in row]
-    assert len(latencies) == 8 and all("| 2 | candidate |" in row for row in latencies)
+    apart = [row for row in markdown(result).splitlines() if f"| {DISAGREE}" in row]
+    # Everything but the length of answers, and nothing of the base.
+    assert len(apart) == 9 and all("| 2 | candidate |" in row for row in apart)
     assert f'<tr class="bad"><td>{DISAGREE}end-to-end latency, p95, ms</td>' in drawn
 
 
@@ -130,12 +131,11 @@ def test_the_data_set_is_what_locust_sends(tmp_path: Path) -> None:
         ("prompts: [{conversation: [a, b]}]", (), "conversations of several turns, which vllm"),
         ("prompts: [a]\ncancel: {share: 0.1, after: [1, 2]}", (), "users who go away"),
         (
-            "prompts: [{messages: [{role: system, content: a}, {role: user, content: b}]}]",
+            "prompts: [a]\nload: {arrivals: poisson, stages: [{seconds: 1, rate: 2}]}",
             (),
-            "messages other than one of the user's",
+            "has a load of its own",
         ),
-        ("prompts: [a]\nload: {stages: [{seconds: 1, rate: 2}]}", (), "has a load of its own"),
-        ("prompts: [a]", ("--duration", "5s"), "not by the clock; give --requests"),
+        ("prompts: [a]", ("--duration", "5s"), "not by the clock (hint: give --requests"),
     ],
 )
 def test_what_it_cannot_do_is_refused_at_the_start(
@@ -156,7 +156,7 @@ def test_without_vllm_it_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     command = ["--base", "http://a", "--candidate", "http://b", "--engine", "vllm-bench"]
     done = CliRunner().invoke(compare_command, [*command, "--out", str(tmp_path / "out")])
     assert done.exit_code == 1 and done.output.strip().count("\n") == 0
-    assert "is to give a second opinion, is not installed; leave --engine out" in done.output
+    assert "is to give a second opinion, is not installed (hint: leave --engine out" in done.output
 
 
 @pytest.mark.slow
@@ -182,7 +182,8 @@ def test_both_engines_measure_servers_whose_every_token_is_known(
     # The same prompts with the same bounds, from both; the last six are those of vllm bench.
     theirs = [body for body in base.bodies if "max_completion_tokens" in body][-6:]
     ours = [body for body in base.bodies if body.get("max_tokens", 0) > 8][-6:]
-    assert sorted((b["messages"][0]["content"], b["max_tokens"]) for b in ours) == sorted(
+    words = ["\n\n".join(said["content"] for said in b["messages"]) for b in ours]
+    assert sorted(zip(words, (b["max_tokens"] for b in ours), strict=True)) == sorted(
         (b["messages"][0]["content"][0]["text"], b["max_completion_tokens"]) for b in theirs
     )
     for field in ("ignore_eos", "temperature", "seed", "model", "stream_options"):
