@@ -76,6 +76,10 @@ def _folder(out: Path, number: int, side: SideName) -> Path:
     return out / "rounds" / f"{number + 1}-{side}"
 
 
+def _records(folder: Path, users: int) -> Path:
+    return folder / f"users-{users}.jsonl"
+
+
 def _result(
     sides: Mapping[SideName, Target],
     settings: Settings,
@@ -84,11 +88,11 @@ def _result(
     out: Path,
 ) -> CompareResult:
     def records_of(life: Lifetime, users: int) -> list[Record]:
-        return read_records(_folder(out, life.round, life.side) / f"users-{users}.jsonl")
+        return read_records(_records(_folder(out, life.round, life.side), users))
 
     def second_of(life: Lifetime, users: int) -> list[Record]:
-        file = _folder(out, life.round, life.side) / f"users-{users}.jsonl"
-        found = vllm_bench.read_bench(vllm_bench.result_file(file))
+        ours = _records(_folder(out, life.round, life.side), users)
+        found = vllm_bench.read_bench(vllm_bench.result_file(ours))
         return found.records(settings.endpoint)
 
     base, candidate, *_ = sides.values()
@@ -173,7 +177,7 @@ def _lifetime(
         tell("  warming up")
         warm_up(endpoint, max(settings.users), settings)
         for users in settings.users:
-            records = folder / f"users-{users}.jsonl"
+            records = _records(folder, users)
             found = measure(url, users, settings, records)
             measured.append(found)
             _tell_of(found, tell)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,19 +12,6 @@ from loadtest.endpoint import Endpoint, ask_served, key_from
 from loadtest.workload import Item
 from tests.loadtest.scripted import Script, scripted
 from vllm_moe_prune.errors import PruneError
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate of our own with its key, in one file."""
-    folder = tmp_path_factory.mktemp("tls")
-    file, key = folder / "both.pem", folder / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    command += ["-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", str(file), "-keyout", str(key)]
-    subprocess.run(command, check=True, capture_output=True)
-    file.write_text(file.read_text() + key.read_text())
-    return file
 
 
 def test_a_certificate_of_one_s_own_is_refused_trusted_or_ignored(certificate: Path) -> None:

@@ -25,6 +25,12 @@ from vllm_moe_prune.errors import PruneError
 RECORDED = Path(__file__).with_name("vllm_bench.json")
 
 
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is checked beforehand does not need vLLM itself."""
+    monkeypatch.setattr("loadtest.vllm_bench.find_spec", lambda _: object())
+
+
 def test_its_numbers_are_those_that_it_printed() -> None:
     said = json.loads(RECORDED.read_text())
     point = read_bench(RECORDED).summary("chat", 2)
@@ -114,6 +120,7 @@ def test_without_a_count_of_tokens_only_times_are_compared() -> None:
     assert {r.metric[:4] for r in found} == {"ttft", "itl_", "e2e_"}
 
 
+@pytest.mark.usefixtures("installed")
 def test_the_data_set_is_what_locust_sends(tmp_path: Path) -> None:
     work = tmp_path / "work.jsonl"
     work.write_text('{"prompt": "wörd\\u2028"}\n{"conversation": ["b"], "max_tokens": 3}\n')
@@ -125,6 +132,7 @@ def test_the_data_set_is_what_locust_sends(tmp_path: Path) -> None:
     assert {(r["prompt"], r["output_tokens"]) for r in rows} == {("wörd\u2028", 5), ("b", 3)}
 
 
+@pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize(
     ("workload", "extra", "message"),
     [
@@ -162,7 +170,7 @@ def test_without_vllm_it_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 @pytest.mark.slow
 @pytest.mark.vllm
 def test_both_engines_measure_servers_whose_every_token_is_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Path
 ) -> None:
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
@@ -171,11 +179,11 @@ def test_both_engines_measure_servers_whose_every_token_is_known(
     slow = Script(first=0.4, gap=0.08, only="no role", key="secret")
     fast = Script(first=0.2, gap=0.04, only="plain", key="secret")
     out = tmp_path / "out"
-    with scripted(slow) as base, scripted(fast) as candidate:
+    with scripted(slow) as base, scripted(fast, str(certificate)) as candidate:
         command = ["--base", f"{base.url}/v1", "--candidate", candidate.url, "--users", "2"]
         command += ["--rounds", "1", "--requests", "6", "--natural-requests", "0", "--json"]
         command += ["--max-tokens", "9", "--client-lag-ms", "0", "--api-key-env", "MY_KEY"]
-        command += ["--engine", "vllm-bench", "--endpoint", "chat", "--out", str(out)]
+        command += ["--engine", "vllm-bench", "--ca", str(certificate), "--out", str(out)]
         done = CliRunner().invoke(compare_command, command)
     assert done.exit_code == 0, done.output
     result = load_result(out / "compare.json")
