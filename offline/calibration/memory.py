@@ -13,6 +13,9 @@ _SUMS = 8  # bytes of a float64
 _VLLM = 1700 * 1024**2  # of its CPU build, a process with a tiny model and a small cache
 _CLIENT = 210 * 1024**2  # of what asks it, in the program's own process
 _COMPUTED = 2  # bytes of a number that vLLM computes with, whatever weights are stored in
+_BFLOAT16 = 2  # bytes
+_KERNEL = 768 * 1024  # bytes that oneDNN keeps for a product in bfloat16 of one shape
+_KERNELS = 768  # so many of these weigh as much as the 1,024 of all sizes that it keeps
 _LAYER_NAME = ".layers."
 _LATER = 70 * 1024**2  # of a model's own code, and what libraries allocate once they compute
 
@@ -95,6 +98,9 @@ def estimate(
     if program and not converted and not offload and checkpoint.layout.expert is not None:
         # What is not converted stays in the pages of its file; experts are also in one piece.
         memory["experts, beside the pages of their files"] = checkpoint.expert_bytes()
+    if program and item == _BFLOAT16:
+        batches = sum(-(-size // batch) for size in sizes)
+        memory["kernels of single shapes"] = _kernels(sum(counts.values()) * batches, gradients)
     disk = {
         "hidden states": files_needed(num_layers, gradients=gradients) * tokens * hidden * item,
         "outputs of a layer's experts": max(sizes) * top_k * hidden * item,  # of one domain
@@ -102,6 +108,15 @@ def estimate(
     if offload:
         disk["offloaded layers"] = sum(layers)
     return MemoryEstimate(memory, disk)
+
+
+def _kernels(products: int, gradients: bool) -> int:
+    """Return the bytes of what oneDNN compiles and keeps on a CPU, for each number of tokens.
+
+    :param products: experts of all layers, times batches; some have the same number of tokens
+    """
+    shapes = products * (3 if gradients else 1) * 2 // 3
+    return min(shapes, _KERNELS) * _KERNEL
 
 
 def estimate_live(
