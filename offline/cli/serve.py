@@ -6,9 +6,6 @@ import shlex
 
 import click
 
-from serve.command import ServeCommand
-from vllm_moe_prune.mapped_checkpoint import ALLOW_OTHER, METRICS
-
 
 @click.command(epilog="Example: vmprune serve pruned -- --port 8000 --max-model-len 4096")
 @click.argument("model")
@@ -31,6 +28,9 @@ def serve(
     Org/Name[@revision] on the Hugging Face hub. What follows -- goes to `vllm serve`. Without
     --host there it listens on this machine's loopback alone (docs/serving.md).
     """
+    from serve.command import ServeCommand
+    from vllm_moe_prune.mapped_checkpoint import ALLOW_OTHER, METRICS
+
     options: dict[str, object] = {}
     if map_path is not None:
         options["routing_map"] = map_path
