@@ -59,6 +59,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if left_out else None
 
 
+@pytest.fixture
+def parts_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base may have only the tensors that a test is about: no embeddings, two layers of sixty."""
+    for look in ("_layers", "_around"):
+        monkeypatch.setattr(f"offline.build.whole.{look}", lambda base: [])
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     scheduling.arrange(items)

@@ -39,7 +39,7 @@ def layout_of(config: Mapping[str, Any]) -> MoeLayout:
         raise PruneError(
             f"model type {model_type!r} is not supported",
             hint="`vmprune inspect MODEL --explain` shows what its tensors look like; "
-            f"supported: {', '.join(sorted(LAYOUTS))}",
+            f"docs/families.md lists the {len(LAYOUTS)} that are supported",
         )
     text = layout.text_config(config)
     layout = _with_keys(layout, text)

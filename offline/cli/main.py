@@ -83,7 +83,7 @@ _COMMANDS = (
     (
         "export",
         "offline.cli.export:export",
-        "Write which experts a routing map keeps, for another tool.",
+        "Write what a routing map does, for another tool.",
     ),
     (
         "serve",
@@ -93,7 +93,7 @@ _COMMANDS = (
     (
         "check",
         "offline.cli.check:check",
-        "Serve OUT with vLLM and verify it: parity with the reference, and no collapse.",
+        "Serve OUT with vLLM and verify it: parity with the reference, and how its answers end.",
     ),
     (
         "eval",

@@ -113,7 +113,7 @@ BAD_MAPS: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (_layer(top_k=5), "layer 1: top_k 5 is more than the 4 experts kept"),
     (_base(routers="sha256:other"), "made for another base (tiny): the routers hash differs"),
     (_base(config="sha256:other"), "made for another base (tiny): the config hash differs"),
-    (_top(schema_version=3), "has schema_version 3, this program reads up to 2"),
+    (_top(schema_version=4), "has schema_version 4, this program reads up to 3"),
     (_top(colour="red"), "colour: Extra inputs are not permitted"),
     (lambda fields: fields["layers"].pop(), "says nothing of layer 3, which has experts"),
 ]

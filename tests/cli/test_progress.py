@@ -141,7 +141,7 @@ def test_no_color_is_honoured_in_a_terminal(no_color: bool) -> None:
     environment = {"FORCE_COLOR": "1", "PATH": "", "TERM": "xterm-256color"}
     if no_color:
         environment["NO_COLOR"] = "1"
-    program = "from offline.cli.console import stderr; stderr.print('[red]no[/red]')"
+    program = "from offline.cli.console import stderr; stderr.print('no', style='red')"
     kept = {k: v for k, v in os.environ.items() if k in ("PYTHONPATH", "HOME")}
     done = subprocess.run(
         [sys.executable, "-c", program],

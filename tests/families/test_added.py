@@ -21,6 +21,8 @@ from vllm_moe_prune.form import Form
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.layouts import LAYOUTS
 
+pytestmark = pytest.mark.usefixtures("parts_are_enough")
+
 EXPERTS, LAYERS, SIZE = 6, 3, 4
 BLOCK = "decoder.layers.{}.sparse."
 CONFIG = {

@@ -34,6 +34,8 @@ from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import layout_of
 from vllm_moe_prune.rewrite import Drop
 
+pytestmark = pytest.mark.usefixtures("parts_are_enough")
+
 WITH_DRAFTS = [
     name
     for name in MODELS

@@ -24,6 +24,8 @@ from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import LAYOUTS
 
+pytestmark = pytest.mark.usefixtures("parts_are_enough")
+
 ENGINES = ("transformers", "vllm")
 METHODS = ("eep", "frequency")
 # What each way out is called in a hint, and which asking it means.

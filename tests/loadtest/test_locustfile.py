@@ -45,7 +45,9 @@ def test_counts_are_exact_and_times_not_too_early_everywhere_they_are_shown(tmp_
     assert summary.ttft_ms is not None and 180 <= summary.ttft_ms.p50 < 400
     assert summary.tpot_ms is not None and 25 <= summary.tpot_ms.p50 < 50
     assert {record.index for record in read_records(records)} == set(range(8))
-    assert server.connections <= 2 + 1 + 1  # a user's each, and one to ask what is served
+    samples = len(records.with_suffix(".server.jsonl").read_text().splitlines())
+    # A user's each, one to ask what is served and one its version, and one for each sample.
+    assert server.connections <= 2 + 1 + 1 + samples
     for file in (tmp_path / "l_tokens.csv", tmp_path / "l.html"):
         assert "time per output token" in file.read_text()
     assert "secret" not in "".join(f.read_text() for f in tmp_path.iterdir())

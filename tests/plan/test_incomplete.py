@@ -32,6 +32,8 @@ from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import RoutingMap
 
+pytestmark = pytest.mark.usefixtures("parts_are_enough")
+
 LOST = (1, 4)  # of eight experts, those that no token of the quantiser's calibration reached
 SETTINGS = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}
 
