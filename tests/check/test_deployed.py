@@ -158,7 +158,8 @@ def test_more_tokens_than_the_server_takes_are_refused(tmp_path: Path) -> None:
         checked(tmp_path / "out", Speaker(length=512), Speaker())
 
 
-def test_the_command_asks_two_servers(tmp_path: Path) -> None:
+def test_the_command_asks_two_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     own = tmp_path / "own.jsonl"
     lines = [{"kind": "prose", "prompt": f"Number {n} is"} for n in range(30)]
     lines += [{"prompt": f"What is {n}?"} for n in range(10)]

@@ -283,7 +283,7 @@ def test_a_file_that_is_no_recipe_is_one_line(text: str | None, message: str, fi
 
 
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
-    with pytest.raises(PruneError, match="Is a directory"):
+    with pytest.raises(PruneError, match="is a folder"):
         recipe_of({}, tmp_path)
 
 
