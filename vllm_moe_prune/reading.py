@@ -53,8 +53,7 @@ def opened(file: Path, what: str = "") -> Iterator[BufferedReader]:
         raise MissingFileError(f"{what}{file} is missing") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise PruneError(f"{what}{file} cannot be read: {_reason(error)}") from None
-    mode = os.fstat(number).st_mode
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(mode := os.fstat(number).st_mode):
         os.close(number)
         kind = "a folder" if stat.S_ISDIR(mode) else "not a file"
         raise PruneError(f"{what}{file} is {kind}")
