@@ -20,10 +20,12 @@ _PROBE = "the shared process of vLLM"
 _STARTS = "starts of vLLM"
 GROUPS = dict.fromkeys(
     (
+        "tests/families/test_mxfp4.py",
         "tests/families/test_quantised_scores.py",
         "tests/families/test_scores.py",
         "tests/families/test_serving.py",
         "tests/families/test_quantised_served.py",
+        "tests/families/test_substituted.py",
         "tests/families/test_mtp_served.py",
         "tests/vllm_moe_prune/test_parity.py",
         "tests/vllm_moe_prune/test_lora.py",
