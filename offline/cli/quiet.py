@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
+
+from offline.cli.environment import set_for
 
 QUIET = "VMPRUNE_QUIET"  # environment variable: it reaches the children of a command, too
 
@@ -18,8 +19,7 @@ def with_quiet(command: click.Command) -> None:
 
 def _be_quiet(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
-        os.environ[QUIET] = "1"
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        set_for(context, QUIET, "HF_HUB_DISABLE_PROGRESS_BARS")
 
 
 QUIET_SETTINGS: dict[str, Any] = {

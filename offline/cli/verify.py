@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
 
+from offline.cli.environment import set_for
 from vllm_moe_prune.fingerprint import VERIFY
 
 
 def _verify(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
-        os.environ[VERIFY] = "1"
+        set_for(context, VERIFY)
 
 
 VERIFY_SETTINGS: dict[str, Any] = {

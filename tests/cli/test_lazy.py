@@ -50,7 +50,10 @@ def test_the_line_that_lists_a_command_is_the_command_s_own(name: str) -> None:
 def test_the_list_shows_every_command_and_imports_none() -> None:
     (loaded,) = loaded_after(["--help"])
     ours = {module for module in loaded if module.startswith("offline.")}
-    assert ours == {f"offline.cli{name}" for name in ("", ".lazy", ".main", ".quiet", ".signals")}
+    assert ours == {
+        f"offline.cli{name}"
+        for name in ("", ".environment", ".lazy", ".main", ".quiet", ".signals")
+    }
     assert loaded & (NOT_FOR_THE_LIST | NOT_FOR_HELP) == set()
     shown = CliRunner().invoke(cli, ["--help"]).output
     assert [name for name in LISTED if f"\n  {name} " not in shown] == []
