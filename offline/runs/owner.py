@@ -97,16 +97,19 @@ def _take(file: Path, out: Path) -> IO[str]:
         try:
             locks = _lock(lock)
             told = _told(lock, file)
-            if locks is False or (locks is None and told is not None and not _is_gone(told)):
+            if locks is not False and not _is_named(lock, file):
+                lock.close()
+                continue
+            # A process drops its lock when it closes the file that it read it by: who it names
+            # counts as well.
+            alive = told is not None and not _is_gone(told) and told.get("process") != os.getpid()
+            if locks is False or alive:
                 who = "another process" if told is None else _named(told)
                 raise PruneError(
                     f"{who} works at {out}",
                     hint="wait until it is done, or choose another --out"
                     + ("" if locks is False else f"; if it is gone, remove {file}"),
                 )
-            if not _is_named(lock, file):
-                lock.close()
-                continue
             _sign(lock, out)
         except BaseException:
             lock.close()
