@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -22,8 +23,21 @@ _LOG = logging.getLogger(__name__)
 _TAKEN = (errno.EACCES, errno.EAGAIN)
 _SAME = 2.0  # seconds by which two readings of one process's start may differ
 _MOST = 4096  # bytes of a lock file that are read
-# Places that this process works at, with the run that it has opened there: settings, as a digest.
-_HELD: dict[tuple[int, Path], str] = {}
+
+
+@dataclass(slots=True)
+class _Held:
+    """A place that this process works at.
+
+    ``who``: what its lock file says; not read again, as closing the file would drop the lock.
+    ``run``: the one that it has opened there, its settings as a digest.
+    """
+
+    who: dict[str, Any]
+    run: str = ""
+
+
+_HELD: dict[tuple[int, Path], _Held] = {}  # process, place
 
 
 @contextmanager
@@ -40,8 +54,8 @@ def owned(out: Path) -> Iterator[None]:
         yield
         return
     file = lock_file(place)
-    lock = _take(file, place)
-    _HELD[os.getpid(), place] = ""
+    lock, who = _take(file, place)
+    _HELD[os.getpid(), place] = _Held(who)
     try:
         with one_line_if_full(out, "free some space: the same command goes on"):
             yield
@@ -56,12 +70,13 @@ def opened(out: Path, settings: str) -> None:
     """Remember which run this process works on: its result will say so in its manifest."""
     key = os.getpid(), _place(out)
     if key in _HELD:
-        _HELD[key] = settings
+        _HELD[key].run = settings
 
 
 def run_of(out: Path) -> str:
     """Return what `opened` was told for an output; nothing if no run is worked on."""
-    return _HELD.get((os.getpid(), _place(out)), "")
+    held = _HELD.get((os.getpid(), _place(out)))
+    return held.run if held else ""
 
 
 def lock_file(out: Path) -> Path:
@@ -71,7 +86,8 @@ def lock_file(out: Path) -> Path:
 
 def at_work(out: Path) -> str | None:
     """Return which process works at an output, as far as that can be told; None if none does."""
-    told = read_stamp(lock_file(out))
+    held = _HELD.get((os.getpid(), _place(out)))
+    told = held.who if held else read_stamp(lock_file(out))
     return None if told is None or _is_gone(told) else _named(told)
 
 
@@ -90,33 +106,30 @@ def _within(place: Path, held: Path) -> bool:
     return any(one == place or one in place.parents for one in (held, run_path(held)))
 
 
-def _take(file: Path, out: Path) -> IO[str]:
-    """Open the lock file and lock it; one that another process removes meanwhile counts not."""
+def _take(file: Path, out: Path) -> tuple[IO[str], dict[str, Any]]:
+    """Open the lock file, lock it and say who does: one that is removed meanwhile counts not."""
     while True:
         lock = os.fdopen(os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
         try:
             locks = _lock(lock)
             told = _told(lock, file)
-            if locks is not False and not _is_named(lock, file):
-                lock.close()
-                continue
-            # A process drops its lock when it closes the file that it read it by: who it names
-            # counts as well.
-            alive = told is not None and not _is_gone(told) and told.get("process") != os.getpid()
-            if locks is False or alive:
-                who = "another process" if told is None else _named(told)
+            if locks is False or (locks is None and told is not None and not _is_gone(told)):
+                other = "another process" if told is None else _named(told)
                 raise PruneError(
-                    f"{who} works at {out}",
+                    f"{other} works at {out}",
                     hint="wait until it is done, or choose another --out"
                     + ("" if locks is False else f"; if it is gone, remove {file}"),
                 )
-            _sign(lock, out)
+            if not _is_named(lock, file):
+                lock.close()
+                continue
+            who = _sign(lock, out)
         except BaseException:
             lock.close()
             raise
         if told is not None:
             _LOG.warning("note: %s did not end its work at %s; it goes on here", _named(told), out)
-        return lock
+        return lock, who
 
 
 def _lock(lock: IO[str]) -> bool | None:
@@ -145,7 +158,7 @@ def _told(lock: IO[str], file: Path) -> dict[str, Any] | None:
     return told
 
 
-def _sign(lock: IO[str], out: Path) -> None:
+def _sign(lock: IO[str], out: Path) -> dict[str, Any]:
     lock.seek(0)
     lock.truncate()
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -153,6 +166,7 @@ def _sign(lock: IO[str], out: Path) -> None:
     who = {"process": os.getpid(), "host": socket.gethostname(), "since": now, "began": began}
     lock.write(stamp(work_at=out.name, **who))
     lock.flush()
+    return who
 
 
 def _is_named(lock: IO[str], file: Path) -> bool:

@@ -88,6 +88,25 @@ def test_a_place_within_what_is_worked_at_needs_no_lock_of_its_own(tmp_path: Pat
     assert names(tmp_path) == []
 
 
+def test_a_process_that_looks_at_its_place_keeps_its_lock(tmp_path: Path) -> None:
+    """What it looks at is its own lock file, too; closing that would drop the lock."""
+    out = tmp_path / "out"
+
+    def try_it() -> None:
+        try:
+            with owned(out):
+                os._exit(0)
+        except PruneError:
+            os._exit(3)
+
+    with staged(out), owned(out):
+        assert at_work(out) is not None
+        process = FORK.Process(target=try_it)
+        process.start()
+        process.join(60)
+        assert process.exitcode == 3
+
+
 def test_two_at_once_leave_one_whole_output(tmp_path: Path) -> None:
     out = tmp_path / "out"
 
