@@ -159,19 +159,20 @@ class PrunedMoELoader(DefaultModelLoader):
 
         All is checked before the weights of a model on the hub are downloaded.
         """
-        folder = folder_of(model_config.model, model_config.revision, self.load_config.download_dir)
+        folder = self._folder(model_config)
         mapped = mapped_checkpoint(folder, self._options, model_config.model)
         fetch_weights(mapped.checkpoint)
         return None if mapped.is_plain else mapped
 
     def _drafts(self, model_config: ModelConfig) -> DraftLoader:
-        folder = folder_of(model_config.model, model_config.revision, self.load_config.download_dir)
-        return DraftLoader(self.load_config, folder)
+        return DraftLoader(self.load_config, self._folder(model_config))
 
     def download_model(self, model_config: ModelConfig) -> None:
         """Bring the model onto this machine."""
-        folder = folder_of(model_config.model, model_config.revision, self.load_config.download_dir)
-        fetch_weights(Checkpoint.open(folder))
+        fetch_weights(Checkpoint.open(self._folder(model_config)))
+
+    def _folder(self, model_config: ModelConfig) -> Path:
+        return folder_of(model_config.model, model_config.revision, self.load_config.download_dir)
 
 
 def folder_of(model: str, revision: str | None, download_dir: str | None) -> Path:

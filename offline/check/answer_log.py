@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from offline.check.answer import ProbeAnswer
 from offline.check.probe import Probe
 from offline.results.check import Kind, Side
+from offline.runs.lines import whole_lines
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.reading import parse_json
 
@@ -40,21 +41,14 @@ class AnswerLog:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        if not self.file.exists():
-            return
-        whole = self.file.read_bytes()
-        end = whole.rfind(b"\n") + 1
-        if end < len(whole):
-            with self.file.open("rb+") as stream:
-                stream.truncate(end)
-        for number, line in enumerate(whole[:end].splitlines(), start=1):
+        for place, line in whole_lines(self.file):
             try:
-                self._remember(parse_json(line, f"{self.file}, line {number}"))
+                self._remember(parse_json(line, place))
             except PruneError as error:
                 raise PruneError(error.message, hint=_ASK_AGAIN) from None
             except (ValueError, LookupError, TypeError, ValidationError) as error:
                 raise PruneError(
-                    f"{self.file}, line {number} is damaged: {type(error).__name__}",
+                    f"{place} is damaged: {type(error).__name__}",
                     hint=_ASK_AGAIN,
                 ) from None
 

@@ -17,13 +17,13 @@ from typing import Any, Literal, NamedTuple
 
 from offline.fitness.candidate import Assessment
 from offline.fitness.log_lines import map_to_json, result_from_json, result_to_json
+from offline.runs.lines import whole_lines
 from offline.tasks.results import TaskResult
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.reading import parse_json, read_bytes
+from vllm_moe_prune.reading import parse_json
 from vllm_moe_prune.routing_map import RoutingMap
 
 BASE = "base"  # stands for the digest of a map where there is none
-_MOST = 1 << 36  # bytes of a log
 How = Literal["evaluate", "agreement"]
 
 
@@ -63,15 +63,7 @@ class EvaluationLog:
     _results: dict[ResultKey, TaskResult] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.file.exists():
-            return
-        whole = read_bytes(self.file, most=_MOST)
-        end = whole.rfind(b"\n") + 1
-        if end < len(whole):
-            with self.file.open("rb+") as stream:
-                stream.truncate(end)
-        for number, line in enumerate(whole[:end].splitlines(), start=1):
-            place = f"{self.file}, line {number}"
+        for place, line in whole_lines(self.file):
             try:
                 self._remember(parse_json(line, place))
             except (ValueError, LookupError, TypeError, AttributeError) as error:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from offline.calibration.blend import parse_blend
 from offline.criteria.registry import Rule
@@ -15,7 +15,7 @@ from offline.maps.router_groups import RouterGroups
 from offline.maps.router_kind import ROUTER_HELP, RouterKind, given_kind
 from offline.methods.merging import MergeKind, MergeRouter
 from offline.plan.protection import PERCENTILE, SHARE
-from vllm_moe_prune.errors import PruneError, one_line
+from vllm_moe_prune.reading import validated
 
 _SIZES = ("keep", "ratio", "keep_per_layer", "budget")
 _ONE = RouterGroups()
@@ -143,10 +143,8 @@ class PlanRecipe(BaseModel):
 
         :raises PruneError: naming the flag that is wrong
         """
-        try:
-            return cls.model_validate({k: v for k, v in flags.items() if v is not None})
-        except ValidationError as error:
-            raise PruneError(f"settings: {one_line(error)}") from None
+        given = {name: value for name, value in flags.items() if value is not None}
+        return validated(given, cls, "settings")
 
     @property
     def rule(self) -> Rule:

@@ -17,6 +17,7 @@ from offline.tasks.catalog import DEFAULT, Library, Task, get_tasks
 from offline.tasks.prompting_settings import PromptingSettings
 from offline.texts.chat import CHAT_TEMPLATE_HELP, ChatTemplate
 from vllm_moe_prune.errors import PruneError, one_line
+from vllm_moe_prune.reading import validated
 
 
 class SftSettings(FinetuneSettings):
@@ -191,7 +192,4 @@ def training_of(flags: dict[str, Any], steps: int | None) -> SftSettings:
         raise PruneError(
             f"--{min(lora).replace('_', '-')} changes nothing without --trainable lora"
         )
-    try:
-        return SftSettings.model_validate(given)
-    except ValidationError as error:
-        raise PruneError(f"settings: {one_line(error)}") from None
+    return validated(given, SftSettings, "settings")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from offline.build.mtp import MTP_HELP, MtpChoice
 from offline.criteria.registry import Rule
 from offline.maps.router_kind import ROUTER_HELP
-from vllm_moe_prune.errors import PruneError, one_line
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import validated
 
 SPREADS = ("uniform", "budget")
 MERGES = ("output-similarity", "router-similarity")
@@ -89,10 +90,8 @@ class SweepSettings(ChoiceSettings, MeasureSettings):
 
         :raises PruneError: naming the flag that is wrong
         """
-        try:
-            return cls.model_validate({k: v for k, v in flags.items() if v is not None})
-        except ValidationError as error:
-            raise PruneError(f"settings: {one_line(error)}") from None
+        given = {name: value for name, value in flags.items() if value is not None}
+        return validated(given, cls, "settings")
 
     @property
     def rules(self) -> tuple[Rule, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from offline.results.text_quality import DomainQuality
+from offline.runs.lines import whole_lines
 from vllm_moe_prune.errors import PruneError
 
 
@@ -28,18 +29,12 @@ class TextLog:
     found: dict[str, tuple[DomainQuality, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.file.exists():
-            return
-        whole = self.file.read_bytes()
-        end = whole.rfind(b"\n") + 1
-        if end < len(whole):
-            os.truncate(self.file, end)
-        for number, text in enumerate(whole[:end].splitlines(), start=1):
+        for place, text in whole_lines(self.file):
             try:
                 line = _Line.model_validate_json(text)
             except ValidationError:
                 raise PruneError(
-                    f"{self.file}, line {number} is damaged",
+                    f"{place} is damaged",
                     hint="delete the lines from there on; the text will be read again",
                 ) from None
             self.found[line.digest] = line.domains
