@@ -24,7 +24,10 @@ def test_a_child_s_module_is_ours(module: str, users_folder: Path) -> None:
     assert (safe.returncode, safe.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("safe", [True, False], ids=["-P", "without-P"])
+@pytest.mark.parametrize(
+    "safe",
+    [pytest.param(True, id="-P"), pytest.param(False, id="without-P", marks=pytest.mark.slow)],
+)
 def test_the_load_test_and_its_locust_run_there(safe: bool, users_folder: Path) -> None:
     if not safe:  # nothing can be done about `python -m loadtest.compare` beside a loadtest.py
         (users_folder / "loadtest.py").unlink()

@@ -46,7 +46,7 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "glm4_moe, groups": ("glm4_moe", {"n_group": 2}),
 }
-CASES = {family: (family, dict[str, Any]()) for family in CONFIGS} | SPECIAL | SPECIAL
+CASES = {family: (family, dict[str, Any]()) for family in CONFIGS} | SPECIAL
 PAIRS = tuple(
     (" ".join(f"w{5 + (7 * n + 3 * i) % 50}" for i in range(length)), f"w{9 + n} w{n + 4} w8")
     for n, length in enumerate((4, 9, 17, 30, 1, 12))
