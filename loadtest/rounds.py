@@ -29,8 +29,9 @@ from loadtest.results import (
     write_atomic,
 )
 from loadtest.table import markdown
-from loadtest.target import ServerFlags, Target, redacted
+from loadtest.target import ServerFlags, Target
 from loadtest.workload_file import read_workload
+from serve.secrets import without_secrets
 from serve.server import Server
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import commit, parse
@@ -120,7 +121,7 @@ def _side(name: SideName, target: Target) -> Side:
         target=target.name,
         load_format=None if target.is_url else target.load_format,
         loader_extra_config=None if config is None else dict(config),
-        arguments=redacted(target.arguments),
+        arguments=without_secrets(target.arguments),
     )
 
 

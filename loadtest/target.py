@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serve.secrets import without_secrets
 from serve.server import ServerSpec
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import parse
@@ -98,17 +99,4 @@ class ServerFlags:
         for name in ("--host", "--port", "--load-format"):
             place = words.index(name)
             del words[place : place + 2]
-        return redacted(words)
-
-
-def redacted(words: Sequence[str]) -> tuple[str, ...]:
-    """Arguments of `vllm serve` as they may be shown: without keys."""
-    shown, secret = [], False
-    for word in words:
-        if secret and not word.startswith("--"):
-            shown.append("***")
-            continue
-        name, equals, _ = word.partition("=")
-        secret = name == "--api-key" and not equals  # it takes several
-        shown.append(f"{name}=***" if name == "--api-key" and equals else word)
-    return tuple(shown)
+        return without_secrets(words)

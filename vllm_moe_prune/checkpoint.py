@@ -23,7 +23,7 @@ from vllm_moe_prune.headers import MissingShardError, StoredTensor, read_headers
 from vllm_moe_prune.hub import snapshot_of
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.layouts import layout_of
-from vllm_moe_prune.reading import MissingFileError, read_object, tensors_of
+from vllm_moe_prune.reading import MissingFileError, read_object
 from vllm_moe_prune.rewrite import (
     Combine,
     Copy,
@@ -34,6 +34,7 @@ from vllm_moe_prune.rewrite import (
     TensorInfo,
     expert_counts,
 )
+from vllm_moe_prune.tensor_files import open_tensors, readable
 from vllm_moe_prune.weights_digest import sampled, whole
 
 if TYPE_CHECKING:
@@ -59,18 +60,20 @@ class Checkpoint:
     config: dict[str, Any]
     layout: MoeLayout
     stored: dict[str, StoredTensor]
+    mapped: bool = False  # tensors are views of their files: where parts of them are wanted
     _open: dict[Path, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
+    def open(cls, folder: Path, *, mapped: bool = False) -> Checkpoint:
         """Open a folder with config.json and safetensors files.
 
+        :param mapped: map the files into memory instead of reading tensors from them
         :raises PruneError: if a file is missing, truncated or damaged, the index names an absent
             tensor, the model family is not supported, or a layer has experts twice
         """
         config = read_config(folder)
         layout, stored = layout_of(config), stored_tensors(folder)
-        return cls(folder, config, layout.settled(stored), stored)
+        return cls(folder, config, layout.settled(stored), stored, mapped)
 
     @property
     def text_config(self) -> Mapping[str, Any]:
@@ -150,11 +153,15 @@ class Checkpoint:
         return self.stored[name].read()
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Return a tensor on the CPU, memory-mapped from its file."""
+        """Return a tensor on the CPU.
+
+        :raises PruneError: if its file became shorter or is damaged
+        """
         file = self.stored[name].file
         if file not in self._open:
-            self._open[file] = tensors_of(file)
-        result: torch.Tensor = self._open[file].get_tensor(name)
+            self._open[file] = open_tensors(file, mapped=self.mapped)
+        with readable(file):
+            result: torch.Tensor = self._open[file].get_tensor(name)
         return result
 
     def perform(self, operation: Operation) -> torch.Tensor | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.operations import COMBINABLE, TensorInfo
 from vllm_moe_prune.roles import WEIGHT
@@ -28,6 +29,23 @@ def matrices_of(tensors: Mapping[str, TensorInfo], layout: MoeLayout) -> Matrice
             of_layer = found.setdefault(role.layer, {}).setdefault(role.projection, {})
             of_layer.setdefault(role.expert, {})[role.part] = info
     return found
+
+
+def check_alike(projections: Iterable[Mapping[int, Parts]]) -> None:
+    """Refuse experts of a layer that cannot be added to one another.
+
+    :param projections: expert -> parts of its matrix, for every projection of the layer
+    :raises PruneError: naming the first matrix of another shape than the first expert's
+    """
+    for experts in projections:
+        infos = [experts[n][WEIGHT] for n in sorted(experts) if WEIGHT in experts[n]]
+        for info in infos:
+            if info.shape != infos[0].shape:
+                raise PruneError(
+                    f"tensor {info.name} has shape {list(info.shape)}, {infos[0].name} "
+                    f"{list(infos[0].shape)}: these cannot be merged",
+                    hint="download the checkpoint again",
+                )
 
 
 def is_unquantised(parts: Parts) -> bool:

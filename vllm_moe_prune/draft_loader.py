@@ -28,7 +28,7 @@ class DraftLoader(DefaultModelLoader):
 
     def __init__(self, load_config: LoadConfig, folder: Path) -> None:
         super().__init__(load_config)
-        self._checkpoint = Checkpoint.open(folder)
+        self._checkpoint = Checkpoint.open(folder, mapped=True)
 
     def load_model(
         self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import DAMAGED
 
 SECONDS = 10.0  # to wait for the hub's first answer, as its client does for files
 _SIGN_IN = "set HF_TOKEN or run `hf auth login`"
@@ -24,6 +25,8 @@ def explained(name: str, revision: str | None) -> Iterator[None]:
     hub = client()
     try:
         yield
+    except PruneError:
+        raise
     except hub.errors.GatedRepoError as error:
         raise PruneError(
             f"{name} is gated on the hub, and this token may not read it",
@@ -47,6 +50,12 @@ def explained(name: str, revision: str | None) -> Iterator[None]:
         ) from error
     except (RuntimeError, *hub.errors.HfHubHTTPError.__bases__) as error:
         raise _broken(name, error) from error  # hf_xet, which fetches large files, raises the first
+    except DAMAGED as error:
+        raise PruneError(
+            f"{address()} gives an answer about {name} that is none of a hub's: "
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            hint="try again later; HF_ENDPOINT names the hub that is asked",
+        ) from error
 
 
 def _broken(name: str, error: Any) -> PruneError:

@@ -120,7 +120,7 @@ def mapped_checkpoint(
             "routing map could drop",
             hint=f"vllm serve {name} serves it as it is",
         )
-    checkpoint = Checkpoint.open(folder)
+    checkpoint = Checkpoint.open(folder, mapped=True)  # a rank wants a part of most tensors
     if given is not None:
         allow_other = bool(options.get(ALLOW_OTHER, False))
         return apply_map(checkpoint, given, allow_other=allow_other, allowed_by=allowed_by)

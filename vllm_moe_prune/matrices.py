@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
-from vllm_moe_prune.reading import MissingFileError, read_arrays
+from vllm_moe_prune.reading import MissingFileError
+from vllm_moe_prune.tensor_files import read_arrays
 
 Matrix = NDArray[np.float32]
 

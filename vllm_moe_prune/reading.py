@@ -15,14 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from vllm_moe_prune.errors import PruneError, one_line
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 Model = TypeVar("Model", bound=BaseModel)
 MOST_BYTES = 1 << 28  # of a file that is read whole: the largest index known has 30 MB
@@ -32,7 +29,7 @@ _MOST_BRACKETS, _MOST_YAML = 200, 1 << 23  # of a YAML file: open at once, lette
 _BRACKET = re.compile(r"[\[\]{}]")
 _INDENTED = re.compile(r"(?:[-?] ){100}|^ {1000}", re.MULTILINE)
 _LONGEST = 40  # digits
-_DAMAGED = (ValueError, TypeError, LookupError, AttributeError, OverflowError, ArithmeticError)
+DAMAGED = (ValueError, TypeError, LookupError, AttributeError, OverflowError, ArithmeticError)
 
 
 class MissingFileError(PruneError):
@@ -52,7 +49,7 @@ def opened(file: Path, what: str = "") -> Iterator[BufferedReader]:
     except (FileNotFoundError, NotADirectoryError):
         raise MissingFileError(f"{what}{file} is missing") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise PruneError(f"{what}{file} cannot be read: {_reason(error)}") from None
+        raise PruneError(f"{what}{file} cannot be read: {reason(error)}") from None
     if not stat.S_ISREG(mode := os.fstat(number).st_mode):
         os.close(number)
         kind = "a folder" if stat.S_ISDIR(mode) else "not a file"
@@ -81,7 +78,7 @@ def read_bytes(file: Path, what: str = "", *, most: int = MOST_BYTES) -> bytes:
         try:
             return stream.read()
         except OSError as error:
-            raise PruneError(f"{what}{file} cannot be read: {_reason(error)}") from None
+            raise PruneError(f"{what}{file} cannot be read: {reason(error)}") from None
 
 
 def read_text(file: Path, what: str = "", *, most: int = MOST_BYTES, errors: str = "strict") -> str:
@@ -189,7 +186,7 @@ def parse_yaml(text: str | bytes, place: str, loader: Any = None) -> Any:
         raise PruneError(f"{place} is nested too deeply") from None
     except yaml.YAMLError as error:
         raise PruneError(f"{place} is not YAML: {yaml_reason(error)}") from None
-    except _DAMAGED as error:  # of dates and numbers that there are not
+    except DAMAGED as error:  # of dates and numbers that there are not
         raise PruneError(f"{place} is not YAML: {error}") from None
     _check_nodes(fields, place)
     return fields
@@ -217,44 +214,6 @@ def yaml_reason(error: Any) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or (str(error).splitlines() or ["damaged"])[0]
     return f"{problem} (line {mark.line + 1})" if mark is not None else str(problem)
-
-
-def tensors_of(file: Path, framework: str = "pt", what: str = "", **more: Any) -> Any:
-    """Open a safetensors file, whose header is checked; a context that gives tensors by name.
-
-    :param framework: ``pt`` or ``np``, as safetensors calls them
-    :raises PruneError: as `opened`, or if it is damaged
-    """
-    from safetensors import SafetensorError, safe_open
-
-    check_file(file, what)
-    try:
-        return safe_open(file, framework=framework, **more)
-    except (SafetensorError, OSError, *_DAMAGED) as error:
-        raise PruneError(f"{what}{file} is damaged: {_reason(error)}") from None
-
-
-def metadata_of(file: Path, what: str = "") -> dict[str, str]:
-    """Return what the header of a safetensors file says beside its tensors.
-
-    :raises PruneError: as `tensors_of`
-    """
-    with tensors_of(file, "np", what) as stored:
-        return dict(stored.metadata() or {})
-
-
-def read_arrays(file: Path, what: str = "") -> dict[str, NDArray[Any]]:
-    """Return name -> array of a safetensors file, all in memory.
-
-    :raises PruneError: as `tensors_of`, or for a dtype that numpy lacks
-    """
-    from safetensors import SafetensorError
-
-    with tensors_of(file, "np", what) as stored:
-        try:
-            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        except (SafetensorError, *_DAMAGED) as error:
-            raise PruneError(f"{what}{file} is damaged: {_reason(error)}") from None
 
 
 def _integer(digits: str) -> int:
@@ -292,7 +251,8 @@ def _check_text(text: str, place: str) -> None:
     raise PruneError(f"{place} has a text with half a character (a lone surrogate)")
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Return what an error says, without the number and the name of the system's ones."""
     if isinstance(error, OSError):
         if error.errno == errno.ELOOP:
             return "its links lead in a circle"

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vllm_moe_prune.completeness import Parts, matrices_of, missing_tensors
+from vllm_moe_prune.completeness import Parts, check_alike, matrices_of, missing_tensors
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.form import TABLE
 from vllm_moe_prune.layer_map import LayerMap
@@ -226,6 +226,7 @@ def _merged_experts(
     matrices: Mapping[str, Mapping[int, Parts]],
 ) -> Iterator[Combine]:
     matrix = routing_map.expert_matrix(layer)
+    check_alike(matrices.values())
     for new in range(layer.num_kept):
         old = [int(i) for i in np.flatnonzero(matrix[new])] or [0]
         for projection in layout.form(layer.layer).projections:

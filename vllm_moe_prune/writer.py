@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vllm_moe_prune.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import TOOL, write_atomic
 from vllm_moe_prune.rewrite import Combine, Drop, Mix, Operation, Slice, TensorInfo
 
@@ -48,6 +49,7 @@ def write_shards(
 
     :param progress: called with the bytes of each tensor written
     :raises OSError: for example when the disk is full; the caller removes ``folder``
+    :raises PruneError: if a file of the base shrinks meanwhile
     """
     kept: list[Kept] = [(op, op.target) for op in operations if not isinstance(op, Drop)]
     shards = list(_shards(kept, max_shard_bytes))
@@ -141,7 +143,7 @@ def _copy_range(source: Path, begin: int, end: int, out: BinaryIO) -> None:
                     raise
                 moved = _copy_through_memory(stream, out, begin, end)
             if moved == 0:
-                raise OSError(f"{source} became shorter while it was read")
+                raise PruneError(f"{source} became shorter while it was read")
             begin += moved
 
 

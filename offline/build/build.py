@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,7 @@ def build(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     progress: Progress | None = None,
     beside: Mapping[str, str] | None = None,
+    finish: Callable[[Path], object] | None = None,
 ) -> BuildPlan:
     """Write the pruned checkpoint: weights, config, map, tokenizer and model card.
 
@@ -109,6 +110,7 @@ def build(
 
     :param mtp: as `plan_build`
     :param beside: further text files to put into ``out``, name -> content
+    :param finish: is given the folder with all of this, before that becomes ``out``
     :raises PruneError: if the map does not fit, ``out`` exists, or the disk is full
     """
     check_output(out, force=force, inputs=(base.folder,))
@@ -123,6 +125,7 @@ def build(
         max_shard_bytes=max_shard_bytes,
         progress=progress,
         beside=beside,
+        finish=finish,
     )
     return plan
 
@@ -138,11 +141,12 @@ def write_checkpoint(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     progress: Progress | None = None,
     beside: Mapping[str, str] | None = None,
+    finish: Callable[[Path], object] | None = None,
 ) -> None:
     """Write what the operations make of ``source``, with all else that the base's folder has.
 
     :param base: the model that ``routing_map`` is for; ``source`` itself unless that was trained
-    :param beside: as `build`
+    :param beside, finish: as `build`
     :raises PruneError: if ``out`` exists, the disk is full or the result is not as planned
     """
     check_output(out, force=force, inputs=(source.folder, base.folder))
@@ -167,6 +171,8 @@ def write_checkpoint(
         for name, content in {**quantiser_files, **(beside or {})}.items():
             (partial / name).write_text(content)
         _verify(partial, operations)
+        if finish is not None:
+            finish(partial)
 
 
 def pruned_config(

@@ -31,7 +31,8 @@ from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.fingerprint import BaseFingerprint
 from vllm_moe_prune.layouts import LAYOUTS
 from vllm_moe_prune.provenance import Provenance, let_others_read, write_atomic
-from vllm_moe_prune.reading import MissingFileError, opened, read_arrays, read_object, validated
+from vllm_moe_prune.reading import MissingFileError, opened, read_object, validated
+from vllm_moe_prune.tensor_files import read_arrays
 
 SCHEMA_VERSION = 2  # 1 has no `flatness`
 SCORES_FILE = "scores.json"

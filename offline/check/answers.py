@@ -8,6 +8,7 @@ from typing import Any
 
 from serve.server import Server
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +27,11 @@ def _post(server: Server, path: str, body: dict[str, Any]) -> Any:
         # trust_env would send requests to this machine through a proxy
         reply = httpx.post(f"{server.url}{path}", json=body, timeout=600, trust_env=False)
         reply.raise_for_status()
+        return parse_json(reply.content, f"the answer to {path}")["choices"][0]
     except httpx.HTTPError as error:
         raise PruneError(f"the server did not answer {path}: {error}") from None
-    return reply.json()["choices"][0]
+    except (LookupError, TypeError):
+        raise PruneError(f"the server's answer to {path} has no choices") from None
 
 
 def continued(server: Server, prompt: Sequence[int], count: int) -> Answer:

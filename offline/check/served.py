@@ -10,6 +10,7 @@ from pathlib import Path
 
 from offline.engines.server import Endpoint
 from offline.results.check import Served, Side
+from serve.secrets import without_secrets
 from serve.server import Server, ServerSpec
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER
 from vllm_moe_prune.errors import PruneError
@@ -64,12 +65,12 @@ class Target:
 
     @property
     def arguments(self) -> list[str]:
-        """Return vLLM's arguments, all but where it listens."""
+        """Return vLLM's arguments, all but where it listens and what it keeps to itself."""
         if self.spec is None:
             return []
         given = self.spec.arguments(0)
         place = given.index("--host")
-        return given[:place] + given[place + 4 :]
+        return list(without_secrets(given[:place] + given[place + 4 :]))
 
     @contextmanager
     def answering(self, log: Path) -> Iterator[tuple[Endpoint, Served]]:
@@ -102,7 +103,7 @@ def as_deployed(
     :raises PruneError: if a flag says where it listens
     """
     for argument in arguments:
-        if argument.partition("=")[0] in _OURS:
+        if argument.partition("=")[0].replace("_", "-") in _OURS:
             raise PruneError(f"{argument} is chosen by the check", hint="leave it out")
     return replace(
         spec,

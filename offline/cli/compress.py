@@ -20,7 +20,6 @@ from offline.compress.methods import DEFAULT_METHOD, METHODS
 from offline.compress.recipe.reading import read_recipe
 from offline.compress.recipe.recipe import sections_of
 from offline.results.compression import RunResult
-from vllm_moe_prune.errors import PruneError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,7 +85,6 @@ def compress(
     Flags of another method than the one that runs are refused.
     """
     from offline.gates.gates import read_gates
-    from offline.runs.owner import owned
     from offline.runs.resume import check_outputs
 
     gates = None if gate is None else read_gates(gate)
@@ -98,26 +96,21 @@ def compress(
     from offline.compress.compress import compress as run_compress
     from offline.compress.size import sized
     from offline.compress.text import text_of
+    from offline.report.render import REPORT_FILE, write_report
 
     settings, changes = sized(settings.model_copy(update={"base": found}))
     for line in (*notes, *changes):
         click.echo(f"note: {line}", err=True)
     texts = None if gates is None else text_of(gates, settings.method.seed)
-    with owned(out):
-        with progress() as reporter:
-            result = run_compress(settings, out, reporter=reporter, force=force, texts=texts)
-        from offline.report.render import write_report
-
-        try:
-            report = write_report(out)
-        except OSError as error:
-            said = f"{out} is complete but for its report.html: {error.strerror}"
-            raise PruneError(said, hint=f"vmprune report {out}") from error
+    with progress() as reporter:
+        result = run_compress(
+            settings, out, reporter=reporter, force=force, texts=texts, finish=write_report
+        )
     say(findings(out))
     if as_json:
         click.echo(result.model_dump_json())
     else:
-        show(result, out, report)
+        show(result, out, out / REPORT_FILE)
     if gates is not None:
         judge_folder(gates, out, as_json=as_json)
 

@@ -6,6 +6,7 @@ base -> engine -> method (search split) -> finalists (selection split) -> routin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from offline.build.build import build, plan_build
@@ -27,6 +28,8 @@ from offline.runs.owner import owned
 from offline.runs.progress import Reporter
 from offline.runs.resume import check_outputs, run_folder
 
+Finish = Callable[[Path], object]
+
 
 def compress(
     recipe: CompressRecipe,
@@ -36,6 +39,7 @@ def compress(
     reporter: Reporter,
     force: bool = False,
     texts: TextAsked | None = None,
+    finish: Finish | None = None,
 ) -> RunResult:
     """Choose experts, measure the choice on held-out items and build the pruned checkpoint.
 
@@ -44,12 +48,15 @@ def compress(
 
     :param texts: plain text on which the choice is measured beside the base, into
         text_quality.json; not with replicas, nor of a lottery
+    :param finish: is given the folder with all that belongs into it, before that becomes ``out``
     :raises PruneError: for anything in the recipe or the base that cannot work, before any work, or
         if another process works at ``out``
     """
     check_outputs(out, force=force, inputs=recipe.inputs)
     with owned(out):
-        return _compress(recipe, out, make_engine, reporter, force=force, texts=texts)
+        return _compress(
+            recipe, out, make_engine, reporter, force=force, texts=texts, finish=finish
+        )
 
 
 def _compress(
@@ -60,6 +67,7 @@ def _compress(
     *,
     force: bool,
     texts: TextAsked | None,
+    finish: Finish | None,
 ) -> RunResult:
     prepared = Prepared.of(sized(recipe)[0])
     check_room(out, prepared.least_bytes)
@@ -69,7 +77,7 @@ def _compress(
     if method.choose is None:
         from offline.compress.lottery import compress_lottery
 
-        return compress_lottery(prepared, out, make_engine, reporter, force=force)
+        return compress_lottery(prepared, out, make_engine, reporter, force=force, finish=finish)
     folder = run_folder(out, prepared.identity(), force=force, upgrade=prepared.upgrade)
     reporter.stage("loading the model", 1)
     with open_engines(prepared.recipe, make_engine) as engines:
@@ -95,5 +103,6 @@ def _compress(
         mtp=recipe.output.mtp,
         progress=reporter.step,
         beside=beside,
+        finish=finish,
     )
     return result

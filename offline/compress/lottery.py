@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,9 +45,11 @@ def compress_lottery(
     reporter: Reporter,
     *,
     force: bool = False,
+    finish: Callable[[Path], object] | None = None,
 ) -> RunResult:
     """Play the rounds in ``OUT.run``, measure base and result, and write ``out``.
 
+    :param finish: as `compress`
     :raises PruneError: for what the recipe, the base or the text does not allow
     """
     one = _Compression.of(prepared, out, make_engine, reporter, force=force)
@@ -67,6 +70,8 @@ def compress_lottery(
         shutil.copytree(stored, partial, ignore=own, dirs_exist_ok=True, copy_function=_link)
         for name, content in {RESULT_FILE: result.to_json(), **one.analysis(played)}.items():
             (partial / name).write_text(content)
+        if finish is not None:
+            finish(partial)
     delete(played.checkpoint)
     delete(stored)
     return result

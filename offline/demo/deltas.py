@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.reading import parse_json, tensors_of
+from vllm_moe_prune.reading import parse_json
+from vllm_moe_prune.tensor_files import metadata_of, read_tensors
 
 FORMAT = "vllm-moe-prune demo deltas 1"
 
@@ -79,9 +80,7 @@ def load_deltas(path: Path) -> Deltas:
     :raises PruneError: if it cannot be read or is no such file
     """
     try:
-        with tensors_of(path) as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header, tensors = metadata_of(path), read_tensors(path)
     except PruneError as error:
         raise PruneError(f"cannot read {path}: {error}") from error
     if header.get("format") != FORMAT:

@@ -13,6 +13,7 @@ import httpx
 
 from offline.engines.replies import ReplyError, error_of
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import parse_json
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _AT_ONCE = 32  # requests in flight; the server batches them as it likes
@@ -43,6 +44,10 @@ class Endpoint:
         :raises PruneError: if nobody answers there or no such model is served
         """
         url = url.rstrip("/").removesuffix("/v1")
+        if "@" in url.partition("://")[2].partition("/")[0]:  # it would stand in results
+            raise PruneError(
+                "an address must not hold a password", hint="give the key in OPENAI_API_KEY"
+            )
         try:
             with _client(url) as client:
                 cards = {card["id"]: card for card in _json(client.get("/v1/models"))["data"]}
@@ -113,8 +118,8 @@ def _json(reply: httpx.Response) -> Any:
     :raises ReplyError: if it is none, or an error: with the server's own words
     """
     try:
-        found = reply.json()
-    except ValueError:
+        found = parse_json(reply.content, "the reply")
+    except PruneError:
         found = None
     if not reply.is_success:
         said = error_of(found) if isinstance(found, dict) else reply.reason_phrase

@@ -17,7 +17,8 @@ from offline.calibration.corpus import Domain
 from offline.finetune.schedule import shuffled
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import DataIdentity, write_atomic
-from vllm_moe_prune.reading import metadata_of, parse_json, read_arrays, validated
+from vllm_moe_prune.reading import parse_json, validated
+from vllm_moe_prune.tensor_files import metadata_of, read_arrays
 
 NO_LOSS = -100  # the label that torch's cross-entropy leaves out
 _LOG = logging.getLogger(__name__)

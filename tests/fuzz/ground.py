@@ -12,6 +12,8 @@ from offline.fitness.candidate import Assessment
 from offline.fitness.log import CandidateKey, EvaluationLog
 from offline.tasks.results import ItemResult, TaskResult
 from tests.calibration.score_samples import make_scores
+from tests.fuzz.hub import write_answers
+from tests.fuzz.quantised import write_quantised
 from tests.report.samples import run_result
 from tests.sample_maps import map_of, uniform_map
 from tests.vllm_moe_prune.bare import write_bare
@@ -89,6 +91,8 @@ def make_ground(folder: Path) -> Path:
     (folder / "reply.json").write_text(json.dumps(reply))
     said = [{"message": {"content": "a"}, "finish_reason": "stop", "index": 0}]
     (folder / "chat.json").write_text(json.dumps(reply | {"choices": said}))
+    write_quantised(folder)
+    write_answers(folder)
     return folder
 
 

@@ -78,6 +78,18 @@ def json_file(draw: Draw, content: bytes) -> bytes:
     return dumped(json_tree(draw, json.loads(content)))
 
 
+def json_within(key: str) -> Mutator:
+    """Return what damages an entry of a JSON file, most often, or else all of it."""
+
+    def damage(draw: Draw, content: bytes) -> bytes:
+        if draw(st.integers(0, 4)) == 0:
+            return json_file(draw, content)
+        tree = json.loads(content)
+        return dumped(tree | {key: json_tree(draw, tree[key])})
+
+    return damage
+
+
 def raw_bytes(draw: Draw, content: bytes) -> bytes:
     """Damage bytes: cut them off, or put something in their place."""
     at: int = draw(st.integers(0, len(content)))

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.judge import Outcome
@@ -42,18 +42,21 @@ def _names(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir()}
 
 
-def every(target: Target, folder: Path, count: int, seen: Seen, *, shrinks: bool) -> None:
+def every(
+    target: Target, folder: Path, count: int, seen: Seen, *, shrinks: bool, number: int = 0
+) -> None:
     """Let hypothesis make inputs, and tell of each.
 
     :param shrinks: whether a failure that ``seen`` raises is made smaller
+    :param number: of the inputs: the same number gives the same ones
     """
     content = (folder / target.file).read_bytes()
 
+    @seed(number)
     @settings(
         max_examples=count,
         deadline=None,
         database=None,
-        derandomize=True,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate, Phase.shrink] if shrinks else [Phase.generate],
     )

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.families.released.reader import read
+from tests.fuzz import hub
 from tests.fuzz import mutations as m
 from tests.fuzz.judge import Outcome, command, function
+from tests.fuzz.quantised import SETTINGS, read_quantised
 from vllm_moe_prune.routing_map import MAP_FILE
 
 Act = Callable[[Path], Outcome]
@@ -39,28 +41,32 @@ _PLAN = _command(
 _ANALYZE = _command("analyze", "--scores", "@scores", "--out", "@made")
 
 
-def _built(folder: Path) -> str:
-    """Compare what was built with the base, by a reader of its own: experts that are kept."""
-    before, after = read(folder / "base"), read(folder / "made")
-    told = json.loads((folder / "made" / MAP_FILE).read_text())
-    config = json.loads((folder / "base" / "config.json").read_text())
-    if config.get("model_type") != "mixtral":
-        return ""
-    wanted: dict[str, Any] = {n: t for n, t in before.items() if ".block_sparse_moe." not in n}
-    for layer in told["layers"]:
-        stem = f"model.layers.{layer['layer']}.block_sparse_moe."
-        kept = layer["experts"].get("kept")
-        if kept is None or layer["router"] != "sliced" or layer.get("router_rows"):
+def _built(base: str = "base") -> Callable[[Path], str]:
+    """Return what compares a build with its base, by a reader of its own: experts that are kept."""
+
+    def check(folder: Path) -> str:
+        before, after = read(folder / base), read(folder / "made")
+        told = json.loads((folder / "made" / MAP_FILE).read_text())
+        config = json.loads((folder / base / "config.json").read_text())
+        if config.get("model_type") != "mixtral":
             return ""
-        dtype, shape, content = before[f"{stem}gate.weight"]
-        row = len(content) // shape[0]
-        rows = b"".join(content[i * row : (i + 1) * row] for i in kept)
-        wanted[f"{stem}gate.weight"] = (dtype, (len(kept), *shape[1:]), rows)
-        for new, old in enumerate(kept):
-            for part in ("w1", "w2", "w3"):
-                name = f"{stem}experts.{old}.{part}.weight"
-                wanted[f"{stem}experts.{new}.{part}.weight"] = before[name]
-    return "" if after == wanted else "wrong weights"
+        wanted: dict[str, Any] = {n: t for n, t in before.items() if ".block_sparse_moe." not in n}
+        for layer in told["layers"]:
+            stem = f"model.layers.{layer['layer']}.block_sparse_moe."
+            kept = layer["experts"].get("kept")
+            if kept is None or layer["router"] != "sliced" or layer.get("router_rows"):
+                return ""
+            dtype, shape, content = before[f"{stem}gate.weight"]
+            row = len(content) // shape[0]
+            rows = b"".join(content[i * row : (i + 1) * row] for i in kept)
+            wanted[f"{stem}gate.weight"] = (dtype, (len(kept), *shape[1:]), rows)
+            for name in (name for name in before if name.startswith(f"{stem}experts.")):
+                old, _, rest = name.removeprefix(f"{stem}experts.").partition(".")
+                if int(old) in kept:
+                    wanted[f"{stem}experts.{kept.index(int(old))}.{rest}"] = before[name]
+        return "" if after == wanted else "wrong weights"
+
+    return check
 
 
 def _log(folder: Path) -> Outcome:
@@ -162,16 +168,27 @@ def _finetuned(folder: Path) -> Outcome:
     return function(lambda: Finetuned.load(folder))
 
 
+_SETTINGS = m.json_within("quantization_config")
+
+
+def _beside(file: str) -> Target:
+    """Return the target of a file that a quantiser writes beside config.json."""
+    name = file.partition("/")[0]
+    return Target(file, m.json_file, read_quantised(name), _built(name))
+
+
 TARGETS: Mapping[str, Target] = {
     "config.json, inspect": Target("base/config.json", m.json_file, _command("inspect", "@base")),
     "config.json, build": Target("base/config.json", m.json_file, _BUILD),
-    "the index": Target("base/model.safetensors.index.json", m.json_file, _BUILD, _built),
-    "a shard": Target("base/model-00001-of-00002.safetensors", m.safetensors_file, _BUILD, _built),
+    "the index": Target("base/model.safetensors.index.json", m.json_file, _BUILD, _built()),
+    "a shard": Target(
+        "base/model-00001-of-00002.safetensors", m.safetensors_file, _BUILD, _built()
+    ),
     "a single file": Target(
         "single/model.safetensors", m.safetensors_file, _command("inspect", "@single")
     ),
     "a card": Target("base/README.md", m.raw_bytes, _BUILD),
-    "a map, build": Target("map/routing_map.json", m.json_file, _BUILD, _built),
+    "a map, build": Target("map/routing_map.json", m.json_file, _BUILD, _built()),
     "a map, inspect": Target("map/routing_map.json", m.json_file, _command("inspect", "@map")),
     "a map, export": Target(
         "map/routing_map.json", m.json_file, _command("export", "@map", "--out", "@made.json")
@@ -199,4 +216,26 @@ TARGETS: Mapping[str, Target] = {
     "a completion": Target("reply.json", m.json_file, _reply("reply.json", _completion)),
     "a chat's answer": Target("chat.json", m.json_file, _reply("chat.json", _message)),
     "a header on the hub": Target("single/model.safetensors", m.safetensors_file, _header),
+    **{
+        f"{name}, settings": Target(
+            f"{name}/config.json", _SETTINGS, read_quantised(name), _built(name)
+        )
+        for name in SETTINGS
+    },
+    **{
+        f"{name}, weights and scales": Target(
+            f"{name}/model.safetensors", m.safetensors_file, read_quantised(name), _built(name)
+        )
+        for name in (*SETTINGS, "nvfp4")
+    },
+    "hf_quant_config.json": _beside("nvfp4/hf_quant_config.json"),
+    "quantize_config.json": _beside("gptq/quantize_config.json"),
+    "the hub's facts": Target("facts.json", m.json_file, hub.facts),
+    "a file of the hub": Target("single/config.json", m.json_file, hub.config),
+    "a part of a file of the hub": Target(
+        "single/model.safetensors", m.safetensors_file, hub.header
+    ),
+    "the hub's headers": Target("moved.json", m.json_file, hub.told("moved.json", hub.MOVED)),
+    "headers of a part": Target("part.json", m.json_file, hub.told("part.json", hub.PART)),
+    "a refusal of the hub": Target("refusal.json", m.json_file, hub.told("refusal.json")),
 }

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from tests.hub.repository import Repository, StoredFile
 
 if TYPE_CHECKING:
-    from tests.hub.server import Hub
+    from tests.hub.server import Answer, Hub
 
 _CHUNK = 64 * 1024
 _KINDS = {"models": "model", "datasets": "dataset"}
@@ -62,7 +62,10 @@ class Handler(BaseHTTPRequestHandler):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
             if self.hub.is_down:
                 raise Refusal(503, None, "Service Unavailable")
-            self._route(body)
+            if (answer := self.hub.answer(unquote(self.path))) is not None:
+                self._give(answer)
+            else:
+                self._route(body)
         except Refusal as refusal:
             self._refuse(refusal)
         except (BrokenPipeError, ConnectionResetError):  # the client has what it wanted
@@ -202,6 +205,15 @@ class Handler(BaseHTTPRequestHandler):
         return file
 
     # Answers
+
+    def _give(self, answer: Answer) -> None:
+        """Send an answer as it is, whatever a client makes of it."""
+        self.status, self.close_connection = answer.status, True
+        lines = [f"HTTP/1.1 {answer.status} X", *(f"{k}: {v}" for k, v in answer.headers)]
+        self.wfile.write("\r\n".join([*lines, "Connection: close", "", ""]).encode())
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
+            self.sent += len(answer.body)
 
     def _head(self, status: int, length: int, headers: dict[str, str]) -> None:
         self.status = status

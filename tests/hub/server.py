@@ -36,6 +36,15 @@ class Break:
     times: int
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a request gets whatever is there; the connection is closed afterwards."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
 @dataclass(slots=True)
 class Hub:
     """A server with its repositories, of which it counts what it sends.
@@ -53,6 +62,7 @@ class Hub:
     requests: list[Request] = field(default_factory=list)
     breaks: dict[str, Break] = field(default_factory=dict)
     is_down: bool = False
+    instead: dict[str, Answer] = field(default_factory=dict)  # pattern of a path -> what it gets
     server: ThreadingHTTPServer | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -83,6 +93,7 @@ class Hub:
         self.repositories.clear()
         self.requests.clear()
         self.breaks.clear()
+        self.instead.clear()
         self.is_down = False
 
     def publish(
@@ -119,6 +130,10 @@ class Hub:
                 return None
             found.times -= 1
             return found.after
+
+    def answer(self, path: str) -> Answer | None:
+        """Return what a path gets instead of what is there, if it does."""
+        return next((a for pattern, a in self.instead.items() if re.search(pattern, path)), None)
 
     @property
     def sent(self) -> int:

@@ -37,7 +37,7 @@ def from_pretrained(folder: Path, dtype: Dtype, **placed: Any) -> Any:
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()  # type: ignore[no-untyped-call]  # the caller owns the progress
     try:
-        with _without_report(folder):
+        with _without_report(folder), _unmapped():
             if quantised is not None:
                 model, found = open_dequantised(folder, dtype, **placed)
             else:
@@ -76,6 +76,27 @@ def _opened_as(folder: Path) -> Any:
     )
     alone = type(config) in language._model_mapping or type(config) not in images._model_mapping
     return language if alone else images
+
+
+@contextmanager
+def _unmapped() -> Iterator[None]:
+    """Let transformers read files instead of mapping them into memory.
+
+    On a CPU it would use what is mapped as the model's weights: a file that shrinks later, hours
+    after it was loaded, would end the process.
+    """
+    import transformers.modeling_utils as module
+
+    before = module.safe_open
+
+    def reading(*args: Any, **more: Any) -> Any:
+        return before(*args, **(more | {"backend": "pread"}))
+
+    module.safe_open = reading if "backend" in (before.__doc__ or "") else before
+    try:
+        yield
+    finally:
+        module.safe_open = before
 
 
 @contextmanager

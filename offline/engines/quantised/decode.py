@@ -6,8 +6,9 @@ which numbers share a scale; forms.py has their names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from offline.engines.quantised.forms import form_of, unknown
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import DAMAGED
 from vllm_moe_prune.rewrite import TensorInfo
 from vllm_moe_prune.roles import WEIGHT
 
@@ -41,6 +43,7 @@ class StoredMatrix:
     parts: Parts
     decode: Decode
     shape: torch.Size
+    what: str = "a quantised matrix"  # its name, in what is said of damage
 
     @property
     def device(self) -> torch.device:
@@ -52,8 +55,27 @@ class StoredMatrix:
         return self
 
     def __getitem__(self, rows: slice, /) -> Tensor:
-        """Return rows [n, K] in float32."""
-        return self.decode(self.parts, rows)
+        """Return rows [n, K] in float32.
+
+        :raises PruneError: if its parts do not fit together
+        """
+        with _fitting(self.what):
+            return self.decode(self.parts, rows)
+
+
+@contextmanager
+def _fitting(what: str) -> Iterator[None]:
+    """Say of a matrix in one line that its parts and the config do not fit together."""
+    try:
+        yield
+    except (PruneError, torch.OutOfMemoryError):
+        raise
+    except (*DAMAGED, RuntimeError) as error:
+        raise PruneError(
+            f"{what} cannot be decoded: its parts and quantization_config do not fit together "
+            f"({(str(error).splitlines() or [type(error).__name__])[0]})",
+            hint="download the checkpoint again",
+        ) from error
 
 
 def matrix_of(parts: Parts, config: Mapping[str, Any], what: str) -> Tensor | StoredMatrix:
@@ -62,8 +84,14 @@ def matrix_of(parts: Parts, config: Mapping[str, Any], what: str) -> Tensor | St
     :param config: `quantization_config`, which says what parts do not: the sizes of FP8's blocks,
         and of GPTQ whether zero points are one too small
     :param what: its name, for the refusal
-    :raises PruneError: if the format is not known
+    :raises PruneError: if the format is not known, or the parts do not fit together
     """
+    with _fitting(what):
+        found = _matrix_of(parts, config, what)
+    return replace(found, what=what) if isinstance(found, StoredMatrix) else found
+
+
+def _matrix_of(parts: Parts, config: Mapping[str, Any], what: str) -> Tensor | StoredMatrix:
     headers = {
         name: TensorInfo(name, _DTYPES.get(part.dtype, ""), tuple(part.shape))
         for name, part in parts.items()
@@ -177,7 +205,10 @@ def _codes(parts: Parts, config: Mapping[str, Any]) -> StoredMatrix:
 def _packed(parts: Parts, config: Mapping[str, Any]) -> StoredMatrix:
     shape = torch.Size(parts["weight_shape"].tolist())
     count, columns = shape
-    bits = _WORD // -(-columns // parts["weight_packed"].shape[1])
+    words = parts["weight_packed"].shape
+    if count != words[0] or not 0 < columns <= _WORD * words[1]:
+        raise PruneError(f"weight_shape is {[count, columns]}, weight_packed {list(words)}")
+    bits = _WORD // -(-columns // words[1])
     zeros = parts.get("weight_zero_point")  # packed along the rows
     middle = 1 << (bits - 1) if zeros is None else 0
     if zeros is not None:

@@ -92,6 +92,8 @@ def _transposed(parts: Mapping[str, TensorInfo]) -> Form | None:
     words, zeros, scales = parts["qweight"], parts["qzeros"], parts["scales"]
     if {words.dtype, zeros.dtype} != {"I32"} or scales.dtype not in COMBINABLE:
         return None
+    if not all(len(one.shape) == 2 and min(one.shape) for one in (words, zeros, scales)):
+        return None
     columns = scales.shape[1]
     bits = _WORD * zeros.shape[1] / columns
     codes: Codes = "gptq" if words.shape[1] == columns else "awq"
