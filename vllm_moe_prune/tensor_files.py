@@ -29,10 +29,14 @@ def open_tensors(file: Path, framework: str = "pt", what: str = "", *, mapped: b
     from safetensors import safe_open
 
     check_file(file, what)
-    # Before version 0.8 safetensors could only map.
-    how = {"backend": "pread"} if not mapped and "backend" in (safe_open.__doc__ or "") else {}
+    how = {"backend": "pread"} if not mapped and can_read(safe_open) else {}
     with readable(file, what):
         return safe_open(file, framework=framework, **how)
+
+
+def can_read(safe_open: Any) -> bool:
+    """Return whether safetensors can read a file, and not only map it, as from version 0.8 on."""
+    return "backend" in (safe_open.__text_signature__ or "")
 
 
 @contextmanager

@@ -163,7 +163,7 @@ class LiveScoring(OwnsVllm):
         self._lm.run(prompts, notes)
 
     def _layer(self, number: int) -> LayerStatistics:
-        answers = self._llm.collective_rpc("moe_score_layer", args=(number,))
+        answers = self._lm.ask_all("moe_score_layer", number)
         (data,) = (one for one in answers if one)
         found = statistics_of(load(bytes(data)), number)
         assigned = found.counts.sum()

@@ -51,7 +51,9 @@ def plan(
     from offline.plan.plan import plan as run_plan
 
     read = Scores.load(scores)
-    incomplete = None if model is None else _incomplete(read, model)
+    incomplete = (
+        None if model is None else _incomplete(read, model, merges=recipe.merge is not None)
+    )
     found = run_plan(read, recipe, identity_of(read, scores), incomplete)
     with staged(out, force=force) as folder:
         found.routing_map.save(folder)
@@ -62,11 +64,15 @@ def plan(
         _show(found, out)
 
 
-def _incomplete(scores: Scores, model: Path) -> dict[int, tuple[int, ...]]:
-    """Return the experts of another checkpoint that lack a tensor."""
+def _incomplete(scores: Scores, model: Path, *, merges: bool) -> dict[int, tuple[int, ...]]:
+    """Return the experts of another checkpoint that lack a tensor.
+
+    :param merges: experts are to be merged, for which they have to be alike
+    """
     from offline.data.models import FACTS
     from offline.maps.moe_shape import incomplete_of
     from vllm_moe_prune.checkpoint import Checkpoint
+    from vllm_moe_prune.completeness import check_alike, matrices_of
 
     checkpoint = Checkpoint.open(model_folder(model, FACTS))
     if checkpoint.expert_counts() != dict(scores.shape.num_experts):
@@ -74,6 +80,10 @@ def _incomplete(scores: Scores, model: Path) -> dict[int, tuple[int, ...]]:
             f"--model: {model} has other layers or numbers of experts than what was scored",
             hint="a copy of the scored model, quantised or not",
         )
+    for projections in (
+        matrices_of(checkpoint.tensors, checkpoint.layout).values() if merges else ()
+    ):
+        check_alike(projections.values())
     return incomplete_of(checkpoint)
 
 

@@ -59,7 +59,7 @@ def search_progress(result: RunResult) -> Figure:
     drawing.update_layout(
         **layout_of(400),
         xaxis=axis("evaluation", range=[x[0] - 1, x[-1] + 1]),
-        yaxis=axis(f"{result.fitness}, {words.UNITS[result.fitness]}"),
+        yaxis=axis(f"{result.fitness}, {words.UNITS.get(result.fitness, '')}"),
     )
     merging = next((p.evaluation for p in points if p.phase == "merge"), None)
     if merging is not None and merging > x[0]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from tests.vllm_moe_prune.bare import MIXTRAL, write_bare
 from vllm_moe_prune.checkpoint import INDEX_FILE, Checkpoint
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.operations import Copy
+from vllm_moe_prune.writer import write_shards
 
 FIRST = "model-00001-of-00003.safetensors"
 
@@ -174,3 +177,20 @@ def test_a_fingerprint_tells_finetunes_shapes_and_configs_apart(tmp_path: Path) 
     assert wider.index != base.index
     assert (other.index, other.routers) == (base.index, base.routers)
     assert other.config != base.config
+
+
+def test_a_file_that_shrinks_after_it_was_opened_is_an_error(tmp_path: Path) -> None:
+    """And no signal that ends the process, as of a file that is mapped into memory."""
+    names = list(write_bare(tmp_path))
+    checkpoint = Checkpoint.open(tmp_path)
+    checkpoint.tensor(names[0])  # the file is open
+    file = tmp_path / "model.safetensors"
+    os.truncate(file, file.stat().st_size // 3)
+    for read in (checkpoint.tensor, checkpoint.raw):
+        with pytest.raises(PruneError) as caught:
+            read(names[-1])
+        assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+    (out := tmp_path / "out").mkdir()
+    with pytest.raises(PruneError, match="became shorter while it was read"):
+        copies = [Copy(name, info) for name, info in checkpoint.tensors.items()]
+        write_shards(checkpoint, copies, out)

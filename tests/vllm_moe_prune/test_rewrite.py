@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,16 @@ def test_a_merge_takes_the_coefficients_of_its_row_for_all_projections_alike() -
         assert combined[old[1]].coefficients == (-1.5,)
     dropped = {op.source.name for op in operations if isinstance(op, Drop)}
     assert dropped == {MIXTRAL.expert_name(0, 1, p) for p in MIXTRAL.projections}
+
+
+def test_experts_of_unequal_shapes_move_but_do_not_merge() -> None:
+    name = MIXTRAL.expert_name(0, 2, "w1")
+    base = infos(1, 3)
+    base[name] = replace(base[name], shape=(5, 4))
+    routing_map = map_of(layer_fields(**MERGED), matrices={"em": np.ones((2, 3))})
+    with pytest.raises(PruneError, match=rf"{name} has shape \[5, 4\].*cannot be merged"):
+        plan(routing_map, base)
+    plan(map_of(layer_fields(num_experts=3, num_kept=1, top_k=1, experts={"kept": [2]})), base)
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "I8", "U8", "I32"])

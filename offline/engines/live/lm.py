@@ -13,7 +13,7 @@ from vllm.inputs import TokensPrompt
 from offline.engines.encoding import Encoder, Pair, Prompt, TokenPair
 from offline.engines.live.requests import CachedBlocks, ScoringPlan, apart_plan, scoring_plan
 from offline.engines.reading import Ids, Reading
-from vllm_moe_prune.vllm_compat.engine import block_size
+from vllm_moe_prune.vllm_compat.engine import block_size, one_line_if_dead
 from vllm_moe_prune.vllm_compat.steps import NOTE
 
 _REMEMBERED = 8  # sets of requests kept tokenised and laid out
@@ -129,19 +129,29 @@ class LiveLM(Encoder):
         if not prompts:
             return []
         inputs = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
-        self.llm.sleep(level=0)  # new requests wait
-        self.llm.enqueue(inputs, sampling, use_tqdm=False)
-        self.llm.wake_up(tags=["scheduling"])
-        return list(self.llm.wait_for_completion(use_tqdm=False))
+        with one_line_if_dead():
+            self.llm.sleep(level=0)  # new requests wait
+            self.llm.enqueue(inputs, sampling, use_tqdm=False)
+            self.llm.wake_up(tags=["scheduling"])
+            return list(self.llm.wait_for_completion(use_tqdm=False))
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """Call a method of `LiveWorker` in all workers; return what the first one answers."""
-        return self.llm.collective_rpc(method, args=arguments)[0]
+        return self.ask_all(method, *arguments)[0]
+
+    def ask_all(self, method: str, *arguments: Any) -> list[Any]:
+        """Call a method of `LiveWorker` in all workers; return what each answers.
+
+        :raises PruneError: if vLLM's process has ended
+        """
+        with one_line_if_dead():
+            return list(self.llm.collective_rpc(method, args=arguments))
 
     def forget_prefixes(self) -> None:
         """Empty the prefix cache."""
         self._cached.clear()
-        done = self.llm.reset_prefix_cache()
+        with one_line_if_dead():
+            done = self.llm.reset_prefix_cache()
         assert done, "the prefix cache is in use between two evaluations"
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:

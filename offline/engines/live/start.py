@@ -67,12 +67,16 @@ def start(folder: Path, settings: Mapping[str, Any]) -> LLM:
             llm_class = _import_vllm()
             own = {**_SETTINGS, **_of_platform(folder, settings)}
             try:
-                return llm_class(str(folder), **{**own, **settings})
+                llm = llm_class(str(folder), **{**own, **settings})
             except Exception as error:  # vLLM raises whatever its many parts do
                 text = read_text(log, errors="replace") if log.is_file() else ""
                 # Of a failure in another process this one has only second-hand news.
                 reason = last_error(f"{text}\n{type(error).__name__}: {error}")
                 raise PruneError(f"vLLM cannot start on {folder}: {reason}") from error
+    from vllm_moe_prune.vllm_compat.engine import watch
+
+    watch(llm)
+    return llm
 
 
 def _import_vllm() -> type[LLM]:

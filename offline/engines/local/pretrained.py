@@ -15,6 +15,7 @@ from offline.engines.quantised.need import dequantised
 from vllm_moe_prune.checkpoint import read_config
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import layout_of
+from vllm_moe_prune.tensor_files import can_read
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 3
@@ -92,7 +93,7 @@ def _unmapped() -> Iterator[None]:
     def reading(*args: Any, **more: Any) -> Any:
         return before(*args, **(more | {"backend": "pread"}))
 
-    module.safe_open = reading if "backend" in (before.__doc__ or "") else before
+    module.safe_open = reading if can_read(before) else before
     try:
         yield
     finally:

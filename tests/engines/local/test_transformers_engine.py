@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,13 @@ def test_compact_checkpoint_is_refused(tiny: Path, tmp_path: Path) -> None:
     random_map(tiny, np.random.default_rng(0), kinds=("w_rm",)).save(folder)
     with pytest.raises(PruneError, match="only vLLM can open"):
         TransformersEngine(folder)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="nothing says what is mapped")
+def test_no_file_of_a_model_stays_mapped(tmp_path: Path) -> None:
+    """Of one that shrinks while it is mapped the system would end the process."""
+    folder = make_tiny_mixtral(tmp_path / "model")
+    engine = TransformersEngine(folder, device="cpu", dtype="float32")
+    assert str(folder) not in Path("/proc/self/maps").read_text()
+    os.truncate(folder / "model.safetensors", 8)
+    assert all(bool(value.isfinite().all()) for value in engine.model.parameters())
