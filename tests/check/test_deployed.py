@@ -12,10 +12,12 @@ from offline.check.answer_log import LOG_FILE
 from offline.check.asking import Asked
 from offline.check.built_in import built_in
 from offline.check.deployed import check_answers, folder_of
-from offline.check.served import Target
+from offline.check.served import Target, as_deployed
 from offline.cli.progress import Silence
+from offline.engines.server import Endpoint
 from offline.results.check import TOLD_ONLY, AnswerCheck, Measure
 from offline.results.intervals import wilson
+from serve.server import ServerSpec
 from tests.check.speaking import Fault, Speaker
 from tests.command import invoke, one_error, run
 from tests.engines.served import serving
@@ -203,3 +205,16 @@ def test_a_file_that_holds_no_probes_is_refused(
     words = ("--prompts", tmp_path / "p.jsonl", "--probes", "9", "--endpoint", "http://127.0.0.1:9")
     assert said in one_error(*run("check", tmp_path / "out", *words, capsys=capsys))
     assert not folder_of(tmp_path / "out").exists()
+
+
+def test_no_key_of_the_user_s_is_kept(tmp_path: Path) -> None:
+    words = ["--hf-token", "SECRET", "--max-model-len", "64", "--hf_token=SECRET"]
+    spec = as_deployed(ServerSpec(tmp_path), words, dtype="auto", eager=False, ranks=1)
+    target = Target("pruned", "pruned", spec=spec)
+    assert "SECRET" not in str(target.identity) + target.described.model_dump_json()
+    assert "SECRET" in str(spec.arguments(1))
+    for word in ("--api-key=k", "--api_key"):
+        with pytest.raises(PruneError, match="is chosen by the check"):
+            as_deployed(spec, [word], dtype="auto", eager=False, ranks=1)
+    with pytest.raises(PruneError, match="must not hold a password"):
+        Endpoint.find("http://me:SECRET@127.0.0.1:9")

@@ -78,7 +78,8 @@ def has_lines(out: Path, count: int) -> Callable[[], bool]:
 @pytest.mark.vllm
 def test_vllms_process(search: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = arguments_of(search | {"engine": "vllm", "dtype": "float32", "out": out})
+    del search["device"]
+    words = arguments_of(search | {"engine": "vllm", "out": out})
     command = Command(words)
     command.kill("EngineCore", has_lines(out, 2))
     status, lines = command.end()

@@ -104,6 +104,7 @@ def _connect(address: str | None, num_cpus: int) -> bool:
     if address is None or address == "local":
         options |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
         options["object_store_memory"] = _LOCAL_STORE_BYTES
+        options["_node_ip_address"] = "127.0.0.1"  # else it listens on all of the machine's
     else:
         check_ray(address)
         options["address"] = address
