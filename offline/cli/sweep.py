@@ -15,13 +15,22 @@ from offline.cli.options import Command, option_of
 from offline.cli.quiet import QUIET_SETTINGS
 from offline.engines.opened import EngineName
 from offline.runs.device import DType
-from offline.sweep.settings import ChoiceSettings, MeasureSettings, SweepSettings
+from offline.sweep.settings import (
+    ChoiceSettings,
+    MeasureSettings,
+    SpeedSettings,
+    SweepSettings,
+)
 
 if TYPE_CHECKING:
     from offline.results.sweep import SweepPoint, SweepResult
     from offline.sweep.start import Asked
 
-_GROUPS = (("Choices", ChoiceSettings), ("Measuring", MeasureSettings))
+_GROUPS = (
+    ("Choices", ChoiceSettings),
+    ("Measuring", MeasureSettings),
+    ("Tokens per second", SpeedSettings),
+)
 
 
 def _setting_options(command: Command) -> Command:
@@ -157,12 +166,15 @@ def _show(result: SweepResult, out: Path) -> None:
     from offline.runs.units import gib
 
     table = Table(title="held-out items")
-    for heading in ("choice", "experts", "active", "on disk", "accuracy", "95 % interval", "gates"):
-        table.add_column(heading, justify="left" if heading in ("choice", "gates") else "right")
-    base = result.base_held_out
-    table.add_row(
-        "base", str(result.base_experts), "", gib(result.base_bytes), *_accuracy(base), ""
-    )
+    left, faster = ("choice", "gates"), any(point.speed for point in result.points)
+    for heading in (
+        *("choice", "experts", "active", "on disk", "accuracy", "95 % interval"),
+        *(("tokens/s", "by the base's") if faster else ()),
+        "gates",
+    ):
+        table.add_column(heading, justify="left" if heading in left else "right")
+    base = str(result.base_experts), "", gib(result.base_bytes), *_accuracy(result.base_held_out)
+    table.add_row("base", *base)
     for point in _again(result):
         assert point.held_out is not None
         mark = " *" if point.on_front else ""
@@ -172,11 +184,14 @@ def _show(result: SweepResult, out: Path) -> None:
             f"{point.active:g}",
             gib(point.num_bytes),
             *_accuracy(point.held_out),
+            *(_speed(point) if faster else ()),
             "" if point.gates is None else point.gates.verdict,
         )
     console = stdout()
     console.print(table)
     console.print("* on the front: nothing as small is as good", soft_wrap=True)
+    if (speed := next((point.speed for point in result.points if point.speed), None)) is not None:
+        console.print(f"tokens/s: {speed.how}", soft_wrap=True)
     if result.left_open:
         names = ", ".join(result.left_open)
         console.print(f"not judged here: {names}: vmprune check --gate does", soft_wrap=True)
@@ -190,6 +205,11 @@ def _again(result: SweepResult) -> list[SweepPoint]:
     """Return what was measured on held-out items, the largest first."""
     found = [point for point in result.points if point.held_out is not None]
     return sorted(found, key=lambda point: (-point.num_bytes, -point.active, point.name))
+
+
+def _speed(point: SweepPoint) -> tuple[str, str]:
+    found = point.speed
+    return ("", "") if found is None else (f"{found.tokens_per_second:,.1f}", str(found.ratio))
 
 
 def _accuracy(found: Any) -> tuple[str, str]:

@@ -162,6 +162,14 @@ class Encoder(TemplateLM):  # type: ignore[misc]  # lm-eval is untyped
         """Score (context, continuation) pairs, each computed by itself."""
         raise NotImplementedError
 
+    def decode(self, prompts: Sequence[Sequence[int]], count: int) -> int:
+        """Continue prompts of token ids together by ``count`` tokens each, whatever these are, for
+        measuring how long that takes; nothing of an earlier call is used.
+
+        :returns: how many tokens were generated
+        """
+        raise NotImplementedError
+
     def readings(
         self, texts: Sequence[Sequence[int]], count: int = 0, wanted: Sequence[Ids] | None = None
     ) -> list[Reading]:

@@ -17,7 +17,8 @@ def map_to_json(routing_map: RoutingMap) -> list[dict[str, Any]]:
     """Return the map's layers; layers that are alike (a depth group) are written once.
 
     One-hot matrices are lists of kept ids. Others are base64 of the deflated little-endian
-    float32 values [E', E]: exact, and short where most entries are zero.
+    float32 values [E', E]: exact, and short where most entries are zero. Of substituted experts a
+    line has the ids and not the vectors, which are megabytes: the digest tells them apart.
     """
     entries: list[dict[str, Any]] = []
     numbers: list[list[int]] = []
@@ -31,6 +32,8 @@ def map_to_json(routing_map: RoutingMap) -> list[dict[str, Any]]:
         }
         if layer.router_rows is not None:
             entry["router_rows"] = _pack(layer.router_rows, routing_map)
+        if layer.substituted is not None:
+            entry["substituted"] = list(layer.constant_ids)
         if entry in entries:
             numbers[entries.index(entry)].append(layer.layer)
         else:

@@ -27,7 +27,7 @@ def render(sweep: SweepResult) -> str:
         outcome=outcome(sweep),
         sweep=sweep,
         cards=key_figures(sweep),
-        figures={"front": front_figure(sweep)},
+        figures={"front": front_figure(sweep), "speed": speed_figure(sweep)},
         tables=tables,
         pairs_table=pairs_table,
     )
@@ -44,7 +44,8 @@ def outcome(sweep: SweepResult) -> str:
         f"{found.name} is the smallest of {len(sweep.points)} choices that passes all gates: "
         f"{words.gib(found.num_bytes)} ({words.change(sweep.base_bytes, found.num_bytes)}), "
         f"held-out accuracy {words.percent(found.held_out.value)} against the base's "
-        f"{words.percent(sweep.base_held_out.value)}."
+        f"{words.percent(sweep.base_held_out.value)}"
+        + (f", {found.speed.ratio} times its tokens/s." if found.speed is not None else ".")
     )
 
 
@@ -97,6 +98,31 @@ def front_figure(sweep: SweepResult) -> Figure:
     return Figure("front", drawing, f"The front, smallest first: {said}", min_width=420)
 
 
+def speed_figure(sweep: SweepResult) -> Figure:
+    """Draw quality against tokens per second of what generated; circles grow with the size."""
+    found: list[tuple[SweepPoint, Any, Any]] = [
+        (p, p.held_out, p.speed.ratio) for p in tables.again(sweep) if p.speed is not None
+    ]
+    trace = _marks([p for p, _, _ in found], [own for _, own, _ in found])
+    most = max((p.num_bytes for p, _, _ in found), default=1)
+    trace.update(
+        x=[ratio.value for _, _, ratio in found],
+        error_x=_bars([ratio for _, _, ratio in found]),
+        marker={"color": _OWN, "size": [8 + 16 * p.num_bytes / most for p, _, _ in found]},
+        hovertemplate="%{text}: %{y:.1f}, %{x:.2f} times the tokens/s<extra></extra>",
+    )
+    drawing = go.Figure([trace])
+    drawing.update_layout(
+        **layout_of(360, clickmode="event", hovermode="closest", showlegend=False),
+        xaxis=axis("tokens/s by the base's"),
+        yaxis=axis("accuracy, percent"),
+    )
+    said = "; ".join(
+        f"{p.name} {words.percent(own.value)} at {ratio.value:.2f}" for p, own, ratio in found
+    )
+    return Figure("speed", drawing, f"Accuracy by tokens per second: {said}", min_width=420)
+
+
 def _cloud(name: str, points: Sequence[SweepPoint], colour: str, symbol: str) -> go.Scatter:
     return go.Scatter(
         x=[p.num_bytes / _GIB for p in points],
@@ -115,28 +141,36 @@ def _cloud(name: str, points: Sequence[SweepPoint], colour: str, symbol: str) ->
 
 
 def _measured(name: str, points: Sequence[SweepPoint], colour: str) -> go.Scatter:
-    found: list[tuple[SweepPoint, Any]] = [(p, p.held_out) for p in points]
-    return go.Scatter(
-        x=[p.num_bytes / _GIB for p, _ in found],
-        y=[100 * own.value for _, own in found],
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [
-                100 * (own.high - own.value) if own.high is not None else 0 for _, own in found
-            ],
-            "arrayminus": [
-                100 * (own.value - own.low) if own.low is not None else 0 for _, own in found
-            ],
-            "thickness": 1,
-        },
-        text=[p.name for p, _ in found],
-        customdata=[tables.anchor(p.name) for p, _ in found],
-        mode="markers",
+    trace = _marks(points, [p.held_out for p in points])
+    trace.update(
+        x=[p.num_bytes / _GIB for p in points],
         name=name,
         marker={"color": colour, "symbol": "circle", "size": 10},
         hovertemplate="%{text}: %{y:.1f}<extra></extra>",
     )
+    return trace
+
+
+def _marks(points: Sequence[SweepPoint], quality: Sequence[Any]) -> go.Scatter:
+    """Return marks at the qualities of points, with intervals; each leads to its command."""
+    return go.Scatter(
+        y=[100 * own.value for own in quality],
+        error_y=_bars(quality, 100),
+        text=[p.name for p in points],
+        customdata=[tables.anchor(p.name) for p in points],
+        mode="markers",
+    )
+
+
+def _bars(found: Sequence[Any], scale: float = 1) -> dict[str, Any]:
+    """Return the bars of estimates' intervals; none where there is no interval."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [scale * (e.high - e.value) if e.high is not None else 0 for e in found],
+        "arrayminus": [scale * (e.value - e.low) if e.low is not None else 0 for e in found],
+        "thickness": 1,
+    }
 
 
 def _line(points: Sequence[SweepPoint]) -> go.Scatter:

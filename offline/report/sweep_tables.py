@@ -58,6 +58,31 @@ def gates(sweep: SweepResult) -> Table | None:
     return Table("Gates", head, rows, frozenset(range(6))) if rows else None
 
 
+def speeds(sweep: SweepResult) -> Table | None:
+    """How fast the front generates, the smallest first; None where it was not measured."""
+    rows = tuple(
+        (
+            *_size(point),
+            words.percent(point.held_out.value),
+            f"{point.speed.tokens_per_second:,.1f}",
+            f"{point.speed.base_tokens_per_second:,.1f}",
+            str(point.speed.ratio),
+        )
+        for point in again(sweep)
+        if point.speed is not None and point.held_out is not None
+    )
+    head = (
+        *("choice", "experts", "active", "on disk", "accuracy", "tokens/s"),
+        *("the base's in turn", "ratio, 95% interval"),
+    )
+    return Table("Tokens per second", head, rows, frozenset({0})) if rows else None
+
+
+def how_fast(sweep: SweepResult) -> str:
+    """Say how tokens per second were measured; nothing where they were not."""
+    return next((point.speed.how for point in sweep.points if point.speed is not None), "")
+
+
 def text(sweep: SweepResult) -> Table | None:
     """What plain text said of what was measured again; None where none was read."""
     rows = tuple(

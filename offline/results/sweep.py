@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from offline.results.decode_speed import DecodeSpeed
 from offline.results.estimate import Estimate
 from offline.results.gates import GatesResult
 from offline.results.result_file import ResultFile
@@ -22,7 +23,8 @@ class SweepPoint(_Frozen):
 
     ``search`` is the mean over the items that it was seen on while racing, which is worth nothing
     beside others' where it was not ``complete``. ``held_out`` is that on items that chose nothing,
-    ``tasks`` by task; both only of those that were measured again.
+    ``tasks`` by task; both only of those that were measured again. ``speed`` is that of the front
+    and of the one to take.
     """
 
     name: str
@@ -39,6 +41,7 @@ class SweepPoint(_Frozen):
     tasks: dict[str, Estimate] = Field(default_factory=dict)
     text: tuple[DomainQuality, ...] = ()
     gates: GatesResult | None = None
+    speed: DecodeSpeed | None = None
     on_front: bool = False
     command: str
 
@@ -66,6 +69,11 @@ class SweepResult(ResultFile):
     def chosen(self) -> SweepPoint | None:
         """Return the smallest that passes the gates."""
         return next((point for point in self.points if point.name == self.recommended), None)
+
+    @property
+    def to_take(self) -> tuple[SweepPoint, ...]:
+        """Return the front and the smallest that passes the gates, in the order of the points."""
+        return tuple(one for one in self.points if one.on_front or one.name == self.recommended)
 
     @property
     def judged(self) -> bool:

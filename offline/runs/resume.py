@@ -29,7 +29,7 @@ from vllm_moe_prune.reading import parse_json
 RUN_MARKER = ".vmprune-run.json"
 # What runs of all kinds keep at the top of their folder, whole or as a killed one leaves it.
 _NAMES = re.compile(
-    r"(settings\.json|(evaluations|texts)\.jsonl|routing_map\.(json|safetensors)|scores|base\.json"
+    r"(settings\.json|(evaluations|texts|speeds)\.jsonl|routing_map\.(json|safetensors)|scores|base\.json"
     r"|result(\.json)?|on-result|round-\d+|cells\.json|(model|base)-(tuned|trained\.json)"
     r"|(model|base)-tuned\.finetune\.run|step-\d+)(\.(partial|replaced|deleted))?"
     r"|answers\.jsonl?|(base|pruned)\.log"

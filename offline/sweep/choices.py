@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from offline.build.build import plan_build
 from offline.calibration.scores import Scores
 from offline.maps.moe_shape import MoeShape
+from offline.maps.router_groups import RouterGroups
 from offline.plan.plan import plan
 from offline.plan.recipe import PlanRecipe
 from offline.sweep.settings import SweepSettings, words
@@ -30,7 +33,18 @@ class Choice:
     name: str
     recipe: PlanRecipe
     routing_map: RoutingMap
-    num_bytes: int
+    weight_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on disk: of weights, and of the vectors that stand for experts."""
+        return self.weight_bytes + self.vector_bytes
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of the vectors of substituted experts, which are beside the map."""
+        layers = (layer for layer in self.routing_map.layers if layer.substituted is not None)
+        return sum(self.routing_map.vectors(layer).nbytes for layer in layers)
 
     @property
     def experts(self) -> int:
@@ -43,17 +57,47 @@ class Choice:
         return fmean(layer.top_k for layer in self.routing_map.layers)
 
     @property
-    def size(self) -> tuple[int, float]:
-        """What choices of one size have in common."""
-        return self.experts, self.active
+    def size(self) -> tuple[int, float, bool]:
+        """What choices of one size have in common; vectors take memory and the plugin."""
+        return self.experts, self.active, self.routing_map.substitutes
+
+    @property
+    def kind(self) -> object:
+        """What an engine may refuse: all choices of a kind or none."""
+        layers = self.routing_map.layers
+        merged = any(layer.experts.kept is None for layer in layers)
+        routers = frozenset((layer.router, layer.top_k) for layer in layers)
+        return merged, self.routing_map.substitutes, routers
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """All choices that can be, and why others cannot."""
+    """All choices that can be, the smallest first, and why others cannot."""
 
     found: tuple[Choice, ...]
     skipped: Mapping[str, str]
+
+    def that(self, can: Callable[[RoutingMap], object]) -> Choices:
+        """Return the choices of those kinds of which one can be.
+
+        :param can: raises PruneError where a map cannot be; asked of one of each kind, as opening
+            a large base takes seconds
+        :raises PruneError: of the first one, if none can be
+        """
+        errors: dict[object, PruneError | None] = {}
+        for one in self.found:
+            if one.kind in errors:
+                continue
+            errors[one.kind] = None
+            try:
+                can(one.routing_map)
+            except PruneError as error:
+                errors[one.kind] = error
+        refused = {one.name: error for one in self.found if (error := errors[one.kind])}
+        if len(refused) == len(self.found):
+            raise next(iter(refused.values()))
+        left = tuple(one for one in self.found if one.name not in refused)
+        return Choices(left, {**self.skipped, **{n: e.message for n, e in refused.items()}})
 
 
 def choices_of(
@@ -73,9 +117,12 @@ def choices_of(
         except PruneError as error:
             skipped[name] = error.message
             continue
-        twin = found.setdefault(routing_map.digest(), Choice(name, recipe, routing_map, size))
+        choice = Choice(name, recipe, routing_map, size)
+        twin = found.setdefault(routing_map.digest(), choice)
         if twin.name != name:
             skipped[name] = f"the same map as {twin.name}"
+    if not found and not skipped:
+        raise PruneError("no choice is asked for", hint="give --criteria, --ratios and --fates")
     if not found:
         name, why = next(iter(skipped.items()))
         raise PruneError(f"no choice can be: {name}: {why}")
@@ -85,46 +132,62 @@ def choices_of(
 
 def recipes_of(settings: SweepSettings, shape: MoeShape) -> dict[str, PlanRecipe]:
     """Return the settings of every combination by a short name for each."""
-    return {_name(recipe, shape): recipe for recipe in _recipes(settings, shape)}
+    return dict(_recipes(settings, shape))
 
 
-def _recipes(settings: SweepSettings, shape: MoeShape) -> Iterator[PlanRecipe]:
-    for ratio in settings.dropped:
-        for top_k in settings.active:
-            common = {"domains": settings.domains, "top_k": None if top_k is None else str(top_k)}
-            for kind in words(settings.merges):
-                yield PlanRecipe.of({**common, "merge": kind, "ratio": ratio})
-            for router in words(settings.routers):
-                for rule in settings.rules:
-                    for spread in words(settings.spreads):
-                        how = _spread(ratio, spread, shape)
-                        own = {"criterion": rule.word, "router": router}
-                        yield PlanRecipe.of({**common, **how, **own})
+def _recipes(settings: SweepSettings, shape: MoeShape) -> Iterator[tuple[str, PlanRecipe]]:
+    ways = itertools.product(settings.dropped, settings.active, _fates(settings))
+    for ratio, top_k, fate in ways:
+        common = {"domains": settings.domains, "top_k": None if top_k is None else str(top_k)}
+        for rule, spread in itertools.product(settings.rules, words(settings.spreads)):
+            how = _spread(ratio, spread, shape, substitute="substitute" in fate)
+            # Of what is merged it only spreads a budget.
+            decides = {} if "merge" in fate and "ratio" in how else {"criterion": rule.word}
+            recipe = PlanRecipe.of({**common, **fate, **how, **decides})
+            yield _name(recipe, spread, shape), recipe
 
 
-def _spread(ratio: float, spread: str, shape: MoeShape) -> dict[str, float | int]:
-    """Return the flag that drops a share: of every layer, or as many of all together."""
+def _fates(settings: SweepSettings) -> Iterator[dict[str, Any]]:
+    """Give the flags that say what becomes of experts that are not kept, and of their router."""
+    routers = words(settings.routers)
+    for kind in words(settings.merges):
+        for router in routers:  # one that is sliced can add no scores up
+            merging = "dominant" if router == "sliced" else "sum"
+            yield {"merge": kind, "router": router, "merge_router": merging}
+    for fate in words(settings.fates):
+        if fate == "substituted":  # all stay in the router
+            yield {"substitute": True}
+            continue
+        yield from ({"router": router} for router in routers)
+
+
+def _spread(
+    ratio: float, spread: str, shape: MoeShape, *, substitute: bool
+) -> dict[str, float | int]:
+    """Return the flags that drop a share: of every layer, or as many of all together."""
     if spread == "uniform":
         return {"ratio": ratio}
-    counts = PlanRecipe(ratio=ratio).counts(shape.num_experts, shape.router_groups)
+    router = RouterGroups() if substitute else shape.router_groups
+    counts = PlanRecipe(ratio=ratio).counts(shape.num_experts, router)
     assert isinstance(counts, dict)
     return {"budget": sum(counts.values())}
 
 
-def _name(recipe: PlanRecipe, shape: MoeShape) -> str:
-    """Say in a word what a choice is: ``min-ean-50``, ``min-ean-budget-16``, ``...-top-1``."""
-    what = recipe.criterion if recipe.merge is None else f"merge-{recipe.merge.partition('-')[0]}"
+def _name(recipe: PlanRecipe, spread: str, shape: MoeShape) -> str:
+    """Say in a word what a choice is: ``min-ean-50``, ``min-ean-budget-16-of-32``, ``...-top-1``.
+
+    What is merged by as much in every layer has no criterion, and one name for all.
+    """
+    parts = [] if recipe.merge is None else ["merge", recipe.merge.partition("-")[0]]
+    if recipe.merge is None or recipe.budget is not None:
+        parts.append(recipe.criterion)
     if recipe.ratio is not None:
-        size = f"{100 * recipe.ratio:.4g}"
+        parts.append(f"{100 * recipe.ratio:.4g}")
     else:
-        total = sum(shape.num_experts.values())
-        assert recipe.budget is not None
-        size = f"budget-{recipe.budget}-of-{total}"
-    parts = [what, size]
-    if recipe.top_k is not None:
-        parts.append(f"top-{recipe.top_k}")
-    if recipe.router in ("sliced", "mapped"):
-        parts.append(recipe.router)
+        parts.append(f"{spread}-{recipe.budget}-of-{sum(shape.num_experts.values())}")
+    parts += ["substituted"] if recipe.substitute else []
+    parts += [] if recipe.top_k is None else [f"top-{recipe.top_k}"]
+    parts += [recipe.router] if recipe.router in ("sliced", "mapped") else []
     return "-".join(parts)
 
 

@@ -14,8 +14,15 @@ from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.reading import validated
 
 SPREADS = ("uniform", "budget")
+FATES = ("dropped", "substituted")
 MERGES = ("output-similarity", "router-similarity")
 ROUTERS = ("auto", "sliced", "mapped")
+_WORDS: Mapping[str, tuple[str, ...]] = {
+    "spreads": SPREADS,
+    "fates": FATES,
+    "merges": MERGES,
+    "routers": ROUTERS,
+}
 
 
 class ChoiceSettings(BaseModel):
@@ -34,6 +41,11 @@ class ChoiceSettings(BaseModel):
         default="uniform,budget",
         description="the same share in every layer, or as many in all together, by importance",
     )
+    fates: str = Field(
+        default="dropped",
+        description="what becomes of experts that are not kept: dropped, or substituted by their "
+        "mean outputs (for vLLM alone), with commas",
+    )
     merges: str = Field(
         default="", description=f"also merge instead of dropping: {', '.join(MERGES)}"
     )
@@ -44,10 +56,10 @@ class ChoiceSettings(BaseModel):
     domains: str | None = Field(default=None, description="weights of the scored domains, as plan")
     mtp: MtpChoice | None = Field(default=None, description=MTP_HELP)
 
-    @field_validator("spreads", "merges", "routers")
+    @field_validator(*_WORDS)
     @classmethod
     def _known(cls, text: str, info: Any) -> str:
-        known = {"spreads": SPREADS, "merges": MERGES, "routers": ROUTERS}[info.field_name]
+        known = _WORDS[info.field_name]
         for word in words(text):
             if word not in known:
                 raise ValueError(f"{word!r} is none of {', '.join(known)}")
@@ -81,7 +93,22 @@ class MeasureSettings(BaseModel):
     seed: int = Field(default=0, description="of documents and intervals")
 
 
-class SweepSettings(ChoiceSettings, MeasureSettings):
+class SpeedSettings(BaseModel):
+    """How tokens per second are measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    speed_rounds: int = Field(
+        default=8,
+        ge=0,
+        description="times that each choice of the front generates, in turn with the base; "
+        "0 measures no tokens/s",
+    )
+    speed_batch: int = Field(default=8, ge=1, description="answers that are generated together")
+    speed_tokens: int = Field(default=32, ge=1, description="tokens of each answer")
+
+
+class SweepSettings(ChoiceSettings, MeasureSettings, SpeedSettings):
     """All settings of a sweep but the model, its scores and the task."""
 
     @classmethod

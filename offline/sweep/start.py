@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,13 @@ from offline.runs.output import staged
 from offline.runs.progress import Reporter
 from offline.runs.resume import run_folder
 from offline.sweep.choices import Choices, choices_of
-from offline.sweep.settings import SweepSettings
+from offline.sweep.settings import SpeedSettings, SweepSettings
 from offline.sweep.sweep import Say, Sweep, Where
 from offline.tasks.needs import check_items
 from offline.tasks.splits import data_identity
 from offline.tasks.task import Split
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.provenance import DataIdentity, Provenance, write_atomic
-from vllm_moe_prune.routing_map import RoutingMap
 
 _SPLITS: tuple[Split, ...] = ("search", "test")
 
@@ -70,10 +70,9 @@ class Asked:
         choices = choices_of(settings, read, base, source)
         if where.engine == "transformers":
             check_device(where.device)
-        for routing_map in _kinds(choices):
-            check_evaluable(
-                model, routing_map, allow_other=False, engine=where.engine, dtype=where.dtype
-            )
+        in_it = {"engine": where.engine, "dtype": where.dtype}
+        can: Any = partial(check_evaluable, model, allow_other=False, **in_it)
+        choices = choices.that(can)
         for entry in objective.tasks:  # last: data may have to be fetched
             for split in _SPLITS:
                 check_items(entry.task, split)
@@ -82,7 +81,15 @@ class Asked:
     def sweep(self, folder: Path, reporter: Reporter, say: Say = lambda line: None) -> Sweep:
         """Return the sweep that goes on with what is in a folder."""
         return Sweep(
-            self.base, self.choices, self.objective, self.settings, folder, reporter, self.text, say
+            self.base,
+            self.choices,
+            self.objective,
+            self.settings,
+            folder,
+            reporter,
+            self.where.engine,
+            self.text,
+            say,
         )
 
     @property
@@ -103,7 +110,7 @@ class Asked:
         where = self.where
         return {
             "recipe": {
-                **self.settings.model_dump(mode="json"),
+                **self.settings.model_dump(mode="json", exclude={*SpeedSettings.model_fields}),
                 "text": None if self.text is None else [repr(part) for part in self.text.parts],
                 "engine": where.engine,
                 "dtype": where.dtype,
@@ -125,7 +132,11 @@ def run_sweep(asked: Asked, out: Path, *, force: bool, reporter: Reporter, say: 
     sweep = asked.sweep(folder, reporter, say)
     made = Provenance.now(
         "sweep",
-        settings={**asked.settings.model_dump(mode="json", exclude_none=True)},
+        settings={
+            **asked.settings.model_dump(mode="json", exclude_none=True),
+            "engine": asked.where.engine,
+            "dtype": asked.where.dtype,
+        },
         seed=asked.settings.seed,
         data=asked.data,
     )
@@ -137,20 +148,9 @@ def run_sweep(asked: Asked, out: Path, *, force: bool, reporter: Reporter, say: 
     with staged(out, force=force) as work:
         result.save(work)
         write_atomic(work / SWEEP_PAGE, render(result))
-        for choice in asked.choices.found:
+        for choice in sweep.choices.found:
             choice.routing_map.save(work / "maps" / choice.name)
     return result
-
-
-def _kinds(choices: Choices) -> list[RoutingMap]:
-    """Return one map of each kind that an engine may refuse: opening a large base takes seconds."""
-    found: dict[tuple[bool, frozenset[str]], RoutingMap] = {}
-    for choice in choices.found:
-        layers = choice.routing_map.layers
-        merged = any(layer.experts.kept is None for layer in layers)
-        kind = merged, frozenset(layer.router for layer in layers)
-        found.setdefault(kind, choice.routing_map)
-    return list(found.values())
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from offline.fitness.objective import Objective
 from offline.gates.evidence import joined, of_text
 from offline.gates.gates import Gates
 from offline.gates.judge import judge
+from offline.results.decode_speed import DecodeSpeed
 from offline.results.estimate import Estimate, difference
 from offline.results.gates import GatesResult
 from offline.results.sweep import SweepPoint, SweepResult
@@ -96,6 +97,14 @@ def result_of(
         recommended=smallest(sizes, passing),
         provenance=made,
     )
+
+
+def with_speeds(result: SweepResult, speeds: Mapping[str, DecodeSpeed]) -> SweepResult:
+    """Return a result with how fast some of its points generate, by name."""
+    points = tuple(
+        point.model_copy(update={"speed": speeds.get(point.name)}) for point in result.points
+    )
+    return result.model_copy(update={"points": points})
 
 
 def estimate_of(results: Results, shares: Mapping[str, float]) -> Estimate:

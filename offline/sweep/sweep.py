@@ -16,15 +16,18 @@ from offline.fitness.objective import Objective
 from offline.fitness.racing import RacingSettings
 from offline.fitness.text_quality import ReadingEngine, TextBench
 from offline.gates.gates import Gates
-from offline.results.sweep import SweepResult
+from offline.results.decode_speed import DecodeSpeed
+from offline.results.sweep import SweepPoint, SweepResult
 from offline.results.text_quality import DomainQuality
 from offline.runs.device import DType
 from offline.runs.progress import Reporter
+from offline.runs.units import gib
 from offline.sweep.choices import Choice, Choices
 from offline.sweep.front import as_small, finalists
+from offline.sweep.map_log import MapLog, SpeedLine, TextLine
 from offline.sweep.settings import SweepSettings
-from offline.sweep.summary import Findings, result_of
-from offline.sweep.text_log import TextLog
+from offline.sweep.speed import SpeedBench
+from offline.sweep.summary import Findings, result_of, with_speeds
 from offline.tasks.results import TaskResult
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.provenance import Provenance
@@ -58,6 +61,7 @@ class Sweep:
     settings: SweepSettings
     folder: Path
     reporter: Reporter
+    engine_name: EngineName
     text: TextAsked | None = None
     say: Say = lambda line: None
     _found: dict[str, Assessment] = field(default_factory=dict)
@@ -65,8 +69,8 @@ class Sweep:
     @property
     def cost(self) -> str:
         """Say what it will take, in items and maps: known before the model is loaded."""
-        maps, tasks = len(self.choices.found), len(self.objective.tasks)
-        again = min(maps, self.settings.finalists * len(self._classes))
+        maps, again = len(self.choices.found), self._most_finalists
+        tasks = len(self.objective.tasks)
         search, test = (tasks * n for n in (self.settings.search_items, self.settings.test_items))
         said = (
             f"{maps} maps race on at most {search} items each, at most {again} of them and the "
@@ -76,7 +80,16 @@ class Sweep:
             documents = sum(part.sequences for part in self.text.parts)
             said += f" and read at most {documents} documents"
         most = (maps + 1) * search + (again + 1) * test
-        return f"{said}: {most:,} items at most"
+        said += f": {most:,} items at most"
+        if rounds := self.settings.speed_rounds:
+            answers = 2 * (rounds + 1) * self.settings.speed_batch
+            tokens = self.settings.speed_tokens
+            said += (
+                f"; for tokens/s {answers} answers of {tokens} tokens for each on the front, "
+                f"{again * answers * tokens:,} tokens at most"
+            )
+        vectors = sum(one.vector_bytes for one in self.choices.found)
+        return said + (f"; {gib(vectors)} of vectors are kept with the maps" if vectors else "")
 
     def run(
         self, engine: ReadingEngine, gates: Gates | None, made: Provenance, out: Path
@@ -86,8 +99,9 @@ class Sweep:
         :param engine: the base, with no map applied
         :param made: provenance of the result
         :param out: where maps will be, for the commands
-        :raises PruneError: if a task's data or the text cannot be had
+        :raises PruneError: if a task's data or the text cannot be had, or the engine can be none
         """
+        self._leave_out(engine)
         log = EvaluationLog(self.folder / "evaluations.jsonl")
         racing = RacingSettings(slack=self.settings.slack)
         assessor = Assessor([engine], self.objective, log, racing=racing)  # type: ignore[list-item]
@@ -101,9 +115,14 @@ class Sweep:
         texts = self._read(engine, again) if self.text is not None else {}
         measured = dict(zip((one.name for one in again), held_out, strict=True))
         found = Findings(self._found, before, base, measured, texts)
-        return result_of(
+        result = result_of(
             self.base, self.choices, self.objective, self.settings, found, gates, made, out
         )
+        return with_speeds(result, self._speeds(engine, result.to_take))
+
+    @property
+    def _most_finalists(self) -> int:
+        return min(len(self.choices.found), self.settings.finalists * len(self._classes))
 
     @property
     def _classes(self) -> list[list[str]]:
@@ -112,12 +131,21 @@ class Sweep:
         grouped = itertools.groupby(ordered, key=lambda one: one.size)
         return [[one.name for one in group] for _, group in grouped]
 
+    def _leave_out(self, engine: ReadingEngine) -> None:
+        """Leave out what only the loaded engine knows that it cannot be, and say so."""
+        asked, self.choices = self.choices, self.choices.that(engine.apply)
+        for name, why in self.choices.skipped.items():
+            if name not in asked.skipped:
+                self.say(f"note: {name} is left out: {why}")
+
     def _tell_time(self, before: Results) -> None:
         seconds = sum(result.seconds for result in before.values())
-        maps = len(self.choices.found)
+        minutes = seconds * len(self.choices.found) / 60
+        more = self.settings.test_items / self.settings.search_items * seconds / 60
         self.say(
-            f"the base took {seconds:.0f} s on its items: the race takes at most "
-            f"{seconds * maps / 60:.0f} min, and less for what is dropped early"
+            f"the base took {seconds:.0f} s on its items: the race takes at most {minutes:.0f} "
+            "min, and less for what is dropped early; held-out items about "
+            f"{more * (self._most_finalists + 1):.0f} min at most"
         )
 
     def _race(self, assessor: Assessor) -> None:
@@ -155,12 +183,40 @@ class Sweep:
     ) -> dict[str, tuple[DomainQuality, ...]]:
         """Let the base and the finalists read the text; what is in the log is not read again."""
         assert self.text is not None
-        log = TextLog(self.folder / "texts.jsonl")
+        log = MapLog(self.folder / "texts.jsonl", TextLine)
         missing = [one for one in again if one.routing_map.digest() not in log.found]
         self.reporter.stage("reading text", len(missing))
         bench = TextBench(engine, self.text) if missing else None
         for one in missing:
             assert bench is not None
-            log.add(one.routing_map.digest(), bench.measure(one.routing_map))
+            domains = bench.measure(one.routing_map)
+            log.add(TextLine(digest=one.routing_map.digest(), domains=domains))
             self.reporter.step(note=one.name)
-        return {one.name: log.found[one.routing_map.digest()] for one in again}
+        return {one.name: log.found[one.routing_map.digest()].domains for one in again}
+
+    def _speeds(
+        self, engine: ReadingEngine, points: Sequence[SweepPoint]
+    ) -> dict[str, DecodeSpeed]:
+        """Let some generate, each in turn with the base; what is in the log is not done again."""
+        if not self.settings.speed_rounds:
+            return {}
+        log = MapLog(self.folder / "speeds.jsonl", SpeedLine)
+        maps = {one.name: one.routing_map for one in self.choices.found}
+        missing = [p for p in points if not self._is_known(log.found.get(p.digest))]
+        self.reporter.stage("measuring tokens/s", len(missing))
+        task = self.objective.tasks[0].task
+        bench = SpeedBench.of(engine, self.engine_name, task, self.settings) if missing else None
+        for point in missing:
+            assert bench is not None
+            speed = bench.measure(maps[point.name])
+            log.add(SpeedLine(digest=point.digest, speed=speed))
+            self.reporter.step(note=f"{point.name} {speed.ratio.value:.2f}")
+        return {point.name: log.found[point.digest].speed for point in points}
+
+    def _is_known(self, line: SpeedLine | None) -> bool:
+        """Whether a line is of these settings, which decide nothing else."""
+        own = self.settings
+        asked = own.speed_rounds, own.speed_batch, own.speed_tokens
+        if line is None:
+            return False
+        return asked == (line.speed.rounds, line.speed.batch, line.speed.tokens)

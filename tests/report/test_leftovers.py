@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from offline.analysis.analyse import analyse
-from offline.report import analysis_page, recovery_page
+from offline.report import analysis_page, recovery_page, sweep_page
 from offline.report.render import render
 from offline.results.analysis import Analysis
 from offline.results.compression import RunResult
+from offline.results.decode_speed import DecodeSpeed
+from offline.results.estimate import Estimate
+from offline.results.sweep import SweepPoint, SweepResult
 from tests.analysis.samples import map_keeping, masked, scores_of, two_domains
 from tests.report.page import Page
 from tests.report.samples import check_json, compare_json, provenance, quality, run_result, search
@@ -63,6 +66,32 @@ def lottery(*, tuned: bool) -> RunResult:
     return run_result(method="lottery", search=(), lottery=record(tuned=tuned))
 
 
+def sweep(*, full: bool = True) -> SweepResult:
+    """Return a sweep of a choice that was dropped and of two that were measured, if there are."""
+    own = {"plan": {}, "digest": "", "active": 2, "seconds": 1.0, "command": "vmprune build"}
+    known = Estimate(value=0.7, low=0.6, high=0.8)
+    point = SweepPoint(**own, name="a", experts=8, num_bytes=9, complete=True, search=0.7, items=99)
+    dropped = point.model_copy(update={"name": "b", "complete": False})
+    speed = DecodeSpeed(
+        engine="vllm", batch=8, tokens=32, rounds=2, tokens_per_second=9.0,
+        base_tokens_per_second=8.0, ratio=Estimate(value=1.125),
+    )  # fmt: skip
+    again = {"held_out": known if full else Estimate(value=0.7), "on_front": True}
+    front = point.model_copy(update={**again, "speed": speed if full else None, "name": "c"})
+    return SweepResult(
+        model="base",
+        tasks=("sciq",),
+        base_experts=16,
+        base_bytes=18,
+        base_search=0.9,
+        base_held_out=known,
+        points=(dropped, front, point) if full else (front,),
+        recommended="c" if full else None,
+        skipped={"d": "the same map as a"} if full else {},
+        provenance=provenance(),
+    )
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "report, all of it": lambda: render(
         run_result(),
@@ -81,6 +110,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "analysis, scores alone": lambda: analysis_page.render(analysis(full=False)),
     "recovery, all of it": lambda: recovery_page.render(FULL),
     "recovery without tasks": lambda: recovery_page.render(recovery()),
+    "sweep, all of it": lambda: sweep_page.render(sweep()),
+    "sweep, next to nothing": lambda: sweep_page.render(sweep(full=False)),
 }
 
 

@@ -10,27 +10,22 @@ from typing import Any
 import pytest
 
 from offline.results.sweep import SweepResult
-from offline.sweep.choices import choices_of, recipes_of
+from offline.sweep.choices import build_command, choices_of, recipes_of
 from offline.sweep.settings import SweepSettings
 from tests.command import invoke
-from tests.criteria.scores import scores_of
 from tests.sample_files import write_task
+from tests.sweep.samples import KINDS, NAMES, SOURCE, flags_of, made_up_scores
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.provenance import DataIdentity
 from vllm_moe_prune.routing_map import RoutingMap
 
 WHERE = ("--device", "cpu", "--dtype", "float32")
-FEW = ("--criteria", "min-ean,max-ean", "--ratios", "0.5,0.25", "--search-items", "24")
-SOURCE = DataIdentity(name="scores", count=1, sha256="sha256:0")
 
 
 @pytest.fixture(scope="module")
 def scores(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scores") / "scores"
-    layers = tuple(Checkpoint.open(base).expert_counts())
-    fingerprint = Checkpoint.open(base).fingerprint()
-    scores_of(layers, base=fingerprint, gradients=False, experts=8).save(folder)
+    made_up_scores(base).save(folder)
     return folder
 
 
@@ -41,31 +36,56 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_choices_are_all_combinations_and_equal_maps_come_once(base: Path) -> None:
-    layers = tuple(Checkpoint.open(base).expert_counts())
-    own = scores_of(layers, base=Checkpoint.open(base).fingerprint(), gradients=False, experts=8)
+    own, checkpoint = made_up_scores(base), Checkpoint.open(base)
     settings = SweepSettings(
-        criteria="min-ean,min-euf", ratios="0.5,0.25", merges="output-similarity", top_ks="1"
+        criteria="min-ean,min-euf",
+        ratios="0.5,0.25",
+        fates="dropped,substituted",
+        merges="output-similarity",
+        top_ks="1",
     )
     names = list(recipes_of(settings, own.shape))
-    assert len(names) == 2 * 2 * (1 + 2 * 2)
+    # Of what is merged a criterion only spreads a budget.
+    assert len(names) == 2 * 2 * (1 + 2 + 2 * 2 * 2)
     assert {"min-ean-50", "min-ean-budget-16-of-32", "merge-output-25-top-1"} <= set(names)
-    found = choices_of(settings, own, Checkpoint.open(base), SOURCE)
+    assert {"min-euf-50-substituted", "merge-output-min-euf-budget-24-of-32"} <= set(names)
+    found = choices_of(settings, own, checkpoint, SOURCE)
     sizes = [(one.num_bytes, one.active) for one in found.found]
     assert sizes == sorted(sizes)
     assert {one.experts for one in found.found} == {16, 24}
     assert {one.active for one in found.found} == {1, 2}
     assert len({one.routing_map.digest() for one in found.found}) == len(found.found)
-    twice = SweepSettings(
-        criteria="min-ean", ratios="0.5", spreads="uniform", routers="auto,sliced"
+    by_name = {one.name: one for one in found.found}
+    vectors = by_name["min-ean-50-substituted"].num_bytes - by_name["min-ean-50"].num_bytes
+    rows = checkpoint.tensors["model.layers.0.block_sparse_moe.gate.weight"].num_bytes // 2
+    assert vectors == 4 * (4 * 64 * 4 + rows)  # of four layers: vectors, and a gate that stays
+
+
+def test_routers_are_asked_for_where_there_is_a_choice(base: Path) -> None:
+    settings = SweepSettings(
+        criteria="min-ean",
+        ratios="0.5",
+        spreads="uniform",
+        fates="dropped,substituted",
+        merges="router-similarity",
+        routers="auto,sliced,mapped",
     )
-    again = choices_of(twice, own, Checkpoint.open(base), SOURCE)
-    assert [one.name for one in again.found] == ["min-ean-50"]
-    assert again.skipped == {"min-ean-50-sliced": "the same map as min-ean-50"}
+    found = choices_of(settings, made_up_scores(base), Checkpoint.open(base), SOURCE)
+    assert {one.name: one.routing_map.layers[0].router for one in found.found} == {
+        "merge-router-50": "mapped",
+        "merge-router-50-sliced": "sliced",
+        "min-ean-50": "sliced",
+        "min-ean-50-mapped": "mapped",
+        "min-ean-50-substituted": "sliced",
+    }
+    assert found.skipped == {
+        "merge-router-50-mapped": "the same map as merge-router-50",
+        "min-ean-50-sliced": "the same map as min-ean-50",
+    }
 
 
 def test_what_can_not_be_is_left_out_and_nothing_at_all_is_an_error(base: Path) -> None:
-    layers = tuple(Checkpoint.open(base).expert_counts())
-    own = scores_of(layers, base=Checkpoint.open(base).fingerprint(), gradients=False, experts=8)
+    own = made_up_scores(base)
     settings = SweepSettings(criteria="min-ean", ratios="0.75", top_ks="3", spreads="uniform")
     found = choices_of(settings, own, Checkpoint.open(base), SOURCE)
     assert [one.name for one in found.found] == ["min-ean-75"]
@@ -73,11 +93,35 @@ def test_what_can_not_be_is_left_out_and_nothing_at_all_is_an_error(base: Path) 
     gradients = SweepSettings(criteria="min-ege", ratios="0.5", spreads="uniform")
     with pytest.raises(PruneError, match=r"no choice can be: min-ege-50: .*gradients"):
         choices_of(gradients, own, Checkpoint.open(base), SOURCE)
+    with pytest.raises(PruneError, match="no choice is asked for"):
+        choices_of(SweepSettings(criteria=""), own, Checkpoint.open(base), SOURCE)
+
+
+def test_what_an_engine_refuses_is_left_out_by_its_kind(base: Path) -> None:
+    found = choices_of(SweepSettings.of(KINDS), made_up_scores(base), Checkpoint.open(base), SOURCE)
+    asked: list[RoutingMap] = []
+
+    def can(routing_map: RoutingMap) -> None:
+        asked.append(routing_map)
+        if routing_map.substitutes or routing_map.max_top_k == 1:
+            raise PruneError("not this one", hint="another engine")
+
+    left = found.that(can)
+    assert [one.name for one in left.found] == ["min-ean-50", "merge-output-50"]
+    assert left.skipped == dict.fromkeys(NAMES - {one.name for one in left.found}, "not this one")
+    assert len(asked) == 6
+
+    def never(_: RoutingMap) -> None:
+        raise PruneError("not this one", hint="another engine")
+
+    with pytest.raises(PruneError, match="not this one") as error:
+        found.that(never)
+    assert error.value.hint == "another engine"
 
 
 def swept(base: Path, scores: Path, task: Path, out: Path, *more: Any) -> Any:
     words = ("sweep", "--model", base, "--scores", scores, "--task", task, "--out", out)
-    return invoke(*words, *FEW, "--test-items", "12", "--quiet", *WHERE, *more)
+    return invoke(*words, *flags_of(KINDS), "--quiet", *WHERE, *more)
 
 
 def test_a_sweep_measures_writes_and_recommends(
@@ -93,7 +137,7 @@ def test_a_sweep_measures_writes_and_recommends(
     done = swept(base, scores, task, out, "--gate", gates)
     assert done.exit_code == 0, done.output
     result = SweepResult.load(out)
-    assert len(result.points) == 8 - len(result.skipped)
+    assert {point.name for point in result.points} == NAMES
     assert result.left_open == ("loops",)
     assert "not judged here: loops" in done.stdout
     smallest = min(point.num_bytes for point in result.points)
@@ -104,20 +148,44 @@ def test_a_sweep_measures_writes_and_recommends(
     assert any(point.on_front for point in again)
     for point in result.points:
         assert RoutingMap.load(out / "maps" / point.name).digest() == point.digest
-    built = invoke(*shlex.split(result.chosen.command)[1:-1], tmp_path / "built")
-    assert built.exit_code == 0
-    assert Checkpoint.open(tmp_path / "built").num_bytes == smallest
+        assert (point.speed is not None) is (point.on_front or point == result.chosen)
+        assert point.speed is None or point.speed.tokens_per_second > 0
+    assert "3 answers of 4 tokens together, 2 times in turn with the base" in done.stdout
     page = (out / "sweep.html").read_text()
     assert page.count(f"--map {out}/maps/") == len(again)
-    assert 'id="build-' in page and "{{" not in page.partition("<script>")[0]
+    assert 'id="build-' in page and 'id="h-speed"' in page
     # Killed before it was written: nothing is measured again, and the result is the same.
-    log = (tmp_path / "out.run" / "evaluations.jsonl").read_bytes()
-    texts = (tmp_path / "out.run" / "texts.jsonl").read_bytes()
-    (tmp_path / "out.run" / "texts.jsonl").write_bytes(texts + b'{"digest": "half')
+    logs = ("evaluations", "texts", "speeds")
+    kept = {name: (tmp_path / "out.run" / f"{name}.jsonl").read_bytes() for name in logs}
+    for name in ("texts", "speeds"):
+        half = kept[name] + b'{"digest": "half'
+        (tmp_path / "out.run" / f"{name}.jsonl").write_bytes(half)
     assert swept(base, scores, task, out, "--gate", gates, "--force").exit_code == 0
-    assert (tmp_path / "out.run" / "evaluations.jsonl").read_bytes() == log
-    assert (tmp_path / "out.run" / "texts.jsonl").read_bytes() == texts
+    for name, before in kept.items():
+        assert (tmp_path / "out.run" / f"{name}.jsonl").read_bytes() == before
     assert SweepResult.load(out).points == result.points
+    # Without tokens/s the run is the same one.
+    flags = ("--gate", gates, "--force", "--speed-rounds", "0")
+    assert swept(base, scores, task, out, *flags).exit_code == 0
+    assert all(point.speed is None for point in SweepResult.load(out).points)
+    assert 'id="h-speed"' not in (out / "sweep.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["merge-output-50", "min-ean-50-substituted", "min-ean-50-top-1"])
+def test_the_command_of_a_choice_builds_it(name: str, base: Path, tmp_path: Path) -> None:
+    settings = SweepSettings.of(KINDS)
+    found = choices_of(settings, made_up_scores(base), Checkpoint.open(base), SOURCE)
+    choice = next(one for one in found.found if one.name == name)
+    choice.routing_map.save(tmp_path / "maps" / name)
+    command = shlex.split(build_command(str(base), tmp_path, name, settings))
+    assert command[-2:] == ["--out", name]
+    assert invoke(*command[1:-1], tmp_path / "built").exit_code == 0
+    built = RoutingMap.load(tmp_path / "built")
+    assert built.digest() == choice.routing_map.digest()
+    assert built.substitutes is (name == "min-ean-50-substituted")
+    assert built.max_top_k == (1 if name.endswith("top-1") else 2)
+    weights = Checkpoint.open(tmp_path / "built").num_bytes
+    assert weights + choice.vector_bytes == choice.num_bytes
 
 
 def test_gates_that_nothing_passes_end_it_with_what_they_say(
@@ -138,6 +206,9 @@ def test_a_dry_run_says_sizes_and_cost(
 ) -> None:
     done = swept(base, scores, task, tmp_path / "out", "--dry-run")
     assert done.exit_code == 0, done.output
-    assert "min-ean-50" in done.stdout
-    assert "maps race on at most 24 items each" in done.stdout
+    assert "min-ean-50-substituted-top-1" in done.stdout
+    assert "6 maps race on at most 16 items each" in done.stdout
+    # Six sizes: base and choice, two rounds and one before them, three answers of four tokens.
+    assert "18 answers of 4 tokens for each on the front, 432 tokens at most" in done.stdout
+    assert "MiB of vectors are kept with the maps" in done.stdout
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.run").exists()

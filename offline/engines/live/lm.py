@@ -174,6 +174,18 @@ class LiveLM(Encoder):
         outputs = self._generate(prompts, [sampling] * len(prompts))
         return [list(output.outputs[0].token_ids) for output in outputs]
 
+    def decode(self, prompts: Sequence[Sequence[int]], count: int) -> int:
+        """Continue prompts by ``count`` tokens (see `Encoder.decode`)."""
+        sampling = SamplingParams(
+            temperature=0.0,
+            max_tokens=count,
+            ignore_eos=True,
+            detokenize=False,
+            skip_reading_prefix_cache=True,
+        )
+        outputs = self._generate(prompts, [sampling] * len(prompts))
+        return sum(len(output.outputs[0].token_ids) for output in outputs)
+
     def _sampling(self, prompt: Prompt) -> SamplingParams:
         decoding = prompt.decoding
         return SamplingParams(

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from offline.engines.encoding import Encoder, Pair, TokenPair
+from offline.engines.decoding import Decoding
+from offline.engines.encoding import Encoder, Pair, Prompt, TokenPair
 from offline.engines.local.attention_reach import attention_reach
 from offline.engines.local.generation import end_tokens, generate
 from offline.engines.local.packing import BLOCK, ROW_TOKENS, Batch, Question, build, group, pack
@@ -65,6 +66,13 @@ class PackedLM(Encoder):
             self.tokens += sum(answer.num_tokens for answer in answers)
             texts += [self.answer(p, a.text) for p, a in zip(prompts, answers, strict=True)]
         return texts
+
+    def decode(self, prompts: Sequence[Sequence[int]], count: int) -> int:
+        """Continue prompts by ``count`` tokens (see `Encoder.decode`)."""
+        given = [Prompt(tuple(ids), Decoding(max_tokens=count), count) for ids in prompts]
+        answers = generate(self.model, given, self.tokenizer, self.tokens_per_batch, ends=())
+        fed = sum(len(ids) - 1 for ids in prompts)  # the last new token of each is not
+        return sum(answer.num_tokens for answer in answers) - fed
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = True

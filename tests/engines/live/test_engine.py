@@ -22,8 +22,9 @@ from tests.engines.live.comparing import (
     the_map,
 )
 from tests.engines.served import requests
-from tests.sample_files import write_modules
+from tests.sample_files import write_modules, write_task
 from tests.sample_maps import map_of
+from tests.sweep.samples import NAMES, swept_in
 from tests.tiny import make_tiny_mixtral, random_map
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap, Selection
@@ -252,3 +253,21 @@ def test_samples_are_drawn_by_the_seed(engines: Engines) -> None:
     one = {**options, "top_k": 1}
     greedy = lm.generate_until(requests(("the king", {"max_gen_toks": 8})))
     assert lm.generate_until(requests(("the king", one))) == greedy
+
+
+def test_a_sweep_finds_what_it_finds_with_transformers(
+    engines: Engines, base: Path, tmp_path: Path
+) -> None:
+    """Dropped, merged and substituted, with fewer active experts; and how fast the front is."""
+    task = write_task(tmp_path)
+    live = swept_in(engines[0], "vllm", base, task, tmp_path / "live")
+    local = swept_in(engines[1], "transformers", base, task, tmp_path / "local")
+    assert {point.name for point in live.points} == NAMES
+    for found, expected in zip(live.points, local.points, strict=True):
+        own = {"speed", "seconds"}
+        same = expected.model_dump(exclude={*own, "command"})
+        assert found.model_dump(exclude={*own, "command"}) == same
+        assert (found.speed is None) is (expected.speed is None) is not found.on_front
+    assert len({point.search for point in live.points}) > 2
+    fast = [point.speed for point in live.front if point.speed is not None]
+    assert fast and all(one.engine == "vllm" and one.tokens_per_second > 0 for one in fast)

@@ -172,3 +172,19 @@ def test_samples_do_not_depend_on_batches(
     lm = PackedLM(engine.model, engine.tokenizer, tokens_per_batch=tokens_per_batch, max_length=300)
     alone = [lm.generate_until([request]) for request in asked]
     assert lm.generate_until(asked) == [text for texts in alone for text in texts]
+
+
+def test_what_is_timed_goes_on_whatever_the_tokens_are(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = list(range(engine.model.config.vocab_size))  # each token ends an answer
+    monkeypatch.setattr(engine.model.generation_config, "eos_token_id", every)
+    steps: list[int] = []
+    hook = engine.model.register_forward_pre_hook(
+        lambda _, __, given: steps.append(len(given["input_ids"])), with_kwargs=True
+    )
+    try:
+        assert engine.reader.decode([[5, 6, 7], [8]], 4) == 8
+    finally:
+        hook.remove()
+    assert steps == [2, 2, 2, 2]
