@@ -193,11 +193,12 @@ def test_gates_that_nothing_passes_end_it_with_what_they_say(
 ) -> None:
     gates = tmp_path / "gates.yaml"
     gates.write_text("accuracy_drop: -1\n")
-    done = swept(base, scores, task, tmp_path / "out", "--gate", gates, "--json")
+    asked = ("--gate", gates, "--speed-rounds", "0")
+    done = swept(base, scores, task, tmp_path / "out", *asked, "--json")
     assert done.exit_code == 1, done.output
     assert json.loads(done.stdout)["recommended"] is None
     gates.write_text("perplexity_ratio: 1\n")  # of no text
-    again = swept(base, scores, task, tmp_path / "out", "--gate", gates, "--force")
+    again = swept(base, scores, task, tmp_path / "out", *asked, "--force")
     assert again.exit_code == 3, again.output
 
 
