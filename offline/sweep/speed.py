@@ -14,7 +14,6 @@ from offline.results.decode_speed import DecodeSpeed
 from offline.results.estimate import bootstrap
 from offline.sweep.settings import SpeedSettings
 from offline.tasks.catalog import Task
-from offline.tasks.harness import texts_of
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import RoutingMap
 
@@ -41,6 +40,8 @@ class SpeedBench:
 
         :raises PruneError: if the task's data cannot be had, or the model is too short for answers
         """
+        from offline.tasks.harness import texts_of  # with lm-eval, which an engine has loaded
+
         reader, batch = engine.reader, settings.speed_batch
         if settings.speed_tokens >= reader.max_length:
             raise PruneError(
