@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "offline": (
         *("offline", "vllm_moe_prune"),
         *("serve.command", "serve.server", "serve.logs", "serve.process"),
+        "serve.secrets",
     ),
     "serve": ("serve", "vllm_moe_prune"),
     "loadtest": (
@@ -22,6 +23,7 @@ MAY_IMPORT = {
         "serve.server",
         "serve.describe",
         "serve.process",
+        "serve.secrets",
         "vllm_moe_prune.errors",
         "vllm_moe_prune.hub",
         "vllm_moe_prune.reading",
