@@ -13,15 +13,9 @@ from torch import Tensor
 
 from offline.calibration.statistics import WeightStatistics
 from offline.calibration.weights import Expert, Matrix, weight_statistics
-from offline.engines.quantised.decode import (
-    Decode,
-    Parts,
-    StoredMatrix,
-    matrices_of,
-    matrix_of,
-    stacked,
-)
+from offline.engines.quantised.decode import matrices_of, matrix_of, stacked
 from offline.engines.quantised.forms import ASIDE, modules_of
+from offline.engines.quantised.stored_matrix import Decode, Parts, StoredMatrix
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.quantisation import settings_of
 from vllm_moe_prune.roles import BESIDE_STACKED, PARTS, STACKED_PARTS, WEIGHT

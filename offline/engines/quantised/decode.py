@@ -6,8 +6,7 @@ which numbers share a scale; forms.py has their names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,13 +14,10 @@ import torch
 from torch import Tensor
 
 from offline.engines.quantised.forms import form_of, unknown
+from offline.engines.quantised.stored_matrix import Parts, StoredMatrix, fitting
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.reading import DAMAGED
 from vllm_moe_prune.rewrite import TensorInfo
 from vllm_moe_prune.roles import WEIGHT
-
-Parts = Mapping[str, Tensor]
-Decode = Callable[[Parts, slice], Tensor]
 
 # The numbers of FP4 (OCP Microscaling 1.0, E2M1), by code, and the bias of a shared exponent.
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -36,48 +32,6 @@ _DTYPES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class StoredMatrix:
-    """A quantised matrix [N, K], decoded to float32 where rows are asked for."""
-
-    parts: Parts
-    decode: Decode
-    shape: torch.Size
-    what: str = "a quantised matrix"  # its name, in what is said of damage
-
-    @property
-    def device(self) -> torch.device:
-        """Where rows are."""
-        return torch.device("cpu")
-
-    def detach(self) -> StoredMatrix:
-        """Return itself: there is nothing to learn."""
-        return self
-
-    def __getitem__(self, rows: slice, /) -> Tensor:
-        """Return rows [n, K] in float32.
-
-        :raises PruneError: if its parts do not fit together
-        """
-        with _fitting(self.what):
-            return self.decode(self.parts, rows)
-
-
-@contextmanager
-def _fitting(what: str) -> Iterator[None]:
-    """Say of a matrix in one line that its parts and the config do not fit together."""
-    try:
-        yield
-    except (PruneError, torch.OutOfMemoryError):
-        raise
-    except (*DAMAGED, RuntimeError) as error:
-        raise PruneError(
-            f"{what} cannot be decoded: its parts and quantization_config do not fit together "
-            f"({(str(error).splitlines() or [type(error).__name__])[0]})",
-            hint="download the checkpoint again",
-        ) from error
-
-
 def matrix_of(parts: Parts, config: Mapping[str, Any], what: str) -> Tensor | StoredMatrix:
     """Return the matrix that parts are, as it is stored or to be decoded.
 
@@ -86,7 +40,7 @@ def matrix_of(parts: Parts, config: Mapping[str, Any], what: str) -> Tensor | St
     :param what: its name, for the refusal
     :raises PruneError: if the format is not known, or the parts do not fit together
     """
-    with _fitting(what):
+    with fitting(what):
         found = _matrix_of(parts, config, what)
     return replace(found, what=what) if isinstance(found, StoredMatrix) else found
 

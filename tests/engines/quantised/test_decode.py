@@ -10,7 +10,8 @@ from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from torch import Tensor
 
-from offline.engines.quantised.decode import StoredMatrix, matrices_of, matrix_of
+from offline.engines.quantised.decode import matrices_of, matrix_of
+from offline.engines.quantised.stored_matrix import StoredMatrix
 from tests.families.quantised import FORMATS, GROUP
 from vllm_moe_prune.errors import PruneError
 
