@@ -12,53 +12,33 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks.dummy_model import Shape
+from benchmarks.engine_options import Setup, engine_options
 from benchmarks.medians import median_of
 from benchmarks.sides import make_sides
 from benchmarks.stepping import Work, step_in_turn
 from loadtest.cli import one_line
 
-_SHAPE = Shape()
-
 
 @click.command(context_settings={"show_default": True})
+@engine_options
 @click.option("--rounds", default=16, help="of each process")
 @click.option("--processes", default=3, help="each loads the engines in another order")
-@click.option("--users", default=8, type=click.IntRange(1, 15))
-@click.option("--prompt-tokens", default=16, help="with the answer at most 128")
-@click.option("--output-tokens", default=32)
-@click.option("--threads", default=1, help="that the engines compute with")
-@click.option("--layers", default=_SHAPE.layers)
-@click.option("--hidden", default=_SHAPE.hidden, help="64 for each head")
-@click.option("--intermediate", default=_SHAPE.intermediate)
-@click.option("--eager/--compiled", default=True, help="without or with torch.compile")
-def main(
-    rounds: int,
-    processes: int,
-    threads: int,
-    layers: int,
-    hidden: int,
-    intermediate: int,
-    eager: bool,
-    **work: int,
-) -> None:
+def main(setup: Setup, rounds: int, processes: int) -> None:
     """Measure and print one line of JSON."""
-    shape = Shape(hidden, intermediate, layers, heads=hidden // 64)
     with tempfile.TemporaryDirectory(prefix="bench-expert-metrics-") as scratch:
-        side = make_sides(Path(scratch), shape)["plain-pruned_moe"]
-        without = side.engine(eager=eager)
+        side = make_sides(Path(scratch), setup.shape)["plain-pruned_moe"]
+        without = side.engine(eager=setup.eager)
         counting = {**without, "model_loader_extra_config": {"expert_metrics": True}}
         engines = {"without": without, "counting": counting, "again": without}
-        found = one_line(lambda: _measure(engines, Work(**work), rounds, processes, threads))
-    detail = {**found, "shape": asdict(shape), "eager": eager, "threads": threads, **work}
+        found = one_line(lambda: _measure(engines, setup.work, rounds, processes, setup.threads))
     name = "serving_output_tokens_per_second_expert_metrics_over_without"
     value = found["counting_over_without"]["median"]
+    detail = {**found, **setup.detail()}
     click.echo(json.dumps({"name": name, "value": value, "unit": "ratio", "detail": detail}))
 
 

@@ -12,13 +12,11 @@ JSON object: the largest relative error of any cell. Run it on a quiet machine.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ import click
 import numpy as np
 
 from benchmarks.dummy_model import write_tokenizer
+from benchmarks.scripted_server import scripted_server
 from loadtest.endpoint import Endpoint
 from loadtest.headless import measure
 from loadtest.metrics import Quantiles, Summary
@@ -40,19 +39,6 @@ _PERCENTS = (50, 95)
 _VLLM_NAMES = {"ttft": "ttft", "tpot": "tpot", "itl": "itl", "e2e": "e2el"}
 
 Cells = dict[str, float]
-
-
-@contextlib.contextmanager
-def _server(first: float, gap: float) -> Iterator[Endpoint]:
-    command = [sys.executable, "-m", "tests.loadtest.scripted", "--only", "no role"]
-    command += ["--first", str(first), "--gap", str(gap)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=_ROOT)
-    try:
-        assert process.stdout is not None
-        yield Endpoint.of(f"http://127.0.0.1:{int(process.stdout.readline())}")
-    finally:
-        process.kill()
-        process.wait()
 
 
 class _Log:
@@ -161,7 +147,7 @@ def main(
     """Compare with the truth and print the largest error as one line of JSON."""
     beside = vllm and find_spec("vllm") is not None
     detail: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch, _server(first, gap) as endpoint:
+    with tempfile.TemporaryDirectory() as scratch, scripted_server(first, gap) as endpoint:
         log = _Log(endpoint)
         for count in map(int, users.split(",")):
             for in_step in (True, False):

@@ -27,6 +27,7 @@ import click
 from rich.console import Console
 
 from benchmarks.dummy_model import Shape
+from benchmarks.engine_options import Setup, engine_options
 from benchmarks.medians import median_of
 from benchmarks.random_model import write_random_model
 from benchmarks.sides import Side, make_sides
@@ -34,7 +35,6 @@ from benchmarks.stepping import Work, step_in_turn
 from loadtest.cli import one_line
 from vllm_moe_prune.checkpoint import Checkpoint
 
-_SHAPE = Shape()
 # The same vocabulary: a tokenizer takes memory in every process of a server.
 _TINY = Shape(hidden=64, intermediate=64, layers=1, heads=2, kv_heads=2)
 _MIB = 2**20
@@ -117,37 +117,20 @@ class Bench:
 
 
 @click.command(context_settings={"show_default": True})
+@engine_options
 @click.option("--rounds", default=20, help="of each process of (a) and (b); 0 leaves both out")
 @click.option("--processes", default=3, help="of (a) and of (b)")
 @click.option("--starts", default=2, help="of every server of (c) and (d); 0 leaves both out")
-@click.option("--users", default=8, type=click.IntRange(1, 15))
-@click.option("--prompt-tokens", default=16, help="with the answer at most 128")
-@click.option("--output-tokens", default=32)
-@click.option("--threads", default=1, help="that the engines of (a) and (b) compute with")
-@click.option("--layers", default=_SHAPE.layers)
-@click.option("--hidden", default=_SHAPE.hidden, help="64 for each head")
-@click.option("--intermediate", default=_SHAPE.intermediate)
-@click.option("--eager/--compiled", default=True, help="without or with torch.compile")
-def main(
-    rounds: int,
-    processes: int,
-    starts: int,
-    threads: int,
-    layers: int,
-    hidden: int,
-    intermediate: int,
-    eager: bool,
-    **work: int,
-) -> None:
+def main(setup: Setup, rounds: int, processes: int, starts: int) -> None:
     """Measure all four and print one line of JSON."""
-    shape = Shape(hidden, intermediate, layers, heads=hidden // 64)
     progress = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     with tempfile.TemporaryDirectory(prefix="bench-overhead-") as scratch:
         folder = Path(scratch)
         progress.print("writing the base and building the pruned checkpoints")
-        bench = Bench(folder, make_sides(folder, shape), eager, threads, progress.print)
-        report = one_line(lambda: _measure(bench, Work(**work), rounds, processes, starts))
-    report["detail"] |= {"shape": asdict(shape), "eager": eager, "threads": threads, **work}
+        sides = make_sides(folder, setup.shape)
+        bench = Bench(folder, sides, setup.eager, setup.threads, progress.print)
+        report = one_line(lambda: _measure(bench, setup.work, rounds, processes, starts))
+    report["detail"] |= setup.detail()
     click.echo(json.dumps(report))
 
 

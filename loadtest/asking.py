@@ -1,4 +1,4 @@
-"""Requests outside of a measurement: to warm a server up, and to see how long its answers are."""
+"""Requests outside of a measurement: to warm a server up, and to see what it answers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 
+from loadtest.answers import Answer, is_right
 from loadtest.client import Exchange, Sampling, request_body
 from loadtest.connection import Client
 from loadtest.endpoint import Endpoint, ask_served
-from loadtest.metrics import Record, summarise
 from loadtest.results import Settings
 from loadtest.workload import DEFAULT_WORKLOAD, Ask
 from loadtest.workload_file import read_workload
@@ -30,7 +30,8 @@ def warm_up(endpoint: Endpoint, users: int, settings: Settings) -> None:
     patience = min(settings.request_timeout, _WARM_UP_SECONDS)
     one, *more = 1, 2 * users - 1
     for number, together in ((one, 1), *((n, users) for n in more if n)):
-        records = ask(endpoint, together, number, settings, _WARM_UP_TOKENS, patience)
+        asked = ask(endpoint, together, number, settings, _WARM_UP_TOKENS, patience)
+        records = [exchange.record for _, exchange in asked]
         if not any(record.complete for record in records):
             raise PruneError(
                 f"{endpoint.url} answered none of {len(records)} requests: {records[0].error}",
@@ -38,14 +39,21 @@ def warm_up(endpoint: Endpoint, users: int, settings: Settings) -> None:
             )
 
 
-def natural_length(endpoint: Endpoint, settings: Settings) -> float | None:
-    """Mean length in tokens of the answers that the model ends by itself (or at max_tokens)."""
+def natural_answers(endpoint: Endpoint, settings: Settings) -> list[Answer]:
+    """Answers that the model ends by itself (or at max_tokens)."""
     natural = settings.model_copy(update={"ignore_eos": False})
     number = settings.natural_requests
-    records = ask(
+    found = ask(
         endpoint, min(8, number), number, natural, settings.max_tokens, settings.request_timeout
     )
-    return summarise(records, 8).output_tokens_mean
+    return [_answer(number, *one) for number, one in enumerate(found)]
+
+
+def _answer(index: int, asked: Ask, exchange: Exchange) -> Answer:
+    record, expected = exchange.record, asked.item.expected
+    text = exchange.text if record.complete else None
+    right = None if expected is None else text is not None and is_right(text, expected)
+    return Answer(index=index, text=text, tokens=record.tokens, right=right)
 
 
 def ask(
@@ -55,7 +63,7 @@ def ask(
     settings: Settings,
     cap: int | None,
     timeout: float,
-) -> list[Record]:
+) -> list[tuple[Ask, Exchange]]:
     """The first ``number`` requests of the workload, ``users`` at a time.
 
     :param timeout: seconds that each may take
@@ -67,14 +75,14 @@ def ask(
     asks: Iterable[Ask] = islice(workload.asks(settings.seed, cap), number)
     with _clients(endpoint, users, timeout) as free:
 
-        def one(asked: Ask) -> Record:
+        def one(asked: Ask) -> tuple[Ask, Exchange]:
             client = free.get()
             item = asked.item.turn(())
             body = request_body(settings.endpoint, model, item, asked.max_tokens, sampling)
             exchange = Exchange(client, settings.endpoint, body)
             exchange.run()
             free.put(client)
-            return exchange.record
+            return asked, exchange
 
         with ThreadPoolExecutor(users) as pool:
             return list(pool.map(one, asks))

@@ -19,6 +19,7 @@ from loadtest.endpoint import Endpoint
 from loadtest.flags import load_of, slo_of, workload_of
 from loadtest.health import Health, Heartbeat
 from loadtest.metrics import Record
+from loadtest.records import PARQUET, to_parquet
 from loadtest.server_metrics import SUFFIX, ServerWatch
 from loadtest.tally import Tally
 from loadtest.tickets import Ledger
@@ -46,7 +47,8 @@ class Centre:
         self._server: ServerWatch | None = None
         self.lost = 0
         self._environment = environment
-        self._records = _open_records(options.records)
+        self._path = Path(options.records) if options.records else None
+        self._records = _open_records(self._path)
         self._patience = options.request_timeout + _GRACE_SECONDS
         self._heard = time.monotonic()
         if isinstance(environment.runner, MasterRunner) and self.ledger.counted:
@@ -56,9 +58,8 @@ class Centre:
 
     def watch(self, endpoint: Endpoint) -> None:
         """Note beside the records what the server says of itself, if it does."""
-        if self._records:
-            file = Path(self._records.name).with_suffix(SUFFIX)
-            self._server = ServerWatch(endpoint, file)
+        if self._path:
+            self._server = ServerWatch(endpoint, self._path.with_suffix(SUFFIX))
 
     def _time_is_up(self) -> None:
         options = self._environment.parsed_options
@@ -89,10 +90,12 @@ class Centre:
         """End the file of records and say how the client did beside it."""
         if self._server is not None:
             self._server.stop()
-        if self._records:
+        if self._records and self._path:
             self._records.close()
-            path = Path(self._records.name)
-            path.with_suffix(".client.json").write_text(self.health().model_dump_json(indent=2))
+            health = self.health().model_dump_json(indent=2)
+            self._path.with_suffix(".client.json").write_text(health)
+            if self._path.suffix == PARQUET:
+                to_parquet(Path(self._records.name), self._path)
 
     def _complete(self) -> None:
         # Not from a user's own greenlet: quitting waits for the users to end.
@@ -129,9 +132,10 @@ class Centre:
         self._end()
 
 
-def _open_records(path: str) -> TextIO | None:
-    if not path:
+def _open_records(path: Path | None) -> TextIO | None:
+    """A file of lines; what is to be Parquet is lines until the end: a kill leaves those whole."""
+    if path is None:
         return None
-    file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.with_suffix(".jsonl") if path.suffix == PARQUET else path
     return file.open("w", encoding="utf-8")

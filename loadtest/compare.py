@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from loadtest.cli import one_line
-from loadtest.configurations import json_object, read_configurations
+from loadtest.configurations import json_object, read_configurations, size
 from loadtest.endpoint import KEY_VARIABLE
 from loadtest.results import BASE, CompareResult, Settings
 from loadtest.rounds import compare
@@ -120,9 +120,23 @@ def _temperature(_: click.Context, __: click.Parameter, value: float) -> float:
 @click.option("--max-model-len", type=click.IntRange(min=1))
 @click.option("--tensor-parallel-size", default=1, type=click.IntRange(min=1))
 @click.option("--enforce-eager", is_flag=True)
+@click.option(
+    "--kv-cache-memory", callback=size, help="of every side, such as 4GiB: equal KV caches"
+)
+@click.option(
+    "--memory-share",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="of the device, weights and KV cache of a side together: equal memory  [default: vLLM's]",
+)
 @click.option("--serve-arg", multiple=True, help="one more word for both `vllm serve`; repeatable")
 @click.option("--prefix-caching", is_flag=True, help="leave vLLM's prefix cache on")
 @click.option("--startup-timeout", default="1800s", callback=_seconds, help="seconds")
+@click.option(
+    "--records",
+    type=click.Choice(["jsonl", "parquet"]),
+    default="jsonl",
+    help="form of the files of requests",
+)
 @click.option("--json", "as_json", is_flag=True, help="print compare.json instead of the table")
 def compare_command(out: Path, as_json: bool, **options: Any) -> None:
     """Serve two models or more, one after the other, load them alike and report ratios.
@@ -144,6 +158,8 @@ def compare_command(out: Path, as_json: bool, **options: Any) -> None:
         enforce_eager=take("enforce_eager"),
         startup_timeout=take("startup_timeout"),
         extra=extra,
+        kv_cache_bytes=take("kv_cache_memory"),
+        memory_share=take("memory_share"),
     )
     settings = Settings(**options)
     progress = Console(stderr=True, highlight=False, markup=False)

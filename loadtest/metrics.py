@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from vllm_moe_prune.errors import PruneError, one_line
-from vllm_moe_prune.reading import read_text
+from pydantic import BaseModel, ConfigDict
 
 SHORT_GAP_MS = 1.0  # chunks that come closer than this lay ready in a buffer somewhere
 
@@ -152,6 +148,7 @@ class Summary(_Frozen):
     ``prefill_tokens_per_second``: prompt tokens per second of time to first token;
     ``decode_tokens_per_second``: output tokens per second and user after it.
     ``late``: requests of an open loop that left more than 10 ms after they were due.
+    ``device_bytes``: the most that accelerators held, all together; ``joules``: what they took.
     """
 
     users: int
@@ -176,6 +173,14 @@ class Summary(_Frozen):
     tokens_from: TokenSource | None = None
     short_gaps: float | None = None
     goodput: float | None = None
+    device_bytes: int | None = None
+    joules: float | None = None
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """Energy of all accelerators for each output token; what they take idle is in it."""
+        tokens = self.output_tokens_per_second * self.seconds
+        return self.joules / tokens if self.joules is not None and tokens else None
 
 
 def quantiles(values: Iterable[float]) -> Quantiles | None:
@@ -258,24 +263,3 @@ def summarise(records: Sequence[Record], users: int, slo: Slo | None = None) -> 
         goodput=None if good is None else good / seconds if seconds > 0 else 0.0,
         first_error=failed[0].error if failed else None,
     )
-
-
-MOST_RECORDS = 1 << 36  # bytes of a file of records
-
-
-def read_records(path: Path) -> list[Record]:
-    """Read the JSONL that the locustfile writes with ``--records``.
-
-    :raises PruneError: one line, if the file is missing or a line is no record
-    """
-    try:
-        text = read_text(path, most=MOST_RECORDS)
-    except PruneError as error:
-        raise PruneError(f"no request records at {path}", hint="was it run?") from error
-    records = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            records.append(Record.model_validate_json(line))
-        except ValidationError as error:
-            raise PruneError(f"{path} line {number} is no record: {one_line(error)}") from error
-    return records

@@ -31,14 +31,17 @@ def _against(
 ) -> Iterator[Ratio]:
     sides = {(life.side, life.round): life for life in lifetimes}
     rounds = sorted({life.round for life in lifetimes})
-    pairs = [(sides[(BASE, r)], sides[(name, r)]) for r in rounds]
-    for users in [point.users for point in pairs[0][0].points]:
+    every = [(sides.get((BASE, r)), sides.get((name, r))) for r in rounds]
+    # A comparison whose server is gone ends within a round.
+    pairs = [(base, candidate) for base, candidate in every if base and candidate]
+    for users in dict.fromkeys(point.users for life in lifetimes for point in life.points):
+        both = [one for one in pairs if all(_point(life, users) for life in one)]
         samples = None
         if records_of is not None:
-            samples = [pair(records_of(b, users), records_of(c, users)) for b, c in pairs]
-        points = [(_point(base, users), _point(candidate, users)) for base, candidate in pairs]
+            samples = [pair(records_of(b, users), records_of(c, users)) for b, c in both]
+        points = [(_point(base, users), _point(candidate, users)) for base, candidate in both]
         for metric, (read, better) in POINT_METRICS.items():
-            values = [(read(b), read(c)) for b, c in points]
+            values = [(b and read(b), c and read(c)) for b, c in points]
             yield from _ratio(metric, users, better, values, name, samples)
     for metric, (look, better) in LIFETIME_METRICS.items():
         yield from _ratio(metric, None, better, [(look(b), look(c)) for b, c in pairs], name, None)
@@ -67,8 +70,9 @@ def second_opinions(
         lives = [life for life in lifetimes if life.side == side and life.second]
         for number, point in enumerate(lives[0].second if lives else ()):
             users = point.users
-            samples = [pair(records_of(one, users), second_of(one, users)) for one in lives]
-            points = [(life.points[number], life.second[number]) for life in lives]
+            both = [life for life in lives if number < len(life.second)]
+            samples = [pair(records_of(one, users), second_of(one, users)) for one in both]
+            points = [(life.points[number], life.second[number]) for life in both]
             counted = all(ours.tokens_from == "usage" for ours, _ in points)
             for metric in OPINIONS if counted else OPINIONS[:_UNCOUNTED]:
                 read, better = POINT_METRICS[metric]
@@ -84,8 +88,8 @@ def disagree(ratio: Ratio) -> bool:
     return not ratio.low <= 1 <= ratio.high
 
 
-def _point(life: Lifetime, users: int) -> Summary:
-    return next(point for point in life.points if point.users == users)
+def _point(life: Lifetime, users: int) -> Summary | None:
+    return next((point for point in life.points if point.users == users), None)
 
 
 def _ratio(
@@ -99,9 +103,9 @@ def _ratio(
     values = tuple(c / b for b, c in pairs if b and c is not None)
     if not values:
         return
-    ends = None
-    if samples is not None and len(values) == len(samples):
-        ends = interval(metric, samples, values)
+    if samples is not None and len(values) < len(samples):
+        samples = None
+    ends = interval(metric, samples, values)
     yield Ratio(
         metric=metric,
         users=users,

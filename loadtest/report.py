@@ -20,7 +20,8 @@ from plotly.offline import get_plotlyjs
 
 from loadtest import drawing
 from loadtest.cli import one_line
-from loadtest.metrics import Record, Summary, read_records, summarise
+from loadtest.metrics import Record, Summary, summarise
+from loadtest.records import read_records
 from loadtest.results import CompareResult, load_result, write_atomic
 from loadtest.server_metrics import Sample, ServerUse, read_samples
 from loadtest.table import (
@@ -60,7 +61,7 @@ def write_comparison(folder: Path) -> Path:
     for life in result.lifetimes:
         for point in life.points:
             name = f"{life.round + 1}-{life.side}/users-{point.users}"
-            file = folder / "rounds" / f"{name}.jsonl"
+            file = folder / "rounds" / f"{name}.{result.settings.records}"
             if file.is_file():
                 runs[name] = _Drawn.read(file)
     write_atomic(folder / PAGE, _page("Serving compared", runs, result))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from loadtest.answers import Answers
 from loadtest.endpoint import KEY_VARIABLE
 from loadtest.health import Health
 from loadtest.metrics import Quantiles, Summary
@@ -21,10 +21,6 @@ from vllm_moe_prune.reading import MissingFileError, read_json, validated
 
 PAGE_MARK = b"<title>Serving compared</title>"
 PAGE_TITLE = "# Serving, candidate against base"
-_ROUND_FILES = re.compile(
-    r"\d+-[\w.-]+(/(server\.log|users-\d+(\.\d+)?\.(jsonl|log|client\.json|server\.jsonl"
-    r"|vllm-bench\.(json|log))))?"
-)
 BASE = "base"
 SideName = str  # "base", "candidate" or the name of one of several configurations
 
@@ -40,7 +36,8 @@ class Settings(_Frozen):
     same ones on every side. With ``duration`` (seconds) no more are sent after that time instead,
     and those under way are answered. ``processes``: of the client; None: one for 64 users.
     ``client_lag_ms``: how late (p95) the client's own loop may be; 0: it is not judged.
-    ``engine``: ``vllm-bench`` has every measurement repeated by `vllm bench serve`.
+    ``engine``: ``vllm-bench`` has every measurement repeated by `vllm bench serve`. ``records``:
+    the form of the files of requests.
     """
 
     users: tuple[int, ...] = (1, 8, 32)
@@ -61,6 +58,7 @@ class Settings(_Frozen):
     ca: str | None = None
     api_key_env: str = KEY_VARIABLE
     engine: Literal["locust", "vllm-bench"] = "locust"
+    records: Literal["jsonl", "parquet"] = "jsonl"
 
     def requests_at(self, users: int) -> int | None:
         """How many requests a measurement has; None if the clock ends it."""
@@ -85,7 +83,8 @@ class Lifetime(_Frozen):
     ``startup_seconds`` and ``peak_bytes`` (host memory) are None for a server that ran already.
     ``natural_output_tokens`` is the mean answer length where the model itself decides when to end.
     ``servers``: what the server's ``/metrics`` said at each point; None where there are none.
-    ``second``: what `vllm bench serve` measured at each point, where it was asked.
+    ``second``: what `vllm bench serve` measured at each point, where it was asked. ``gone``: in the
+    end the server answered no more; numbers of users may be missing.
     """
 
     side: SideName
@@ -100,6 +99,7 @@ class Lifetime(_Frozen):
     servers: tuple[ServerUse | None, ...] = ()
     second: tuple[Summary, ...] = ()
     warnings: tuple[str, ...] = ()
+    gone: bool = False
 
 
 class Ratio(_Frozen):
@@ -125,6 +125,7 @@ class CompareResult(_Frozen):
     ``verdict``: why it failed, a line each; empty if it did not. ``machine`` and ``versions`` are
     those of the client, which is the servers' too where they were started from here. ``second``:
     of each server (``candidate`` is its name), what `vllm bench serve` measured by what locust did.
+    ``answers``: what each side says where its model decides when to end.
     """
 
     schema_version: Literal[1, 2] = 2
@@ -140,6 +141,7 @@ class CompareResult(_Frozen):
     versions: dict[str, str] = Field(default_factory=dict)
     verdict: tuple[str, ...] = ()
     second: tuple[Ratio, ...] = ()
+    answers: tuple[Answers, ...] = ()
 
     @property
     def candidates(self) -> tuple[SideName, ...]:
@@ -224,48 +226,14 @@ POINT_METRICS: dict[str, tuple[Callable[[Summary], float | None], bool | None]] 
     "e2e_ms_p50": (_quantile("e2e_ms", "p50"), False),
     "e2e_ms_p95": (_quantile("e2e_ms", "p95"), False),
     "output_tokens_mean": (lambda point: point.output_tokens_mean, None),
+    "joules_per_token": (lambda point: point.joules_per_token, False),
+    "device_bytes": (lambda point: point.device_bytes, False),
 }
 LIFETIME_METRICS: dict[str, tuple[Callable[[Lifetime], float | None], bool | None]] = {
     "startup_seconds": (lambda life: life.startup_seconds, False),
     "peak_bytes": (lambda life: life.peak_bytes, False),
     "natural_output_tokens": (lambda life: life.natural_output_tokens, None),
 }
-
-
-def check_place(out: Path) -> None:
-    """Refuse a folder in which a comparison would write over what none has written.
-
-    :raises PruneError: naming the file
-    """
-    for foreign in _foreign(out):
-        raise PruneError(
-            f"{foreign} was not written by a comparison and is not replaced",
-            hint="choose another --out, or move it away",
-        )
-
-
-def _foreign(out: Path) -> Iterator[Path]:
-    page, result, rounds = out / "compare.md", out / "compare.json", out / "rounds"
-    if result.exists() and not _is_result(result):
-        yield result
-    if page.exists() and not page.read_bytes().startswith(PAGE_TITLE.encode()):
-        yield page
-    drawn = out / "loadtest.html"
-    if drawn.exists() and PAGE_MARK not in drawn.read_bytes()[:400]:
-        yield drawn
-    if rounds.exists() and not rounds.is_dir():
-        yield rounds
-    for file in sorted(rounds.rglob("*")):
-        if not _ROUND_FILES.fullmatch(file.relative_to(rounds).as_posix()):
-            yield file
-
-
-def _is_result(file: Path) -> bool:
-    try:
-        fields = read_json(file)
-    except PruneError:
-        return False
-    return isinstance(fields, dict) and {"lifetimes", "ratios", "settings"} <= fields.keys()
 
 
 def load_result(path: Path) -> CompareResult:

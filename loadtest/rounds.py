@@ -13,19 +13,23 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from loadtest import vllm_bench
-from loadtest.asking import natural_length, warm_up
+from loadtest.answers import ANSWERS, Answers, mean_tokens, read_answers, write_answers
+from loadtest.asking import natural_answers, warm_up
+from loadtest.devices import DeviceWatch
 from loadtest.endpoint import Endpoint, ask_served, key_from
 from loadtest.headless import Measurement, measure
 from loadtest.judgement import machine, verdict, versions
-from loadtest.metrics import Record, Summary, read_records
+from loadtest.metrics import Record, Summary
+from loadtest.out_folder import check_place
 from loadtest.ratios import ratios, second_opinions
+from loadtest.records import need_parquet, read_records
 from loadtest.results import (
+    BASE,
     CompareResult,
     Lifetime,
     Settings,
     Side,
     SideName,
-    check_place,
     write_atomic,
 )
 from loadtest.table import markdown
@@ -55,30 +59,35 @@ def compare(
     :raises PruneError: if the input is bad, a server does not start or locust fails
     """
     flags = flags or ServerFlags()
-    _check(sides, settings)
+    _check(sides, settings, flags)
     check_place(out)
     lifetimes = []
-    for number in range(settings.rounds):
-        # Whatever changes with time must not always meet the same side first.
-        order = list(sides.items())[:: -1 if number % 2 else 1]
-        for side, target in order:
-            tell(f"round {number + 1} of {settings.rounds}, {side}: {target.name}")
-            measured = _lifetime(
-                side, number, target, settings, flags, _folder(out, number, side), tell
-            )
-            lifetimes.append(measured)
+    for number, side in _turns(tuple(sides), settings.rounds):
+        tell(f"round {number + 1} of {settings.rounds}, {side}: {sides[side].name}")
+        folder = _folder(out, number, side)
+        lifetimes.append(_lifetime(side, number, sides[side], settings, flags, folder, tell))
+        if lifetimes[-1].gone:
+            tell("  the server answers no more: the comparison ends here")
+            break
     result = _result(sides, settings, flags, lifetimes, out)
     write_atomic(out / "compare.json", result.model_dump_json(indent=2) + "\n")
     write_atomic(out / "compare.md", markdown(result))
     return result
 
 
+def _turns(sides: Sequence[SideName], rounds: int) -> Iterator[tuple[int, SideName]]:
+    """Every round's sides. What changes with time must not always meet the same one first."""
+    for number in range(rounds):
+        for side in sides[:: -1 if number % 2 else 1]:
+            yield number, side
+
+
 def _folder(out: Path, number: int, side: SideName) -> Path:
     return out / "rounds" / f"{number + 1}-{side}"
 
 
-def _records(folder: Path, users: int) -> Path:
-    return folder / f"users-{users}.jsonl"
+def _records(folder: Path, users: int, settings: Settings) -> Path:
+    return folder / f"users-{users}.{settings.records}"
 
 
 def _result(
@@ -89,10 +98,10 @@ def _result(
     out: Path,
 ) -> CompareResult:
     def records_of(life: Lifetime, users: int) -> list[Record]:
-        return read_records(_records(_folder(out, life.round, life.side), users))
+        return read_records(_records(_folder(out, life.round, life.side), users, settings))
 
     def second_of(life: Lifetime, users: int) -> list[Record]:
-        ours = _records(_folder(out, life.round, life.side), users)
+        ours = _records(_folder(out, life.round, life.side), users, settings)
         found = vllm_bench.read_bench(vllm_bench.result_file(ours))
         return found.records(settings.endpoint)
 
@@ -111,6 +120,22 @@ def _result(
         machine=machine(),
         versions=versions(),
         verdict=tuple(verdict(settings, lifetimes)),
+        answers=_answers(sides, settings, out),
+    )
+
+
+def _answers(
+    sides: Mapping[SideName, Target], settings: Settings, out: Path
+) -> tuple[Answers, ...]:
+    """What the sides answered in the first round, against the base; the base against itself."""
+    first = {side: read_answers(_folder(out, 0, side)) for side in sides}
+    again = read_answers(_folder(out, 1, BASE)) if settings.rounds > 1 else []
+    # Sampled answers differ whatever the model.
+    compared = settings.temperature == 0
+    return tuple(
+        Answers.of(side, found, (again if side == BASE else first[BASE]) if compared else [])
+        for side, found in first.items()
+        if found
     )
 
 
@@ -130,8 +155,11 @@ def _endpoint(url: str, settings: Settings) -> Endpoint:
     return Endpoint.of(url, key, insecure=settings.insecure, ca=settings.ca)
 
 
-def _check(sides: Mapping[SideName, Target], settings: Settings) -> None:
+def _check(sides: Mapping[SideName, Target], settings: Settings, flags: ServerFlags) -> None:
     """Refuse bad input before the first server is started."""
+    flags.check(sides.values())
+    if settings.records == "parquet":
+        need_parquet()
     if not settings.users or min(settings.users) < 1:
         raise PruneError("the numbers of users must be 1 or more", hint="for example --users 1,8")
     if len(set(settings.users)) < len(settings.users):
@@ -168,8 +196,9 @@ def _lifetime(
     tell: Tell,
 ) -> Lifetime:
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / ANSWERS).unlink(missing_ok=True)
     natural = None
-    measured = []
+    measured: list[Measurement] = []
     second = []
     with _serving(target, flags, folder / "server.log") as (url, server):
         if server:
@@ -177,19 +206,27 @@ def _lifetime(
         endpoint = _endpoint(url, settings)
         tell("  warming up")
         warm_up(endpoint, max(settings.users), settings)
+        served = ask_served(endpoint)
         for users in settings.users:
-            records = _records(folder, users)
-            found = measure(url, users, settings, records)
-            measured.append(found)
+            if measured and not _answering(endpoint):
+                break
+            records = _records(folder, users, settings)
+            with DeviceWatch(here=server is not None) as watch:
+                found = measure(url, users, settings, records)
+            measured.append(found.using(watch))
             _tell_of(found, tell)
             if settings.engine == "vllm-bench":
                 again = vllm_bench.measure_again(endpoint, users, settings, records)
                 second.append(again)
                 _tell_of_second(again, tell)
-        # The same greedy answers in every round: asking once is enough.
-        if settings.natural_requests and number == 0:
-            natural = natural_length(endpoint, settings)
-        served = ask_served(endpoint)
+        # The same greedy answers in every round: asking once is enough. That they are the same is
+        # seen of the base, which is asked twice.
+        asked = number == 0 or (number == 1 and side == BASE)
+        gone = not _answering(endpoint)
+        if settings.natural_requests and asked and not gone:
+            answers = natural_answers(endpoint, settings)
+            write_answers(folder, answers)
+            natural = mean_tokens(answers) if number == 0 else None
         return Lifetime(
             side=side,
             round=number,
@@ -203,7 +240,16 @@ def _lifetime(
             servers=tuple(found.server for found in measured),
             second=tuple(second),
             warnings=tuple(dict.fromkeys(w for found in measured for w in found.warnings)),
+            gone=gone,
         )
+
+
+def _answering(endpoint: Endpoint) -> bool:
+    try:
+        ask_served(endpoint)
+    except PruneError:
+        return False
+    return True
 
 
 def _tell_of(found: Measurement, tell: Tell) -> None:

@@ -31,15 +31,22 @@ _NAMES = {
     "vllm:num_preemptions_total": "preemptions",
     "vllm:prefix_cache_queries_total": "prefix_queries",
     "vllm:prefix_cache_hits_total": "prefix_hits",
+    "vllm:request_queue_time_seconds_sum": "queue_seconds",
+    "vllm:request_prefill_time_seconds_sum": "prefill_seconds",
+    "vllm:request_decode_time_seconds_sum": "decode_seconds",
+    "vllm:request_decode_time_seconds_count": "decoded",
 }
+_CACHE, _CACHE_TOKENS = "vllm:cache_config_info", "kv_cache_size_tokens"  # a name and its label
 
 
 class Sample(BaseModel):
     """A server at one moment; None: it does not say.
 
     ``at``: seconds since 1970. ``running``, ``waiting``: requests. ``kv_used``: share of the
-    KV cache, the mean of the engines. ``preemptions``, and the prompt tokens that were looked for
-    (``prefix_queries``) and found (``prefix_hits``) in the prefix cache: since it started.
+    KV cache, the mean of the engines; ``kv_tokens``: that it has room for. ``preemptions``, and the
+    prompt tokens that were looked for (``prefix_queries``) and found (``prefix_hits``) in the
+    prefix cache: since it started. So are the seconds that all requests waited, were prefilled and
+    decoded, and how many (``decoded``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,9 +54,14 @@ class Sample(BaseModel):
     running: float | None = None
     waiting: float | None = None
     kv_used: float | None = None
+    kv_tokens: float | None = None
     preemptions: float | None = None
     prefix_queries: float | None = None
     prefix_hits: float | None = None
+    queue_seconds: float | None = None
+    prefill_seconds: float | None = None
+    decode_seconds: float | None = None
+    decoded: float | None = None
 
     @classmethod
     def read(cls, text: str, at: float) -> Sample | None:
@@ -57,12 +69,15 @@ class Sample(BaseModel):
 
         :raises ValueError: if its lines are not in Prometheus' format
         """
-        lines = [line for line in text.splitlines() if line.startswith(tuple(_NAMES))]
+        wanted = (*_NAMES, _CACHE)
+        lines = [line for line in text.splitlines() if line.startswith(wanted)]
         values: dict[str, list[float]] = {}
         for family in text_string_to_metric_families("\n".join([*lines, ""])):
             for sample in family.samples:
                 if (name := _NAMES.get(sample.name)) is not None:
                     values.setdefault(name, []).append(sample.value)
+                elif (tokens := sample.labels.get(_CACHE_TOKENS, "")).isdigit():
+                    values.setdefault("kv_tokens", []).append(float(tokens))
         if not values:
             return None
         sums = {name: sum(found) for name, found in values.items()}
@@ -75,6 +90,7 @@ class ServerUse(BaseModel):
     """A server over a measurement: the most of each sample, what was counted between the ends.
 
     ``prefix_hit_share``: of the prompt tokens that were looked for in the prefix cache.
+    ``queue_ms``, ``prefill_ms``, ``decode_ms``: of a request in the engine, the mean.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,8 +98,12 @@ class ServerUse(BaseModel):
     running: float | None = None
     waiting: float | None = None
     kv_used: float | None = None
+    kv_tokens: float | None = None
     preemptions: float | None = None
     prefix_hit_share: float | None = None
+    queue_ms: float | None = None
+    prefill_ms: float | None = None
+    decode_ms: float | None = None
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> ServerUse | None:
@@ -93,13 +113,23 @@ class ServerUse(BaseModel):
         first, last = samples[0], samples[-1]
         queries = _between(first.prefix_queries, last.prefix_queries)
         hits = _between(first.prefix_hits, last.prefix_hits)
+        number = _between(first.decoded, last.decoded)
+
+        def each(name: str) -> float | None:
+            seconds = _between(getattr(first, name), getattr(last, name))
+            return 1000 * seconds / number if seconds is not None and number else None
+
         return cls(
             samples=len(samples),
             running=_most(one.running for one in samples),
             waiting=_most(one.waiting for one in samples),
             kv_used=_most(one.kv_used for one in samples),
+            kv_tokens=_most(one.kv_tokens for one in samples),
             preemptions=_between(first.preemptions, last.preemptions),
             prefix_hit_share=hits / queries if hits is not None and queries else None,
+            queue_ms=each("queue_seconds"),
+            prefill_ms=each("prefill_seconds"),
+            decode_ms=each("decode_seconds"),
         )
 
 

@@ -7,6 +7,7 @@ from statistics import median
 
 from rich.table import Table
 
+from loadtest.answers import Answers, proportion
 from loadtest.ratios import disagree
 from loadtest.results import BASE, PAGE_TITLE, CompareResult, Ratio, SideName
 
@@ -24,6 +25,8 @@ SHOWN = {
     "e2e_ms_p50": ("end-to-end latency, p50, ms", 1.0, 0),
     "e2e_ms_p95": ("end-to-end latency, p95, ms", 1.0, 0),
     "output_tokens_mean": ("output tokens per answer", 1.0, 1),
+    "joules_per_token": ("devices: energy per output token, J", 1.0, 3),
+    "device_bytes": ("devices: memory in use, GiB", 2.0**30, 2),
 }
 _LIFETIME = {
     "startup_seconds": ("start-up, s", 1.0, 1),
@@ -39,10 +42,11 @@ def rows(result: CompareResult, candidate: SideName | None = None) -> list[tuple
     found: list[tuple[str, ...]] = []
     for users in result.settings.users:
         found += _failures(result, side, users)
-        for metric, (heading, _, digits) in SHOWN.items():
+        for metric, (heading, unit, digits) in SHOWN.items():
             ratio = result.ratio(metric, users, side)
             if ratio is not None:
-                values = [_number(result.value(s, metric, users), digits) for s in (BASE, side)]
+                sizes = (result.value(s, metric, users) for s in (BASE, side))
+                values = [_number(size and size / unit, digits) for size in sizes]
                 found.append((heading, str(users), *values, *_ratio(ratio)))
         found += _servers(result, side, users)
     for metric, (heading, unit, digits) in _LIFETIME.items():
@@ -50,7 +54,29 @@ def rows(result: CompareResult, candidate: SideName | None = None) -> list[tuple
         if ratio is not None:
             values = [_number(_median_of(result, s, metric, unit), digits) for s in (BASE, side)]
             found.append((heading, "", *values, *_ratio(ratio)))
-    return found
+    return [*found, *_answers(result, side)]
+
+
+def _answers(result: CompareResult, side: SideName) -> Iterator[tuple[str, ...]]:
+    """Rows of what was answered, beside how fast; the base's against its own of another round."""
+    by = {found.side: found for found in result.answers}
+    if BASE not in by or side not in by:
+        return
+    both = [by[BASE], by[side]]
+    if both[1].compared:
+        equal = (f"{one.equal} of {one.compared}" if one.compared else "-" for one in both)
+        yield ("natural answers: the base's word for word", "", *equal, "", "", "")
+        parts = (_number(one.alike and 100 * one.alike, 0) for one in both)
+        yield ("natural answers: words before the first other one, %", "", *parts, "", "", "")
+    if both[1].expected:
+        yield ("natural answers: with what was expected", "", *map(_right, both), "", "", "")
+
+
+def _right(answers: Answers) -> str:
+    if not answers.expected:
+        return "-"
+    low, high = proportion(answers.right, answers.expected)
+    return f"{answers.right} of {answers.expected} ({100 * low:.0f} - {100 * high:.0f} %)"
 
 
 def _failures(result: CompareResult, side: SideName, users: int) -> Iterator[tuple[str, ...]]:
@@ -66,7 +92,11 @@ _SERVER = {
     "running": ("server: most requests running", 1.0, 0),
     "waiting": ("server: most requests waiting", 1.0, 0),
     "kv_used": ("server: most of its KV cache, %", 0.01, 1),
+    "kv_tokens": ("server: tokens that its KV cache has room for", 1.0, 0),
     "preemptions": ("server: preemptions", 1.0, 0),
+    "queue_ms": ("server: a request waits, ms", 1.0, 1),
+    "prefill_ms": ("server: a request is prefilled, ms", 1.0, 1),
+    "decode_ms": ("server: a request is decoded, ms", 1.0, 1),
     "prefix_hit_share": ("server: prompt tokens found in its cache, %", 0.01, 1),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,8 @@ class ServerFlags:
     """What both servers are started with. ``extra`` goes to `vllm serve` as it is.
 
     The prefix cache is off: the workload's prompts repeat, and answers from the cache would hide
-    the cost of a prompt.
+    the cost of a prompt. ``kv_cache_bytes``: of each side's KV cache, whatever its weights leave;
+    ``memory_share``: of the device, for weights and KV cache together. None: vLLM's defaults.
     """
 
     dtype: str = "auto"
@@ -79,6 +80,35 @@ class ServerFlags:
     enforce_eager: bool = False
     extra: tuple[str, ...] = ("--no-enable-prefix-caching",)
     startup_timeout: float = 1800.0
+    kv_cache_bytes: int | None = None
+    memory_share: float | None = None
+
+    def check(self, targets: Iterable[Target]) -> None:
+        """Refuse what cannot be equal.
+
+        :raises PruneError: for a bound on servers that run already, or both bounds at once
+        """
+        if self.kv_cache_bytes is None and self.memory_share is None:
+            return
+        if None not in (self.kv_cache_bytes, self.memory_share):
+            raise PruneError(
+                "--kv-cache-memory and --memory-share are two comparisons",
+                hint="make one after the other, each with an --out of its own",
+            )
+        for target in targets:
+            if target.is_url:
+                raise PruneError(
+                    f"the memory of {target.name} was set when it was started",
+                    hint="leave --kv-cache-memory and --memory-share out, or give its folder",
+                )
+
+    @property
+    def _memory(self) -> tuple[str, ...]:
+        if self.kv_cache_bytes is not None:
+            return ("--kv-cache-memory-bytes", str(self.kv_cache_bytes))
+        if self.memory_share is not None:
+            return ("--gpu-memory-utilization", f"{self.memory_share:g}")
+        return ()
 
     def spec(self, target: Target) -> ServerSpec:
         """The server of ``target``."""
@@ -90,7 +120,9 @@ class ServerFlags:
             max_model_len=self.max_model_len,
             tensor_parallel_size=self.tensor_parallel_size,
             enforce_eager=self.enforce_eager,
-            extra_args=(*self.extra, *target.arguments),
+            extra_args=(*self.extra, *self._memory, *target.arguments),
+            # On a CPU it would win over either flag.
+            env={"VLLM_CPU_KVCACHE_SPACE": ""} if self._memory else {},
         )
 
     def shown(self) -> tuple[str, ...]:

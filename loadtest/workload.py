@@ -1,7 +1,8 @@
 """What the simulated users ask: a JSONL file of prompts and a distribution of answer lengths.
 
 Each line is ``{"prompt": TEXT}``, ``{"messages": [{"role": ..., "content": ...}, ...]}`` or
-``{"conversation": [TEXT, ...]}``, with an optional ``"max_tokens"``. The first line may be
+``{"conversation": [TEXT, ...]}``, with an optional ``"max_tokens"``, and ``"expected"``: what the
+answer of a model that ends by itself should say. The first line may be
 ``{"output_tokens": {...}}`` (see ``Lengths``): it gives the lengths of the answers whose line has
 no ``max_tokens``. YAML files can say more: `workload_file`.
 """
@@ -91,9 +92,12 @@ class Item(_Line):
         default=None, min_length=1
     )
     max_tokens: int | None = Field(default=None, ge=1)
+    expected: str | None = Field(default=None, pattern=r"\w")
 
     @model_validator(mode="after")
     def _one_of(self) -> Item:
+        if self.conversation is not None and self.expected is not None:
+            raise ValueError("expected goes with one answer, not with a conversation's")
         given = (self.prompt, self.messages, self.conversation)
         if sum(value is not None for value in given) != 1:
             raise ValueError("give either prompt or messages, or conversation")
@@ -217,8 +221,10 @@ def load_workload(path: Path = DEFAULT_WORKLOAD) -> Workload:
     return Workload(items, lengths)
 
 
-def save_workload(path: Path, items: Iterable[Item | str], lengths: Lengths | None = None) -> None:
-    """Write a workload of ``items`` (a string is a prompt) to ``path``.
+def save_workload(
+    path: Path, items: Iterable[Item | str | dict[str, str]], lengths: Lengths | None = None
+) -> None:
+    """Write a workload of ``items`` (a string is a prompt, a dict the fields of one) to ``path``.
 
     Items may be a benchmark's questions, handed in as strings.
 
@@ -226,7 +232,8 @@ def save_workload(path: Path, items: Iterable[Item | str], lengths: Lengths | No
     """
     header = _Header(output_tokens=lengths or Lengths())
     try:
-        lines = [Item(prompt=item) if isinstance(item, str) else item for item in items]
+        fields = ({"prompt": item} if isinstance(item, str) else item for item in items)
+        lines = [Item.model_validate(item) for item in fields]
     except ValidationError as error:
         raise PruneError(f"workload: {reason(error)}") from error
     if not lines:
@@ -250,21 +257,26 @@ def check_free(path: Path, source: Path) -> None:
             raise PruneError(f"{path} is no workload and is not replaced", hint=hint)
 
 
-def prompts_from_jsonl(path: Path, field: str = "prompt", limit: int | None = None) -> list[str]:
-    """The text under ``field`` of each line of any JSONL file, at most ``limit`` of them.
+def questions_from_jsonl(
+    path: Path, field: str = "prompt", limit: int | None = None, expected: str | None = None
+) -> list[dict[str, str]]:
+    """Fields of items: the text under ``field`` of each line of any JSONL file, at most ``limit``.
 
+    :param expected: the field of what the answer should say, if there is one
     :raises PruneError: if the file is missing, or a line is not JSON or lacks the field
     """
     rows = [line for line in read_text(path).split("\n") if line.strip()]
-    prompts = []
+    names = {"prompt": field} | ({"expected": expected} if expected else {})
+    found = []
     for number, row in enumerate(rows[:limit], 1):
-        try:
-            prompts.append(str(parse_json(row, f"{path} line {number}")[field]))
-        except (LookupError, TypeError) as error:
-            raise PruneError(
-                f"{path} line {number}: no field {field!r}", hint="name one with --field"
-            ) from error
-    return prompts
+        values = parse_json(row, f"{path} line {number}")
+        for name in names.values():
+            if not isinstance(values, dict) or name not in values:
+                raise PruneError(
+                    f"{path} line {number}: no field {name!r}", hint="name one with --field"
+                )
+        found.append({key: str(values[name]) for key, name in names.items()})
+    return found
 
 
 def _parse(model: type[LineT], path: Path, number: int, line: str) -> LineT:

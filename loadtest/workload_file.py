@@ -18,7 +18,7 @@ from loadtest.workload import (
     Message,
     Workload,
     load_workload,
-    prompts_from_jsonl,
+    questions_from_jsonl,
     reason,
 )
 from vllm_moe_prune.errors import PruneError
@@ -44,10 +44,11 @@ class ShareGpt(_Part):
 
 
 class Jsonl(_Part):
-    """The text under ``field`` of any JSONL file's lines."""
+    """The text under ``field`` of any JSONL file's lines; ``expected``: the field of the answer."""
 
     file: Path
     field: str = "prompt"
+    expected: str | None = None
     limit: int | None = Field(default=None, ge=1)
 
 
@@ -115,9 +116,9 @@ def _workload(file: WorkloadFile, path: Path) -> Workload:
         other = read_workload(path.parent / file.workload)
         items, lengths = [*items, *other.items], other.lengths
     if file.jsonl is not None:
-        source = path.parent / file.jsonl.file
-        found = prompts_from_jsonl(source, file.jsonl.field, file.jsonl.limit)
-        items += [Item(prompt=prompt) for prompt in found if prompt]
+        source, wanted = path.parent / file.jsonl.file, file.jsonl
+        found = questions_from_jsonl(source, wanted.field, wanted.limit, wanted.expected)
+        items += [_item(source, fields) for fields in found if fields["prompt"]]
     if file.sharegpt is not None:
         items += read_sharegpt(path.parent / file.sharegpt.file, file.sharegpt)
     if file.synthetic is not None:
@@ -135,6 +136,13 @@ def _workload(file: WorkloadFile, path: Path) -> Workload:
         slo=file.slo,
         users=file.users,
     )
+
+
+def _item(source: Path, fields: dict[str, str]) -> Item:
+    try:
+        return Item.model_validate(fields)
+    except ValidationError as error:
+        raise PruneError(f"{source}: {reason(error)}") from error
 
 
 def read_sharegpt(path: Path, settings: ShareGpt) -> list[Item]:

@@ -30,7 +30,8 @@ class ServerSpec:
 
     ``model`` is a local folder (a ``Path`` must exist) or ``Org/Name[@revision]`` on the Hugging
     Face hub.
-    ``extra_args`` go to `vllm serve` as they are; ``env`` is added to this process's environment.
+    ``extra_args`` go to `vllm serve` as they are; ``env`` is added to this process's environment,
+    and takes out of it what it has as an empty word.
     ``loader_extra_config`` becomes ``--model-loader-extra-config``.
     """
 
@@ -71,7 +72,8 @@ class ServerSpec:
             defaults["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB; vLLM would take half of the machine
             if self.tensor_parallel_size > 1:
                 defaults["VLLM_CPU_OMP_THREADS_BIND"] = split_cpus(self.tensor_parallel_size)
-        return {**defaults, **os.environ, **self.env}
+        found = {**defaults, **os.environ, **self.env}
+        return {name: value for name, value in found.items() if value or name not in self.env}
 
     def api_key(self) -> str | None:
         """The key that this server will ask for, as its arguments or its environment have it."""

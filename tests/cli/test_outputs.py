@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from loadtest.make_workload import workload_command
-from loadtest.results import check_place
+from loadtest.out_folder import check_place
 from offline.check.check import check_free
 from offline.cli.main import cli
 from tests.tiny import make_tiny_mixtral

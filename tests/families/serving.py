@@ -35,11 +35,14 @@ class Serving:
         return self.refused if form in ("plain", "scores") else self.refused or self.uncompact
 
 
+_ROTARY = {"compilation_config": {"custom_ops": ["-rotary_embedding"]}}
+_BY_PYTORCH = (
+    """with PyTorch's it is right: `--compilation-config '{"custom_ops": ["-rotary_embedding"]}'`"""
+)
 _MLA = Serving(
-    {"attention_backend": "CPU_MLA", "compilation_config": {"custom_ops": ["-rotary_embedding"]}},
+    {"attention_backend": "CPU_MLA", **_ROTARY},
     note="vLLM's CPU kernel for rotary embeddings is wrong for MLA (the base's log-probabilities "
-    "are off by 3); with PyTorch's it is right: "
-    """`--compilation-config '{"custom_ops": ["-rotary_embedding"]}'`""",
+    f"are off by 3); {_BY_PYTORCH}",
 )
 _DELTA = Serving({"dtype": "bfloat16"}, 0.15, note="bfloat16 only on a CPU; compared in it")
 
@@ -89,8 +92,16 @@ SERVING: dict[str, Serving] = {
         Serving(refused="failed to be inspected"),
     ),
     "jamba": Serving(refused="object has no attribute 'selective_scan_fwd'"),
-    "lfm2_moe": Serving(differs="answers of the unpruned base differ from transformers' by 0.9"),
-    "laguna": Serving(differs="answers of the unpruned base differ from transformers' by 2"),
+    "lfm2_moe": Serving(
+        _ROTARY,
+        note="vLLM's CPU kernel for rotary embeddings is wrong for this model's queries and keys "
+        f"(the base's log-probabilities are off by 1); {_BY_PYTORCH}",
+    ),
+    "laguna": Serving(
+        model={"correction": 0.0},
+        note="vLLM 0.32 answers as if the correction bias were zero, of the base too: tested with "
+        "a bias of zero",
+    ),
     **{
         family: Serving(
             uncompact=f"vLLM has no model code of its own for {family}, whose layers could be "

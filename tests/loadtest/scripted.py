@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 import socket
 import ssl
 import threading
@@ -30,6 +31,7 @@ class Script:
 
     ``stall``: from so many seconds after the start, for so many, no token is sent. ``only``: one
     mode for whatever model is asked for. ``first_modes``: those of the first requests.
+    ``jitter``: of each request's delays, the standard deviation of the logarithm of a factor.
     """
 
     first: float = 0.02
@@ -40,6 +42,7 @@ class Script:
     first_modes: tuple[str, ...] = ()
     models: tuple[str, ...] = tuple(MODES)
     vllm: bool = False
+    jitter: float = 0.0
 
 
 class _Reader(asyncio.StreamReader):
@@ -65,6 +68,7 @@ class ScriptedServer:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self.began = time.perf_counter()
+        self._rng = random.Random()
 
     @property
     def url(self) -> str:
@@ -140,7 +144,8 @@ class ScriptedServer:
         name = self._mode_of(str(fields["model"]))
         truth = Truth(name, connection, received, fields, path, authorization)
         self.truths.append(truth)
-        delays = (self.script.first, self.script.gap)
+        factor = self._rng.lognormvariate(0, self.script.jitter)
+        delays = (factor * self.script.first, factor * self.script.gap)
         return await Answer(writer, MODES[name], truth, delays, self._until).run()
 
     def _mode_of(self, model: str) -> str:
@@ -214,9 +219,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--first", type=float, default=0.2)
     parser.add_argument("--gap", type=float, default=0.02)
+    parser.add_argument("--jitter", type=float, default=0.0)
     parser.add_argument("--only")
     options = parser.parse_args()
-    script = Script(first=options.first, gap=options.gap, only=options.only)
+    script = Script(first=options.first, gap=options.gap, jitter=options.jitter, only=options.only)
     server = ScriptedServer(script)
     server.start()
     print(server.port, flush=True)

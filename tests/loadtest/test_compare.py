@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from loadtest.compare import CompareResult, compare_command
-from loadtest.configurations import read_configurations
+from loadtest.configurations import parse_size, read_configurations
 from loadtest.judgement import verdict
 from loadtest.metrics import Quantiles, Summary
 from loadtest.ratios import ratios
@@ -80,6 +82,7 @@ def test_compare_of_two_running_servers(tmp_path: Path) -> None:
         command += ["--candidate", candidate.url, "--users", "2", "--rounds", "1"]
         command += ["--requests", "6", "--natural-requests", "2", "--out", str(out), "--json"]
         command += ["--seed", "0", "--max-tokens", "9", "--client-lag-ms", "0"]
+        command += ["--records", "parquet"]
         done = subprocess.run(
             [*command, "--api-key-env", "MY_KEY"],
             capture_output=True,
@@ -109,6 +112,10 @@ def test_compare_of_two_running_servers(tmp_path: Path) -> None:
     assert result.settings.seed == 0 and result.machine["cores"] and result.versions["locust"]
     natural = [body for body in base.bodies if "ignore_eos" not in body]
     assert len(natural) == 2
+    # Both say the same; the base was not asked twice in one round.
+    assert "| natural answers: the base's word for word |  | - | 2 of 2 |" in page
+    assert result.answers[1].alike == 1
+    assert (out / "rounds" / "1-base" / "users-2.parquet").exists()
     # Both sides were asked the same things (users of one server race, so order is left out).
     asked = [sorted(json.dumps(b["messages"]) for b in side.bodies) for side in (base, candidate)]
     assert asked[0] == asked[1]
@@ -116,8 +123,8 @@ def test_compare_of_two_running_servers(tmp_path: Path) -> None:
         "natural answer length" in page
         and "<title>Serving compared</title>" in ((out / "loadtest.html").read_text()[:400])
     )
-    written = [file.read_text() for file in out.rglob("*") if file.is_file()]
-    assert not any("secret" in text for text in written)
+    written = [file.read_bytes() for file in out.rglob("*") if file.is_file()]
+    assert not any(b"secret" in text for text in written)
     assert not list(out.glob("*.tmp"))
 
 
@@ -129,6 +136,45 @@ def test_a_server_that_hangs_ends_the_comparison_in_one_line(tmp_path: Path) -> 
     assert done.exit_code == 1 and time.monotonic() - began < 20
     assert "answered none of 1 requests: no answer after 1 s" in done.output
     assert not (tmp_path / "out" / "compare.json").exists()
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_ends_the_comparison_with_a_verdict(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with scripted(Script(first=0.05, gap=0.01, only="plain")) as other:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tests.loadtest.scripted", "--gap", "0.1", "--only", "plain"],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        assert server.stdout is not None
+        url = f"http://127.0.0.1:{int(server.stdout.readline())}"
+        command = [sys.executable, "-m", "loadtest.compare", "--base", other.url]
+        command += ["--candidate", url, "--users", "2,3", "--rounds", "2", "--out", str(out)]
+        child = subprocess.Popen(
+            [*command, "--requests", "12", "--max-tokens", "16"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        records = out / "rounds" / "1-candidate" / "users-2.jsonl"
+        while not records.exists() or not records.read_text():
+            time.sleep(0.05)
+            assert child.poll() is None
+        server.kill()
+        server.wait()
+        _, said = child.communicate(timeout=200)
+    assert child.returncode == 1
+    assert "FAILED: candidate, round 1, 2 users: " in said and "Traceback" not in said
+    assert "FAILED: candidate, round 1: the server was gone in the end" in said
+    assert "the server answers no more: the comparison ends here" in said
+    result = load_result(out / "compare.json")
+    failed, total = result.failed("candidate", 2)
+    assert failed > 5 and total == 12 and result.failed("candidate", 3) == (0, 0)
+    assert result.ratio("ttft_ms_p50", 2) is not None and len(result.lifetimes) == 2
+    assert (out / "loadtest.html").exists()
 
 
 def test_a_ratio_of_several_candidates_has_the_name_of_each() -> None:
@@ -213,6 +259,14 @@ def test_an_older_comparison_loads_and_another_file_is_refused_in_one_line(tmp_p
         (["--base", "org/a", "--candidate", "org/b", "--users", "0"], "1 or more"),
         (["--base", "org/a", "--candidate", "org/b", "--users", "8,8"], "given twice"),
         (
+            ["--base", "org/a", "--candidate", "http://127.0.0.1:9", "--kv-cache-memory", "1GiB"],
+            "the memory of http://127.0.0.1:9 was set when it was started",
+        ),
+        (
+            ["--base", "a", "--candidate", "b", "--kv-cache-memory", "1G", "--memory-share", "0.5"],
+            "are two comparisons",
+        ),
+        (
             ["--base", "org/a", "--candidate", "org/b", "--workload", "no.jsonl"],
             "no.jsonl is missing",
         ),
@@ -237,6 +291,40 @@ def test_both_servers_get_the_same_flags() -> None:
     assert "--dtype bfloat16" in shown and "--no-enable-prefix-caching" in shown
     flags = ServerFlags(extra=("--seed", "0"))
     assert flags.shown()[-2:] == ("--seed", "0")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"kv_cache_bytes": 2**30}, ["--kv-cache-memory-bytes", "1073741824"]),
+        ({"memory_share": 0.25}, ["--gpu-memory-utilization", "0.25"]),
+    ],
+)
+def test_equal_memory_is_said_to_every_server_and_nothing_else_may_say_it(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], words: list[str]
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
+    flags = ServerFlags(**given)
+    for side in (Target("org/a"), Target("org/b", arguments=("--seed", "1"))):
+        spec = flags.spec(side)
+        assert " ".join(words) in " ".join(spec.arguments(1))
+        assert "VLLM_CPU_KVCACHE_SPACE" not in spec.environment()
+    assert " ".join(words) in " ".join(flags.shown())
+    assert ServerFlags().spec(side).environment()["VLLM_CPU_KVCACHE_SPACE"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4GiB", 4 * 2**30), ("1.5g", 1_500_000_000), ("512 MiB", 2**29), ("1000", 1000)],
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "GiB", "-1G", "4 apples", "0.0001"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="such as 4GiB"):
+        parse_size(text)
 
 
 def test_keys_among_the_server_s_arguments_are_not_shown() -> None:

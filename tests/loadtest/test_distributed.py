@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.metrics import read_records
+from loadtest.records import read_records
 from serve.server import free_port
 from tests.loadtest.locust_child import ROOT, command, environment, locust
 from tests.loadtest.scripted import Script, scripted

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.metrics import Quantiles, Record, Slo, quantiles, read_records, summarise
+from loadtest.metrics import Quantiles, Record, Slo, quantiles, summarise
+from loadtest.records import read_records
 from vllm_moe_prune.errors import PruneError
 
 
