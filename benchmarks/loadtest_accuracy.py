@@ -1,22 +1,20 @@
 """How near the load test's client comes to a server whose every token is known.
 
-    python -m benchmarks.loadtest_accuracy
+    python -m benchmarks.loadtest_accuracy [--guidellm .venv-guidellm/bin/guidellm]
 
 The scripted server of the tests runs in a process of its own: 200 ms to the first token, 20 ms a
 token. At every number of users, with answers of one length (all users in step) and of many (out of
 step), the client's percentiles are compared with those of the server's own log of the same run;
-beside it, where vLLM is installed, those of `vllm bench serve`; the server sends no chunk that only
-names the role, which that takes for the first token. The last line of stdout is one
-JSON object: the largest relative error of any cell. Run it on a quiet machine.
+beside it, where vLLM is installed, those of `vllm bench serve`, and where its command is named,
+those of GuideLLM. The server sends no chunk that only names the role, which vLLM's takes for the
+first token. The last line of stdout is one JSON object: the largest relative error of any cell, and
+in which cells another was closer by more than a thousandth. Run it on a quiet machine.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import tempfile
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,21 +22,16 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.dummy_model import write_tokenizer
+from benchmarks.other_clients import METRICS, PERCENTS, Cells, guidellm, vllm_bench
 from benchmarks.scripted_server import scripted_server
 from loadtest.endpoint import Endpoint
 from loadtest.headless import measure
 from loadtest.metrics import Quantiles, Summary
 from loadtest.results import Settings
 from loadtest.workload import Lengths, save_workload
-from serve.process import python_module
 
-_ROOT = Path(__file__).parents[1]
-_METRICS = ("ttft", "tpot", "itl", "e2e")
-_PERCENTS = (50, 95)
-_VLLM_NAMES = {"ttft": "ttft", "tpot": "tpot", "itl": "itl", "e2e": "e2el"}
-
-Cells = dict[str, float]
+_OTHERS = ("vllm", "guidellm")
+_SAME = 0.001
 
 
 class _Log:
@@ -69,52 +62,18 @@ class _Log:
         }
         return {
             f"{name} p{percent}": float(np.percentile(values[name], percent)) * 1000
-            for name in _METRICS
-            for percent in _PERCENTS
+            for name in METRICS
+            for percent in PERCENTS
         }
 
 
 def _ours(summary: Summary) -> Cells:
     cells = {}
-    for name in _METRICS:
+    for name in METRICS:
         found: Quantiles | None = getattr(summary, f"{name}_ms")
         assert found is not None
         cells |= {f"{name} p50": found.p50, f"{name} p95": found.p95}
     return cells
-
-
-def _vllm(endpoint: Endpoint, users: int, requests: int, lengths: Lengths, folder: Path) -> Cells:
-    """The same load by `vllm bench serve`; its lengths are uniform where ours are drawn."""
-    write_tokenizer(folder, 32000)
-    mean = lengths.median
-    spread = 0.0 if lengths.distribution == "constant" else 0.6
-    words: Sequence[object] = [
-        *("bench", "serve", "--backend", "openai-chat", "--base-url", endpoint.url),
-        *("--endpoint", "/v1/chat/completions", "--model", "plain", "--tokenizer", folder),
-        *("--dataset-name", "random", "--random-input-len", 20, "--random-output-len", mean),
-        *(
-            "--random-range-ratio",
-            json.dumps({"input": 0.0, "output": spread}),
-            "--num-prompts",
-            requests,
-            "--ignore-eos",
-        ),
-        *("--max-concurrency", users, "--num-warmups", min(users, 4), "--percentile-metrics"),
-        *("ttft,tpot,itl,e2el", "--metric-percentiles", "50,95", "--save-result"),
-        *("--result-dir", folder, "--result-filename", "result.json", "--disable-tqdm"),
-    ]
-    subprocess.run(
-        [*python_module("serve.launch"), *map(str, words)],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(_ROOT), "HF_HUB_OFFLINE": "1"},
-    )
-    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return {
-        f"{name} p{percent}": found[f"p{percent}_{_VLLM_NAMES[name]}_ms"]
-        for name in _METRICS
-        for percent in _PERCENTS
-    }
 
 
 def _errors(found: Cells, truth: Cells) -> Cells:
@@ -135,6 +94,12 @@ def _lengths(in_step: bool, tokens: int) -> Lengths:
 @click.option("--gap", default=0.02, help="seconds between tokens")
 @click.option("--processes", type=int, help="of the client; default: one for 64 users")
 @click.option("--vllm/--no-vllm", default=True, help="vllm bench serve beside it, if there is one")
+@click.option(
+    "--guidellm",
+    "guide",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="GuideLLM's command, to have it beside it",
+)
 def main(
     users: str,
     tokens: int,
@@ -143,6 +108,7 @@ def main(
     gap: float,
     processes: int | None,
     vllm: bool,
+    guide: Path | None,
 ) -> None:
     """Compare with the truth and print the largest error as one line of JSON."""
     beside = vllm and find_spec("vllm") is not None
@@ -155,53 +121,72 @@ def main(
                 folder = Path(scratch) / f"{count}-{in_step}"
                 folder.mkdir()
                 lengths, requests = _lengths(in_step, tokens), requests_per_user * count
-                file = folder / "work.jsonl"
-                save_workload(file, [f"question {n}" for n in range(64)], lengths)
-                settings = Settings(workload=str(file), requests=requests, processes=processes)
-                found = measure(endpoint.url, count, settings, folder / "r.jsonl")
-                truth = log.cells()
-                exact = (found.summary.requests, found.summary.output_tokens) == (
-                    log.requests,
-                    log.tokens,
-                )
-                row: dict[str, Any] = {
-                    "truth": truth,
-                    "ours": _ours(found.summary),
-                    "ours_error": _errors(_ours(found.summary), truth),
-                    "exact_counts": exact,
-                    "connections": log.connections,
-                    "client": found.health.model_dump(),
-                }
+                work = folder / "work.jsonl"
+                save_workload(work, [f"question {n}" for n in range(64)], lengths)
+                row = _of_ours(endpoint, log, count, requests, processes, work)
                 if beside:
-                    theirs = _vllm(endpoint, count, requests, lengths, folder)
-                    row["vllm_truth"] = log.cells()
-                    row["vllm"] = theirs
-                    row["vllm_error"] = _errors(theirs, row["vllm_truth"])
+                    found = vllm_bench(endpoint, count, requests, lengths, folder)
+                    row |= _beside("vllm", found, log.cells())
+                if guide is not None:
+                    found = guidellm(guide, endpoint, count, requests, work, folder)
+                    row |= _beside("guidellm", found, log.cells())
                 detail[name] = row
                 _show(name, row)
-    worst = {
-        who: max(max(row[who].values()) for row in detail.values() if who in row)
-        for who in ("ours_error", "vllm_error")
-        if any(who in row for row in detail.values())
+    click.echo(json.dumps(_report(detail)))
+
+
+def _of_ours(
+    endpoint: Endpoint, log: _Log, users: int, requests: int, processes: int | None, work: Path
+) -> dict[str, Any]:
+    settings = Settings(workload=str(work), requests=requests, processes=processes)
+    found = measure(endpoint.url, users, settings, work.with_name("r.jsonl"))
+    row = _beside("ours", _ours(found.summary), log.cells())
+    counts = (found.summary.requests, found.summary.output_tokens)
+    return row | {
+        "exact_counts": counts == (log.requests, log.tokens),
+        "connections": log.connections,
+        "client": found.health.model_dump(),
     }
-    report = {
+
+
+def _beside(who: str, found: Cells, truth: Cells) -> dict[str, Any]:
+    return {who: found, f"{who}_truth": truth, f"{who}_error": _errors(found, truth)}
+
+
+def _report(detail: dict[str, Any]) -> dict[str, Any]:
+    worst = {
+        who: round(max(errors), 4)
+        for who in ("ours", *_OTHERS)
+        if (errors := [e for row in detail.values() for e in row.get(f"{who}_error", {}).values()])
+    }
+    closer = {
+        who: [
+            f"{name}: {cell}"
+            for name, row in detail.items()
+            for cell, error in row.get(f"{who}_error", {}).items()
+            if error < row["ours_error"][cell] - _SAME
+        ]
+        for who in _OTHERS
+        if who in worst
+    }
+    return {
         "name": "loadtest_worst_relative_error",
-        "value": round(worst["ours_error"], 4),
+        "value": worst["ours"],
         "unit": "ratio",
         "detail": {
-            "vllm_bench": worst.get("vllm_error"),
+            "worst": worst,
+            "another_was_closer": closer,
             "exact_counts": all(row["exact_counts"] for row in detail.values()),
             "runs": detail,
         },
     }
-    click.echo(json.dumps(report))
 
 
 def _show(name: str, row: dict[str, Any]) -> None:
     click.echo(f"{name} (counts {'exact' if row['exact_counts'] else 'WRONG'})", err=True)
-    for who in ("ours", "vllm"):
+    for who in ("ours", *_OTHERS):
         if who in row:
-            truth = row["truth" if who == "ours" else "vllm_truth"]
+            truth = row[f"{who}_truth"]
             cells = (
                 f"{cell} {value:.1f} (true {truth[cell]:.1f})" for cell, value in row[who].items()
             )
