@@ -39,6 +39,7 @@ def test_parquet_holds_every_record_to_the_bit(
     folder = tmp_path_factory.mktemp("records")
     lines = folder / "r.jsonl"
     lines.write_text("".join(r.model_dump_json(exclude_defaults=True) + "\n" for r in records))
+    assert read_records(lines) == records
     to_parquet(lines, folder / "r.parquet")
     assert read_records(folder / "r.parquet") == records
     assert not lines.exists()

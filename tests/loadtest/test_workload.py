@@ -80,6 +80,8 @@ def test_lognormal_lengths_centre_on_the_median() -> None:
         ("not json\n", "line 1"),
         ('{"prompt": "a", "max_tokens": 0}\n', "max_tokens"),
         ('{"output_tokens": {"min": 9, "max": 3}}\n{"prompt": "a"}\n', "min 9 is above max 3"),
+        ('{"conversation": ["a", "b"], "expected": "c"}\n', "expected goes with one answer"),
+        ('{"prompt": "a", "expected": "?"}\n', "line 1: expected"),
         ("\n\n", "no prompts"),
     ],
 )
@@ -98,16 +100,23 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
 
 def test_command_makes_a_workload_from_any_jsonl(tmp_path: Path) -> None:
     source, out = tmp_path / "items.jsonl", tmp_path / "w.jsonl"
-    source.write_text("".join(json.dumps({"question": f"q{n}"}) + "\n" for n in range(5)))
+    source.write_text("".join(json.dumps({"question": f"q{n}", "a": n}) + "\n" for n in range(5)))
     arguments = [str(source), "--out", str(out), "--field", "question", "--limit", "3"]
+    arguments += ["--expected", "a"]
     done = CliRunner().invoke(workload_command, [*arguments, "--median", "9", "--max", "30"])
     assert done.exit_code == 0, done.output
     made = load_workload(out)
-    assert [item.text for item in made.items] == ["q0", "q1", "q2"]
+    assert [(item.text, item.expected) for item in made.items] == [
+        ("q0", "0"),
+        ("q1", "1"),
+        ("q2", "2"),
+    ]
     assert (made.lengths.median, made.lengths.max) == (9, 30)
 
 
-@pytest.mark.parametrize("extra", [["--field", "answer"], ["--min", "50", "--max", "3"]])
+@pytest.mark.parametrize(
+    "extra", [["--field", "answer"], ["--expected", "answer"], ["--min", "50", "--max", "3"]]
+)
 def test_command_refuses_in_one_line_with_status_1(tmp_path: Path, extra: list[str]) -> None:
     source = tmp_path / "items.jsonl"
     source.write_text('{"prompt": "a"}\n')

@@ -21,13 +21,13 @@ def load(folder: Path, text: str) -> Workload:
 
 def test_a_whole_file(tmp_path: Path) -> None:
     (tmp_path / "more.jsonl").write_text('{"prompt": "from jsonl"}\n')
-    (tmp_path / "q.jsonl").write_text('{"question": "a question"}\n')
+    (tmp_path / "q.jsonl").write_text('{"question": "a question", "answer": 42}\n')
     workload = load(
         tmp_path,
         """
 prompts: ["one", {prompt: two, max_tokens: 5}, {conversation: [hello, and then]}]
 workload: more.jsonl
-jsonl: {file: q.jsonl, field: question}
+jsonl: {file: q.jsonl, field: question, expected: answer}
 synthetic: {count: 3, words: {distribution: constant, median: 40}}
 output_tokens: {distribution: values, values: [3, 9], min: 1}
 users: 12
@@ -39,6 +39,7 @@ slo: {ttft_ms: 500}
     )
     texts = [item.text for item in workload.items]
     assert texts[:5] == ["one", "two", "hello", "from jsonl", "a question"]
+    assert [item.expected for item in workload.items[:5]] == [None] * 4 + ["42"]
     assert [len(text.split()) for text in texts[5:]] == [40, 40, 40] and len(set(texts)) == 8
     assert (workload.users, workload.turn_pause, workload.load.open) == (12, 0.5, True)
     assert workload.slo.ttft_ms == 500
