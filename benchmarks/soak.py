@@ -27,8 +27,6 @@ from loadtest.cli import one_line
 from loadtest.headless import measure
 from loadtest.results import Settings
 from serve.server import ServerSpec
-from tests.sample_maps import build_compact
-from tests.tiny import make_tiny_mixtral
 
 _MOST_GROWTH = 0.05
 _PERIOD_SECONDS = 1.0
@@ -41,6 +39,9 @@ _PERIOD_SECONDS = 1.0
 @click.option("--out", type=click.Path(path_type=Path), help="keep records and logs here")
 def main(minutes: float, users: int, expert_metrics: bool, out: Path | None) -> None:
     """Load a server for long and print one line of JSON."""
+    from tests.sample_maps import build_compact
+    from tests.tiny import make_tiny_mixtral  # torch takes seconds
+
     with tempfile.TemporaryDirectory(prefix="bench-soak-") as scratch:
         folder = out or Path(scratch)
         base = make_tiny_mixtral(Path(scratch) / "base", layers=4)

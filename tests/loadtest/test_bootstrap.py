@@ -38,8 +38,8 @@ def measured(metric: str, base: Sample, candidate: Sample) -> float:
     return float((statistic(candidate, whole) / statistic(base, whole))[0])
 
 
-@pytest.mark.parametrize("rounds", [2, 3, 5])
-@pytest.mark.parametrize("number", [16, 64])  # requests: of 64 the rounds vary more than they do
+# Of 64 requests the rounds vary more than the requests do.
+@pytest.mark.parametrize(("rounds", "number"), [(2, 64), (3, 16)])
 def test_a_server_against_itself_has_1_within_the_interval(rounds: int, number: int) -> None:
     metrics = ("ttft_ms_p50", "tpot_ms_p95", "e2e_ms_p50", "output_tokens_per_second")
     held = 0
