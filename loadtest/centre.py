@@ -137,5 +137,5 @@ def _open_records(path: Path | None) -> TextIO | None:
     if path is None:
         return None
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.with_suffix(".jsonl") if path.suffix == PARQUET else path
+    file = path.with_name(f"{path.name}.jsonl") if path.suffix == PARQUET else path
     return file.open("w", encoding="utf-8")

@@ -11,7 +11,7 @@ from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.reading import read_json
 
 _ROUND_FILES = re.compile(
-    r"\d+-[\w.-]+(/(server\.log|answers\.jsonl|users-\d+(\.\d+)?\.(jsonl|parquet|log|client\.json"
+    r"\d+-[\w.-]+(/(server\.log|answers\.jsonl|users-\d+(\.\d+)?\.(jsonl|parquet(\.jsonl)?|log|client\.json"
     r"|server\.jsonl|vllm-bench\.(json|log))))?"
 )
 

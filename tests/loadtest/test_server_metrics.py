@@ -82,6 +82,6 @@ def test_a_locust_run_has_them_beside_its_records_and_on_its_page(tmp_path: Path
     assert json.loads(lines[-1])["preemptions"] == 8 and json.loads(lines[-1])["kv_used"] == 0.25
     use = ServerUse.of(read_samples(records))
     assert use is not None and use.running == 1 and use.waiting == 0
-    assert len(read_records(records)) == 8 and not (tmp_path / "r.jsonl").exists()
+    assert len(read_records(records)) == 8 and not (tmp_path / "r.parquet.jsonl").exists()
     page = write_records([records], tmp_path / "page.html").read_text()
     assert "The server: r" in page and "<td>1 / 0</td><td>25.0 %</td>" in page
