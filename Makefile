@@ -27,7 +27,7 @@ WINDOW_TESTS := tests/vllm_moe_prune/test_loader.py tests/vllm_moe_prune/test_wi
   tests/vllm_moe_prune/test_parity.py tests/vllm_moe_prune/test_lora.py \
   tests/families/test_serving.py tests/engines/live/test_engine.py tests/build/test_approximate.py
 
-.PHONY: install demo quick test test-all fuzz window lint format bench lock clean
+.PHONY: install demo quick test test-all fuzz campaigns window lint format bench lock clean
 
 install: $(STAMP)
 
@@ -68,6 +68,14 @@ test-all: lint
 # Damaged and hostile files, as many as FUZZ says; writes its table into docs/reliability.md.
 fuzz: install
 	$(BIN)/python -m tests.fuzz --inputs $(FUZZ)
+
+# Kills, full disks (as root) and two at once; counts add up in build/campaigns.json, and its tables are
+# written into docs/reliability.md.
+campaigns: install
+	$(BIN)/python -m tests.campaigns kills
+	$(BIN)/python -m tests.campaigns ends
+	$(BIN)/python -m tests.campaigns disks
+	$(BIN)/python -m tests.campaigns pairs --count 20
 
 # Laid over the installed environment, whose torch is taken; of a version without a CPU build only
 # the Python (requirements/overlay.py): make window WINDOW=0.33.0

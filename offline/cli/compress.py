@@ -10,7 +10,7 @@ import click
 import cloup
 
 from offline.cli.findings import findings, say
-from offline.cli.gated import GATE_SETTINGS, judge_folder
+from offline.cli.gated import GATE_SETTINGS, end_with, judged
 from offline.cli.models import model_folder
 from offline.cli.options import Command, option_of
 from offline.cli.prompting import unfinished_note
@@ -24,6 +24,7 @@ from offline.results.compression import RunResult
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from offline.results.gates import GatesResult
     from offline.results.lottery import LotteryRecord
 
 _ORDER = ("base", "method", "data", "prompting", "search", "lottery", "measure", "engine", "output")
@@ -102,17 +103,26 @@ def compress(
     for line in (*notes, *changes):
         click.echo(f"note: {line}", err=True)
     texts = None if gates is None else text_of(gates, settings.method.seed)
+    verdict: GatesResult | None = None
+
+    def finish(folder: Path) -> None:
+        nonlocal verdict
+        write_report(folder)
+        if gates is not None:
+            verdict = judged(gates, folder, out.name)
+            verdict.save(folder)
+
     with progress() as reporter:
         result = run_compress(
-            settings, out, reporter=reporter, force=force, texts=texts, finish=write_report
+            settings, out, reporter=reporter, force=force, texts=texts, finish=finish
         )
     say(findings(out))
     if as_json:
         click.echo(result.model_dump_json())
     else:
         show(result, out, out / REPORT_FILE)
-    if gates is not None:
-        judge_folder(gates, out, as_json=as_json)
+    if verdict is not None:
+        end_with(verdict, as_json=as_json)
 
 
 def _cost(result: RunResult) -> str:

@@ -51,12 +51,26 @@ def judge_folder(
     :param more: what was measured just now and is not in the folder
     :param save: whether the folder keeps the verdicts
     """
+    result = judged(gates, folder, folder.name, more)
+    if save:
+        result.save(folder)
+    end_with(result, as_json=as_json)
+
+
+def judged(gates: Gates, folder: Path, name: str, more: Evidence | None = None) -> GatesResult:
+    """Judge by what commands left beside a checkpoint.
+
+    :param name: of the checkpoint
+    :param more: as `judge_folder`
+    """
     from offline.gates.evidence import evidence_in, joined
     from offline.gates.judge import judge
 
-    result = judge(gates, joined(evidence_in(folder), more or {}), folder.name)
-    if save:
-        result.save(folder)
+    return judge(gates, joined(evidence_in(folder), more or {}), name)
+
+
+def end_with(result: GatesResult, *, as_json: bool) -> None:
+    """Say what gates found, and end the process with it unless all are kept."""
     say_gates(result, as_json=as_json)
     if result.exit_code:
         sys.exit(result.exit_code)

@@ -21,7 +21,7 @@ def state(place: Path) -> State:
     return {
         file.relative_to(place).as_posix(): _digest(file, place)
         for file in sorted(place.rglob("*"))
-        if not file.is_dir()
+        if not file.is_dir() or not any(file.iterdir())
     }
 
 
@@ -40,7 +40,7 @@ def difference(found: State, wanted: State) -> str:
 
 
 def _digest(file: Path, place: Path) -> str:
-    if not file.is_relative_to(place / "out") or file.name in _DRAWN:
+    if not file.is_relative_to(place / "out") or file.name in _DRAWN or file.is_dir():
         return ""
     content = file.read_bytes()
     if file.name in _TIMED:
