@@ -76,9 +76,9 @@ def fill(
 
 
 def sizes(peak: int, steps: int) -> list[int]:
-    """Return so many sizes, from one block on, of which the last is too small by little."""
-    step = max(_BLOCK, peak // steps // _BLOCK * _BLOCK)
-    return list(range(_BLOCK, peak + step, step))
+    """Return so many sizes, or fewer, from one block to just enough: the first ones are closest."""
+    ratio = (peak / _BLOCK) ** (1 / steps)
+    return sorted({_BLOCK * round(ratio**step) for step in range(steps)} | {peak})
 
 
 def _wrongly_said(status: int, said: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from offline.runs.owned import MANIFEST
 
 _DRAWN = ("report.html", MANIFEST)  # of what is compared, with the times that it took
-_TIMED = ("vmprune_result.json", "recovery.json")
+_TIMED = ("vmprune_result.json", "recovery.json", "finetune.json")
 _TIMES = ("seconds", "peak_bytes")
 
 State = dict[str, str]
