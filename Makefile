@@ -69,7 +69,7 @@ test-all: lint
 fuzz: install
 	$(BIN)/python -m tests.fuzz --inputs $(FUZZ)
 
-# Kills, full disks (as root) and two at once; counts add up in build/campaigns.json, and its tables are
+# Kills, full disks (as root) and two at once; counts add up in build/campaigns/, and its tables are
 # written into docs/reliability.md.
 campaigns: install
 	$(BIN)/python -m tests.campaigns kills

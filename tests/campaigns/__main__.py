@@ -4,7 +4,7 @@
     python -m tests.campaigns disks --count 60
     python -m tests.campaigns pairs --count 20
 
-Counts add up in build/campaigns.json from run to run, until there are as many as were asked for.
+Counts add up in build/campaigns/ from run to run, until there are as many as were asked for.
 Commands run in forks of this process, where all is imported; `disks` mounts file systems, as root.
 """
 
@@ -27,11 +27,11 @@ from tests.campaigns.pairs import pair
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
-COUNTS = ROOT / "build" / "campaigns.json"
+COUNTS = ROOT / "build" / "campaigns"
 ON_SMALL_DISKS = ("compress, eep", "compress, lottery")
 END = ("build", "compress, eep", "compress, lottery", "recover")  # killed after OUT has its name
 _OTHERS = (signal.SIGTERM, signal.SIGINT)
-Counts = dict[str, dict[str, dict[str, int]]]  # campaign -> command -> what -> how often
+Counts = dict[str, dict[str, int]]  # command -> what -> how often
 
 
 @click.command()
@@ -42,8 +42,9 @@ Counts = dict[str, dict[str, dict[str, int]]]  # campaign -> command -> what -> 
 @click.option("--write/--no-write", default=True, show_default=True, help="counts and page")
 def main(campaign: str, count: int, only: str | None, seconds: float, write: bool) -> None:
     """Disturb commands, count, and write the page."""
-    counts: Counts = json.loads(COUNTS.read_text()) if COUNTS.exists() and write else {}
-    found = counts.setdefault(campaign, {})
+    file = COUNTS / f"{campaign}.json"
+    found: Counts = json.loads(file.read_text()) if file.exists() and write else {}
+    COUNTS.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="vmprune-") as scratch:
         ground = make_ground(Path(scratch))
@@ -57,14 +58,13 @@ def main(campaign: str, count: int, only: str | None, seconds: float, write: boo
                 if time.monotonic() > end:
                     break
                 if write:
-                    COUNTS.parent.mkdir(exist_ok=True)
-                    COUNTS.write_text(json.dumps(counts, indent=1))
+                    file.write_text(json.dumps(found, indent=1))
             print(f"{name}: {own}, {time.monotonic() - begin:.0f} s", flush=True)
             if time.monotonic() > end:
                 break
     if write:
-        COUNTS.write_text(json.dumps(counts, indent=1))
-        _write(counts)
+        file.write_text(json.dumps(found, indent=1))
+        _write(campaign, found)
     raise SystemExit(any(own.get("wrong") for own in found.values()))
 
 
@@ -116,18 +116,15 @@ def _disks(
         yield "full" if was_full else "enough", wrong
 
 
-def _write(counts: Counts) -> None:
-    """Put the tables into the page, each between its marks."""
-    page = PAGE.read_text(encoding="utf-8")
-    for campaign, found in counts.items():
-        begin, end = f"<!-- {campaign} -->\n", f"<!-- end of {campaign} -->\n"
-        before, mark, rest = page.partition(begin)
-        if mark:
-            page = before + mark + _table(found) + end + rest.partition(end)[2]
+def _write(campaign: str, found: Counts) -> None:
+    """Put the table of a campaign into the page, between its marks."""
+    begin, end = f"<!-- {campaign} -->\n", f"<!-- end of {campaign} -->\n"
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    page = before + begin + _table(found) + end + rest.partition(end)[2]
     PAGE.write_text(page, encoding="utf-8")
 
 
-def _table(found: dict[str, dict[str, int]]) -> str:
+def _table(found: Counts) -> str:
     columns = [*dict.fromkeys(what for own in found.values() for what in own if what != "wrong")]
     head = ["command", *columns, "wrong"]
     lines = [" | ".join(head), "|".join("---" for _ in head)]
