@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,22 @@ def test_further_files_lie_beside_the_weights(base: Path, tmp_path: Path) -> Non
     checkpoint, routing_map = Checkpoint.open(base), uniform_map(base, UNIFORM)
     build(checkpoint, routing_map, tmp_path / "out", beside={"facts.json": "{}\n"})
     assert (tmp_path / "out" / "facts.json").read_text() == "{}\n"
+
+
+def test_what_belongs_into_the_output_is_there_before_it_has_its_name(
+    base: Path, tmp_path: Path
+) -> None:
+    out, routing_map = tmp_path / "out", uniform_map(base, [(0, 1)] * 4)
+
+    def full(folder: Path) -> None:
+        assert {"config.json", MAP_FILE, "README.md"} <= names(folder) and not out.exists()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(PruneError, match="no space left on the disk of .*; nothing was written"):
+        build(Checkpoint.open(base), routing_map, out, finish=full)
+    assert not list(tmp_path.iterdir())
+    build(Checkpoint.open(base), routing_map, out, finish=lambda f: (f / "page").touch())
+    assert "page" in names(out)
 
 
 def test_a_result_that_is_not_as_planned_is_not_kept(
