@@ -177,7 +177,7 @@ def test_what_belongs_into_the_output_is_there_before_it_has_its_name(
         assert {"config.json", MAP_FILE, "README.md"} <= names(folder) and not out.exists()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(PruneError, match="no space left on the disk of .*; nothing was written"):
+    with pytest.raises(PruneError, match=r"no space left on the disk of .*; nothing was written"):
         build(Checkpoint.open(base), routing_map, out, finish=full)
     assert not list(tmp_path.iterdir())
     build(Checkpoint.open(base), routing_map, out, finish=lambda f: (f / "page").touch())
