@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
+from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.reading import DAMAGED
+
 Settings = Mapping[str, Any]
 
 
@@ -49,11 +52,20 @@ def kinds_of(settings: Settings, experts: str, projections: Sequence[str]) -> Ki
 
     :param settings: nothing for an unquantised checkpoint
     :param experts: the module that holds them, such as ``model.layers.0.mlp.experts``
+    :raises PruneError: if the settings are of other types than the method's
     """
     if not settings:
         return PLAIN
-    find = _METHODS.get(method_of(settings))
-    return find(settings, experts, projections) if find else None
+    find = _METHODS.get(method := method_of(settings))
+    if find is None:
+        return None
+    try:
+        return find(settings, experts, projections)
+    except (*DAMAGED, re.error) as error:
+        raise PruneError(
+            f"the settings of {method} are not as its tools write them: {error}",
+            hint="compare config.json (and hf_quant_config.json) with the ones on the hub",
+        ) from error
 
 
 def method_of(settings: Settings) -> str:

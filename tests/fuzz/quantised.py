@@ -131,7 +131,7 @@ def read_quantised(name: str) -> Any:
     """Return what builds from a checkpoint, and decodes its matrices."""
 
     def act(folder: Path) -> Outcome:
-        words = ("--model", folder / name, "--map", folder / f"{name}-map")
+        words = ("--model", folder / name, "--map", folder / f"{name}-map", "--allow-other-base")
         built = command("build", *words, "--out", folder / "made")
         if built.wrong:
             return built

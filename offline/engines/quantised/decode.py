@@ -161,7 +161,7 @@ def _packed(parts: Parts, config: Mapping[str, Any]) -> StoredMatrix:
     count, columns = shape
     words = parts["weight_packed"].shape
     if count != words[0] or not 0 < columns <= _WORD * words[1]:
-        raise PruneError(f"weight_shape is {[count, columns]}, weight_packed {list(words)}")
+        raise ValueError(f"weight_shape is {[count, columns]}, weight_packed {list(words)}")
     bits = _WORD // -(-columns // words[1])
     zeros = parts.get("weight_zero_point")  # packed along the rows
     middle = 1 << (bits - 1) if zeros is None else 0

@@ -216,3 +216,21 @@ def test_parts_of_all_experts() -> None:
     assert len(found) == 3
     for one, own in zip(found, experts, strict=True):
         assert torch.equal(one[:], decoded(own))
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "value"),
+    [
+        ("gptq", "g_idx", torch.full((128,), 7, dtype=torch.int32)),  # groups that there are not
+        ("gptq", "qzeros", torch.zeros(1, 4, dtype=torch.int32)),
+        ("int4", "weight_shape", torch.tensor([2**31 - 1, 2**31 - 1])),  # 16 GB of places
+        ("int4", "weight_shape", torch.tensor([-1, 0])),
+        ("fp8-blocks", "weight_scale_inv", torch.ones(3, 3, 3)),
+        ("awq", "scales", torch.ones(3, 32).half()),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_one_line(name: str, part: str, value: Tensor) -> None:
+    parts = {**FORMATS[name](WEIGHT), part: value}
+    with pytest.raises(PruneError, match="^w |of no block") as caught:
+        decoded(parts, {"weight_block_size": [128, 128]})
+    assert "\n" not in str(caught.value)
