@@ -45,10 +45,10 @@ def main(campaign: str, count: int, only: str | None, seconds: float, write: boo
     file = COUNTS / f"{campaign}.json"
     found: Counts = json.loads(file.read_text()) if file.exists() and write else {}
     COUNTS.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="vmprune-") as scratch:
-        ground = make_ground(Path(scratch))
-        for name in [only] if only else _names(campaign):
+        names = [only] if only else _names(campaign)
+        ground, end = make_ground(Path(scratch), names), time.monotonic() + seconds
+        for name in names:
             begin, own = time.monotonic(), found.setdefault(name, {})
             for what, wrong in _each(campaign, name, ground, own, count):
                 own[what] = own.get(what, 0) + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,8 +77,11 @@ class Ground:
         return run(words, self.folder)
 
 
-def make_ground(folder: Path) -> Ground:
-    """Write everything, in this process: what commands import is here then, and in its children."""
+def make_ground(folder: Path, names: Iterable[str] = COMMANDS) -> Ground:
+    """Write everything, in this process: what commands import is here then, and in its children.
+
+    :param names: of the commands that will be disturbed
+    """
     os.environ |= ENVIRONMENT | {
         "VMPRUNE_CACHE": str(folder / "cache"),
         "HF_HOME": str(folder / "hub"),
@@ -86,24 +89,24 @@ def make_ground(folder: Path) -> Ground:
         "HF_DATASETS_CACHE": str(folder / "hub" / "datasets"),
     }
     write_samples(folder)
-    small = {"hidden": 32, "heads": 1, "kv_heads": 1, "intermediate": 48}
-    make_tiny_mixtral(folder / "other", seed=1, **small)
-    (folder / "older").mkdir()
-    out = folder / "older" / "out"
-    words = ["other" if word == "model" else word for word in _EEP]
+    commands = [COMMANDS[name] for name in names]
+    warm = folder / "warm"
     made = [
         COMMANDS["score"].at(folder / "scores"),
         _plan("map", "--keep-per-layer", "0:3,1:6", "--top-k", "0:1,1:2"),
         _plan("plain-map", "--keep", "4"),
         ["build", "--model", "model", "--map", "plain-map", "--out", "plain"],
-        [*words, "--out", str(out)],
-        *(COMMANDS[name].at(folder / "warm" / "out") for name in COMMANDS if name != "score"),
-        ["runs", "clean", "--in", "warm"],
     ]
-    (folder / "warm").mkdir()
-    for one in made:
-        shutil.rmtree(folder / "warm", ignore_errors=True)
-        (folder / "warm").mkdir()
+    if any(command.older for command in commands):
+        small = {"hidden": 32, "heads": 1, "kv_heads": 1, "intermediate": 48}
+        make_tiny_mixtral(folder / "other", seed=1, **small)
+        (folder / "older").mkdir()
+        words = ["other" if word == "model" else word for word in _EEP]
+        made.append([*words, "--out", str(folder / "older" / "out")])
+    made += [command.at(warm / "out") for command in commands]
+    for one in [*made, ["runs", "clean", "--in", str(warm)]]:
+        shutil.rmtree(warm, ignore_errors=True)
+        warm.mkdir()
         status, said = run(one, folder, fork=False)
         assert status == 0, (one, said)
     gc.collect()

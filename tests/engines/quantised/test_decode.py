@@ -231,6 +231,6 @@ def test_parts_of_all_experts() -> None:
 )
 def test_parts_that_do_not_fit_together_are_one_line(name: str, part: str, value: Tensor) -> None:
     parts = {**FORMATS[name](WEIGHT), part: value}
-    with pytest.raises(PruneError, match="^w |of no block") as caught:
+    with pytest.raises(PruneError, match=r"^w |of no block") as caught:
         decoded(parts, {"weight_block_size": [128, 128]})
     assert "\n" not in str(caught.value)
