@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
+NOT_BEGUN = 99  # the status of a fork that a signal ends before its command
+
 
 class Child:
     """`vmprune` in a fork. The signals that end it are real, and what it holds is its own."""
@@ -20,7 +22,7 @@ class Child:
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            status = 99
+            status = NOT_BEGUN
             try:
                 os.dup2(self._said.fileno(), 2)
                 os.dup2(os.open(os.devnull, os.O_RDWR), 1)
