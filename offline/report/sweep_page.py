@@ -170,7 +170,6 @@ def _bars(found: Sequence[Any], scale: float = 1) -> dict[str, Any]:
         "array": [scale * (e.high - e.value) if e.high is not None else 0 for e in found],
         "arrayminus": [scale * (e.value - e.low) if e.low is not None else 0 for e in found],
         "thickness": 1,
-        "color": _OWN,  # or it is black, on a dark page too
     }
 
 

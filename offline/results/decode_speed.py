@@ -10,10 +10,8 @@ from offline.results.estimate import Estimate
 class DecodeSpeed(BaseModel):
     """What a map and its base took for the same prompts, in turn.
 
-    Tokens per second are of all answers of a batch together, with their prompts' short beginning.
-
-    :param engine: what generated
-    :param ratio: the map's tokens per second by the base's, with its interval over the rounds
+    Tokens per second are of all answers of a batch together; the few tokens of each prompt cost
+    time and do not count. ``ratio`` is the map's by the base's, with its interval over the rounds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -17,12 +17,12 @@ from offline.tasks.catalog import Task
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import RoutingMap
 
-PROMPT_TOKENS = 32  # of each prompt, at most: generating is what is measured
+PROMPT_TOKENS = 4  # of each prompt, at most: generating is what is measured
 
 
 @dataclass(frozen=True, slots=True)
 class SpeedBench:
-    """Lets a loaded engine generate after the ends of a task's prompts, as any map of its base.
+    """Lets a loaded engine go on with pieces of a task's prompts, as any map of its base.
 
     :param name: of the engine
     """
@@ -36,7 +36,8 @@ class SpeedBench:
     def of(
         cls, engine: ReadingEngine, name: EngineName, task: Task, settings: SpeedSettings
     ) -> SpeedBench:
-        """Take the prompts of the first search items; where there are too few, again.
+        """Take a piece of each of the first search items, from places that differ: what all
+        prompts have in common would be gone on with alike, by the same experts.
 
         :raises PruneError: if the task's data cannot be had, or the model is too short for answers
         """
@@ -50,9 +51,8 @@ class SpeedBench:
                 hint=f"--speed-tokens {max(reader.max_length - PROMPT_TOKENS, 1)} or less",
             )
         texts = [text for _, text in texts_of(task, "search", batch, lm=reader)]
-        prompts = [reader.encode_text(text, settings.speed_tokens) for text in texts]
-        taken = [prompts[n % len(prompts)][-PROMPT_TOKENS:] for n in range(batch)]
-        return cls(engine, name, taken, settings)
+        whole = [reader.encode_text(text, settings.speed_tokens) for text in texts]
+        return cls(engine, name, _pieces(whole, batch), settings)
 
     def measure(self, routing_map: RoutingMap) -> DecodeSpeed:
         """Generate as the map and as the base, in turn; one of them stays applied."""
@@ -82,3 +82,13 @@ class SpeedBench:
         seconds = time.perf_counter() - begun
         assert tokens == len(self.prompts) * self.settings.speed_tokens, tokens
         return seconds
+
+
+def _pieces(texts: Sequence[Sequence[int]], count: int) -> list[Sequence[int]]:
+    """Cut so many pieces out of texts in turn, each a bit later in its text than the last one."""
+    found = []
+    for number in range(count):
+        ids = texts[number % len(texts)]
+        at = len(ids) * number // count
+        found.append(ids[at : at + PROMPT_TOKENS])
+    return found

@@ -11,7 +11,7 @@ import pytest
 
 from offline.sweep import speed
 from offline.sweep.settings import SpeedSettings
-from offline.sweep.speed import SpeedBench
+from offline.sweep.speed import SpeedBench, _pieces
 from tests.vllm_moe_prune.bare import layer_fields, map_of
 
 
@@ -53,3 +53,14 @@ def test_a_map_and_its_base_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.ratio.value, found.ratio.low, found.ratio.high) == pytest.approx((2, 2, 2))
     pairs = [tuple(engine.order[at : at + 2]) for at in range(0, 20, 2)]
     assert pairs == [("map", "base"), ("base", "map")] * 5
+
+
+def test_pieces_are_of_different_places_also_of_one_text() -> None:
+    alike = [[*range(20)], [*range(100, 120)]]
+    assert _pieces(alike, 4) == [
+        [0, 1, 2, 3],
+        [105, 106, 107, 108],
+        [10, 11, 12, 13],
+        [115, 116, 117, 118],
+    ]
+    assert _pieces([[7]], 3) == [[7]] * 3
