@@ -48,16 +48,19 @@ class Domain:
         return int(self.token_ids.size)
 
 
-def parse_calibration(spec: str, sequences: int = DEFAULT_SEQUENCES) -> tuple[Part, ...]:
+def parse_calibration(
+    spec: str, sequences: int = DEFAULT_SEQUENCES, *, flag: str = "--calibration"
+) -> tuple[Part, ...]:
     """Read ``[NAME=]SOURCE[:SEQUENCES],...`` (docs/text.md); looks at the beginning of each source.
 
     Needs no torch, and asks the hub alone for what lies there.
 
     :param sequences: of each part that does not say how many
+    :param flag: to name in errors
     :raises PruneError: if a part is no source, two domains have one name, or the first rows of a
         source have no form
     """
-    parts = Grammar("--calibration", sequences, _task_name).parts(spec)
+    parts = Grammar(flag, sequences, _task_name).parts(spec)
     for part in parts:
         if not is_read_whole(part.source):
             check_source(part.source)

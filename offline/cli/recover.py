@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _EPILOG = """\b
 Example:
   vmprune recover --model pruned --base base --task sciq,arc_easy --out recovered
+  vmprune recover --model pruned --base base --distill router --data wiki --out taught
   vmprune recover --model pruned --data chats.jsonl --measure sciq --trainable lora --out tuned
 """
 
@@ -40,6 +41,7 @@ def recover(out: Path, force: bool, as_json: bool, **flags: Any) -> None:
 
     Trains on questions and their answers, and puts zero-shot, k-shot (examples in the prompt) and
     the finetune side by side on held-out items, with --base also for what it was pruned from.
+    With --distill it learns what --base expects of every next token instead, of any text.
     OUT is the trained checkpoint with its routing map, recovery.json and report.html. A run that
     was killed continues when the same command is given again.
     """
@@ -47,12 +49,16 @@ def recover(out: Path, force: bool, as_json: bool, **flags: Any) -> None:
 
     training = {name: flags.pop(name) for name in SftSettings.model_fields}
     recipe = RecoverRecipe.of(flags)
-    settings = training_of(training, recipe.steps)
+    settings = training_of(training, recipe.steps, recipe.distill)
     check_outputs(out, force=force, inputs=recipe.inputs)
-    if recipe.data is not None:
+    if recipe.data is not None and recipe.distill is None:
         from offline.recover.instructions import parse_data
 
         parse_data(recipe.data)
+    elif recipe.data is not None:
+        from offline.recover.plain_text import parse_text
+
+        parse_text(recipe.data)
     base = recipe.base and model_folder(recipe.base)
     recipe = recipe.model_copy(update={"model": model_folder(recipe.model), "base": base})
     from offline.cli.progress import progress

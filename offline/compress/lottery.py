@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from offline.analysis.analyse import analyse
@@ -23,7 +23,9 @@ from offline.compress.rounds import left, plans_of, where_of
 from offline.compress.run import Run
 from offline.compress.scores import blend_of
 from offline.compress.summary import result_of, size_of
+from offline.finetune.examples import packed
 from offline.finetune.finetune import check_fits
+from offline.finetune.teaching import Teaching
 from offline.lottery.loaded import Loaded, compute_dtype
 from offline.lottery.lottery import Lottery
 from offline.lottery.play import Played, delete, measured_result, play
@@ -54,6 +56,7 @@ def compress_lottery(
     """
     one = _Compression.of(prepared, out, make_engine, reporter, force=force)
     with one.timed("rounds"):
+        one = one.taught()
         played = play(one.lottery).made(one.provenance)
     stored = one.stored(played)
     with one.timed("held-out"):
@@ -102,7 +105,8 @@ class _Compression:
         plans = plans_of(recipe, prepared.space, base)
         if settings.finetune:
             first = left(base, plans[0].keep)
-            check_fits(first, settings.tuning, length=settings.length, where=where)
+            length, distills = settings.length, recipe.distills
+            check_fits(first, settings.tuning, length=length, where=where, distilled=distills)
         reporter.stage("reading text", 1)
         text = _text(prepared, sum(plan.tokens for plan in plans))
         told = (f"{name}: {use.told}" for name, use in uses_of(text.score).items())
@@ -124,6 +128,25 @@ class _Compression:
             scores=recipe.data.scores,
         )
         return cls(prepared, lottery, make_engine, _provenance(prepared, text))
+
+    def taught(self) -> _Compression:
+        """Return the same with what the base expects of the text of all rounds, if it teaches."""
+        recipe, lottery = _recipe(self.prepared), self.lottery
+        if not recipe.distills:
+            return self
+        last, length = lottery.plans[-1], lottery.settings.length
+        tokens = last.skip * length + last.tokens
+        examples = packed(lottery.text.tune, tokens=tokens, seed=lottery.seed)
+        teaching = Teaching(
+            lottery.base.folder,
+            recipe.lottery.teacher or lottery.folder / "teacher",
+            recipe.engine.device,
+            lottery.loaded.dtype,
+            recipe.lottery.teacher_engine or "transformers",
+            recipe.lottery.teacher_tensor_parallel or 1,
+        )
+        teacher = teaching.teacher_of(examples, lottery.reporter)
+        return replace(self, lottery=replace(lottery, teacher=teacher))
 
     def stored(self, played: Played) -> Path:
         """Return the result in the base's dtypes, written now or before."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from offline.calibration.needs import check_length
 from offline.compress.recipe.lottery import LotteryRecipe
 from offline.compress.recipe.recipe import CompressRecipe
+from offline.engines.needs import check_vllm
 from offline.finetune.where import Where
 from offline.lottery.schedule import RoundPlan, schedule, uniform_counts
 from offline.maps.map_space import Space
@@ -27,6 +28,10 @@ def check_lottery(recipe: CompressRecipe, space: Space, base: Checkpoint) -> Non
 
         first = left(base, plans[0].keep)
         check_possible(first, settings.tuning, where=where_of(recipe))
+    if recipe.distills:
+        recipe.lottery.check_teacher()
+        if recipe.lottery.teacher_engine == "vllm":
+            check_vllm()
 
 
 def plans_of(recipe: LotteryRecipe, space: Space, base: Checkpoint) -> tuple[RoundPlan, ...]:

@@ -20,6 +20,7 @@ from offline.finetune.memory import check_memory, memory_need
 from offline.finetune.parts import FLOAT32
 from offline.finetune.schedule import micro_batch
 from offline.finetune.settings import FinetuneSettings
+from offline.finetune.teacher import Teacher
 from offline.finetune.where import Where
 from offline.runs.output import check_output, staged
 from offline.runs.resume import check_run, remove_run, run_folder
@@ -91,6 +92,7 @@ def finetune(
     where: Where,
     reporter: Reporter | None = None,
     dtype: StoredDtype = "base",
+    teacher: Teacher | None = None,
     force: bool = False,
 ) -> Finetuned:
     """Train ``model`` on the examples and write the result to ``out``, whole or not at all.
@@ -102,6 +104,8 @@ def finetune(
     :param model: a plain checkpoint; a routing map in it is not read and not copied
     :param seed: of the order of the examples, and of LoRA's matrices
     :param dtype: of the weights as they are stored; "base": of each tensor as in ``model``
+    :param teacher: what a base expects at each place that has a loss: its distribution is learnt
+        in place of the token that is there
     :param force: replace what is at ``out``
     :raises PruneError: if ``model`` cannot be trained, the batch cannot be shared out, memory is
         too small (before anything is loaded), ``out`` exists, or training fails
@@ -111,8 +115,8 @@ def finetune(
     if where.save_every is not None:
         check_run(_states_of(out), inputs=inputs)
     launch, base = Launch.of(where), _open(model)
-    _check(base, examples, settings, where)
-    states = _states(out, _identity(base, examples, settings, seed), where)
+    _check(base, examples, settings, where, teacher)
+    states = _states(out, _identity(base, examples, settings, seed, teacher), where)
     with staged(out, force=force) as partial:
         job = Job(
             model=model.resolve(),
@@ -124,12 +128,14 @@ def finetune(
             states=states,
             save_every=where.save_every,
             parent=None if launch.in_this_process else os.getpid(),
+            teacher=None if teacher is None else teacher.folder.resolve(),
+            first_place=0 if teacher is None else teacher.first,
         )
         trained = _train(launch, job, examples, reporter)
         copy_companions(model, partial)
         shutil.copyfile(model / "config.json", partial / "config.json")
         _verify(partial, base, dtype)
-        result = _finetuned(trained, examples, settings)
+        result = _finetuned(trained, examples, settings, teacher)
         result.save(partial)
     if states is not None:
         remove_run(states)
@@ -158,6 +164,7 @@ def _check(
     examples: Examples,
     settings: FinetuneSettings,
     where: Where,
+    teacher: Teacher | None,
 ) -> None:
     """Refuse before loading what could only fail later."""
     length, longest = examples.input_ids.shape[1], base.text_config.get("max_position_embeddings")
@@ -168,13 +175,21 @@ def _check(
         )
     if examples.num_tokens == 0:
         raise PruneError("no token of the examples has a loss: there is nothing to learn from")
-    check_fits(base, settings, length=length, where=where)
+    check_fits(base, settings, length=length, where=where, distilled=teacher is not None)
 
 
-def check_fits(base: Checkpoint, settings: FinetuneSettings, *, length: int, where: Where) -> None:
+def check_fits(
+    base: Checkpoint,
+    settings: FinetuneSettings,
+    *,
+    length: int,
+    where: Where,
+    distilled: bool = False,
+) -> None:
     """Refuse a finetune for which there is too little memory; reads headers only.
 
     :param length: tokens of a sequence
+    :param distilled: whether a teacher's distributions are learnt
     :raises PruneError: with the numbers, or as `check_possible`
     """
     launch, micro = check_possible(base, settings, where=where)
@@ -185,6 +200,7 @@ def check_fits(base: Checkpoint, settings: FinetuneSettings, *, length: int, whe
         micro=micro,
         processes=launch.processes,
         fsdp=launch.fsdp,
+        distilled=distilled,
     )
     check_memory(need, where.device, processes=launch.processes)
 
@@ -209,7 +225,11 @@ def check_possible(
 
 
 def _identity(
-    base: Checkpoint, examples: Examples, settings: FinetuneSettings, seed: int
+    base: Checkpoint,
+    examples: Examples,
+    settings: FinetuneSettings,
+    seed: int,
+    teacher: Teacher | None,
 ) -> dict[str, Any]:
     """Return what the weights after each step depend on."""
     files = sorted({stored.file for stored in base.stored.values()})
@@ -220,6 +240,7 @@ def _identity(
         "examples": examples.digest(),
         "settings": settings.model_dump(mode="json"),
         "seed": seed,
+        **({} if teacher is None else {"teacher": [teacher.identity.sha256, teacher.first]}),
     }
 
 
@@ -245,7 +266,10 @@ def _verify(folder: Path, base: Checkpoint, dtype: StoredDtype) -> None:
     assert len(written) == len(base.tensors), "tensors too many"
 
 
-def _finetuned(trained: JobResult, examples: Examples, settings: FinetuneSettings) -> Finetuned:
+def _finetuned(
+    trained: JobResult, examples: Examples, settings: FinetuneSettings, teacher: Teacher | None
+) -> Finetuned:
+    taught = () if teacher is None else (teacher.identity,)
     return Finetuned(
         tuning=Tuning(
             trainable=settings.trainable,
@@ -253,7 +277,7 @@ def _finetuned(trained: JobResult, examples: Examples, settings: FinetuneSetting
             steps=len(trained.losses),
             tokens=trained.tokens,
             learning_rate=settings.learning_rate,
-            data=examples.identity,
+            data=(*examples.identity, *taught),
         ),
         losses=trained.losses,
         seconds=trained.seconds,

@@ -17,6 +17,7 @@ class Job(BaseModel):
 
     :param out: folder that the weights are put into
     :param states: folder for states to continue from, and how many steps lie between two
+    :param teacher: folder of a `Teacher`, whose place ``first_place`` is the examples' first
     :param parent: process id of who waits for the result; workers do not outlive it
     """
 
@@ -31,6 +32,8 @@ class Job(BaseModel):
     states: Path | None = None
     save_every: int | None = None
     parent: int | None = None
+    teacher: Path | None = None
+    first_place: int = 0
 
 
 class JobResult(BaseModel):

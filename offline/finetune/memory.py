@@ -42,11 +42,13 @@ def memory_need(
     micro: int,
     processes: int = 1,
     fsdp: bool = False,
+    distilled: bool = False,
 ) -> MemoryNeed:
     """Estimate what a process needs; activations are rough, the rest is exact.
 
     :param length: L, tokens of a sequence
     :param micro: sequences in memory at once
+    :param distilled: whether a teacher's distributions are learnt
     """
     parts = parts_of(checkpoint, settings)
     weights = FLOAT32 * sum(part.parameters for part in parts)
@@ -67,8 +69,11 @@ def memory_need(
     if settings.mixed_precision:
         memory["weights in bfloat16"] = weights // 2 // shared
     memory["activations"] = _activations(checkpoint, settings, micro * length)
-    # themselves, without the last position, as log-probabilities, and the gradient
-    memory["logits"] = 4 * micro * length * int(checkpoint.text_config["vocab_size"]) * FLOAT32
+    # Themselves, without the last position, as log-probabilities, and the gradient; distilled:
+    # also without the teacher's tokens, and the gradient of that.
+    copies = 6 if distilled else 4
+    vocabulary = int(checkpoint.text_config["vocab_size"])
+    memory["logits"] = copies * micro * length * vocabulary * FLOAT32
     return MemoryNeed(memory)
 
 

@@ -27,11 +27,13 @@ from offline.finetune import trainable
 from offline.finetune.examples import NO_LOSS, Examples
 from offline.finetune.heap import give_blocks_back
 from offline.finetune.job import Job, JobResult
+from offline.finetune.losses import divergence, next_token
 from offline.finetune.mixed import autocast_experts
 from offline.finetune.peak import PeakMemory
 from offline.finetune.save import check_names, save_weights
 from offline.finetune.schedule import Indices, batches, learning_rate, micro_batch, shares
 from offline.finetune.states import States
+from offline.finetune.teacher import Teacher
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 
@@ -124,6 +126,7 @@ class _Training:
     steps: list[Indices]
     states: States | None
     each: NDArray[np.int64]  # tokens of each example that have a loss
+    teacher: Teacher | None
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     peak_bytes: int = 0
@@ -149,9 +152,9 @@ class _Training:
         steps = batches(len(examples.input_ids), settings, job.seed)
         states = States(job.states, accelerator) if job.states else None
         each = examples.tokens_of_each()
-        return cls(
-            job, examples, accelerator, model, optimizer, micro, reporter, steps, states, each
-        )
+        teacher = Teacher.load(job.teacher, job.first_place) if job.teacher else None
+        own = (job, examples, accelerator, model, optimizer, micro, reporter)
+        return cls(*own, steps, states, each, teacher)
 
     def run(self) -> None:
         """Take all steps that a state on disk does not have yet."""
@@ -223,9 +226,17 @@ class _Training:
         given = torch.from_numpy(ids[:, :width].astype(np.int64)).to(device)
         wanted = torch.from_numpy(labels[:, 1:width].astype(np.int64)).to(device)
         logits = self.model(input_ids=given, use_cache=False).logits[:, :-1]
-        return torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), wanted.flatten(), ignore_index=NO_LOSS, reduction="sum"
-        )
+        if self.teacher is None:
+            return next_token(logits, wanted)
+        counted = torch.from_numpy(np.flatnonzero(labels[:, 1:width] != NO_LOSS)).to(device)
+        said = (torch.from_numpy(one).to(device) for one in self.teacher.at(self._places(part)))
+        return divergence(logits.flatten(0, 1)[counted].float(), *said)
+
+    def _places(self, part: Indices) -> NDArray[np.int64]:
+        """Return the places of some examples among those of all; -1 is one without any."""
+        ends = np.cumsum(self.each)
+        own = [np.arange(ends[row] - self.each[row], ends[row]) for row in part if row >= 0]
+        return np.concatenate([np.empty(0, np.int64), *own])
 
     def tokens(self) -> int:
         """Tokens that had a loss, over all steps."""

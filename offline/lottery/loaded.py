@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from offline.runs.memory import give_back
 from vllm_moe_prune.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -37,11 +37,7 @@ class Loaded:
     def release(self) -> None:
         """Give the memory back, for example to a finetune."""
         self._engine = None
-        gc.collect()
-        if self.device.startswith("cuda"):
-            import torch
-
-            torch.cuda.empty_cache()
+        give_back(self.device)
 
 
 def compute_dtype(dtype: DType, base: Checkpoint) -> ComputeDtype:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from offline.finetune.teacher import Teacher
 from offline.finetune.where import Where
 from offline.lottery.loaded import Loaded
 from offline.lottery.schedule import LotterySettings, RoundPlan
@@ -21,6 +22,7 @@ class Lottery:
     :param folder: where the rounds lie
     :param blend: weights of the scored domains for the criterion; None pools all tokens
     :param scores: of the base, if there are any, for the first round
+    :param teacher: what the base expects of the text of all rounds, if that is learnt
     """
 
     base: Checkpoint
@@ -34,3 +36,4 @@ class Lottery:
     reporter: Reporter
     blend: Mapping[str, float] | None = None
     scores: Path | None = None
+    teacher: Teacher | None = None

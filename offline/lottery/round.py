@@ -171,6 +171,9 @@ class Round:
         examples = packed(
             self.lottery.text.tune, tokens=self.plan.tokens, seed=seed, skip=self.plan.skip
         )
+        teacher = self.lottery.teacher
+        if teacher is not None:
+            teacher = teacher.after(self.plan.skip * (settings.length - 1))
         self.lottery.loaded.release()
         self._say_what_is_trained()
         with self._timed("finetune"):
@@ -183,6 +186,7 @@ class Round:
                 where=self.lottery.where,
                 reporter=self.lottery.reporter,
                 dtype="float32",
+                teacher=teacher,
             )
 
     def _say_what_is_trained(self) -> None:

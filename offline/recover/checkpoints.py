@@ -45,6 +45,8 @@ class Checkpoints:
         base = Checkpoint.open(recipe.base)
         check_whole_base(base)
         _check_base(model, routing_map, base)
+        if recipe.distill is not None:
+            _check_vocabulary(model, base)
         return cls(model, routing_map, base)
 
     def folders(self) -> Iterator[tuple[Subject, Path]]:
@@ -87,3 +89,13 @@ def _check_base(model: Checkpoint, routing_map: RoutingMap | None, base: Checkpo
         )
     if model.layout.model_type != base.layout.model_type:
         raise PruneError(f"{base.folder} and {model.folder} are models of different families")
+
+
+def _check_vocabulary(model: Checkpoint, base: Checkpoint) -> None:
+    """Refuse a base whose next tokens the model has no numbers for."""
+    own, other = (int(one.text_config["vocab_size"]) for one in (model, base))
+    if own != other:
+        raise PruneError(
+            f"{model.folder} has {own} tokens and {base.folder} {other}: it cannot teach it",
+            hint="give the base that it was pruned from as --base",
+        )

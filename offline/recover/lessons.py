@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from offline.data.chat_template import render, unbegun
+from offline.finetune.examples import Examples, supervised
 from offline.recover.instructions import Instructions
 from offline.results.text_use import TextUse
 from offline.tasks.catalog import Task
@@ -49,6 +50,15 @@ class Lessons:
     each: tuple[Lesson, ...]
     left_out: int
     use: Mapping[str, TextUse] = field(default_factory=dict)  # of sources of text, by their names
+
+    @property
+    def count(self) -> int:
+        """Examples in all."""
+        return len(self.each)
+
+    def examples(self, tokenizer: Any, *, length: int, seed: int) -> Examples:
+        """Return what is trained on: a loss on the answers alone (see `supervised`)."""
+        return supervised(self.pairs, tokenizer, length=length, identity=self.identity, seed=seed)
 
     @property
     def pairs(self) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from offline.engines.needs import check_tokenizer
+from offline.engines.needs import check_evaluable, check_tokenizer
 from offline.finetune.finetune import check_possible
 from offline.finetune.where import Where
 from offline.recover.checkpoints import Checkpoints
@@ -17,12 +17,19 @@ def check_recipe(recipe: RecoverRecipe, training: SftSettings) -> None:
     """
     check_device(recipe.device)
     recipe.trained, recipe.measured  # noqa: B018  # refuse what is none
+    recipe.check_teacher()
     checkpoints = Checkpoints.open(recipe)
-    where = where_of(recipe)
-    for checkpoint in (checkpoints.model, checkpoints.base):
-        if checkpoint is not None:
-            check_tokenizer(checkpoint.folder)
-            check_possible(checkpoint, training, where=where)
+    trained = [checkpoints.model]
+    if checkpoints.base is not None and recipe.distill is None:
+        trained.append(checkpoints.base)
+    for checkpoint in trained:
+        check_tokenizer(checkpoint.folder)
+        check_possible(checkpoint, training, where=where_of(recipe))
+    if checkpoints.base is not None and recipe.distill is not None:
+        engine = recipe.teacher_engine or "transformers"
+        check_evaluable(
+            checkpoints.base.folder, None, allow_other=False, engine=engine, dtype=recipe.dtype
+        )
 
 
 def where_of(recipe: RecoverRecipe) -> Where:

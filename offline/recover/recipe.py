@@ -12,12 +12,19 @@ from typing import Any, Self
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from offline.finetune.settings import FinetuneSettings
+from offline.finetune.teacher_settings import TEACHER_PLACES, TeacherSettings
+from offline.results.recovery import Mode
 from offline.runs.device import DType
 from offline.tasks.catalog import DEFAULT, Library, Task, get_tasks
 from offline.tasks.prompting_settings import PromptingSettings
 from offline.texts.chat import CHAT_TEMPLATE_HELP, ChatTemplate
 from vllm_moe_prune.errors import PruneError, one_line
 from vllm_moe_prune.reading import validated
+from vllm_moe_prune.tuning import Trainable
+
+_PLACES = frozenset(
+    {"model", "base", "device", "processes", "accelerate_config", "save_every", "seed"}
+)
 
 
 class SftSettings(FinetuneSettings):
@@ -26,7 +33,7 @@ class SftSettings(FinetuneSettings):
     epochs: float = Field(default=3.0, gt=0, description="passes over the examples")
 
 
-class RecoverRecipe(PromptingSettings):
+class RecoverRecipe(PromptingSettings, TeacherSettings):
     """Everything but the training's numbers that decides the outcome of a recovery."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -34,6 +41,11 @@ class RecoverRecipe(PromptingSettings):
     model: Path = Field(
         description="plain checkpoint to train, pruned or not: a folder, or Org/Name[@revision] on "
         "the Hugging Face hub"
+    )
+    distill: Trainable | None = Field(
+        default=None,
+        description="learn the next tokens that --base expects, in place of answers: these "
+        "weights, `router` the gates alone; needs no labels, so that --data is any text",
     )
     base: Path | None = Field(
         default=None,
@@ -101,6 +113,12 @@ class RecoverRecipe(PromptingSettings):
     def _rules(self) -> Self:
         if (self.task is None) == (self.data is None):
             raise ValueError("give either --task (its training items) or --data (instructions)")
+        if self.distill is not None:
+            if self.base is None:
+                raise ValueError("--distill learns what --base expects: give it")
+            return self
+        for name in self.teacher_flags:
+            raise ValueError(f"--{name.replace('_', '-')} changes nothing without --distill")
         if self.base is not None and self.task is None and self.measure is None:
             raise ValueError("--base is there to be compared with: give --measure (tasks)")
         return self
@@ -118,6 +136,16 @@ class RecoverRecipe(PromptingSettings):
             first = error.errors()[0]
             hint = f"add --{first['loc'][0]}" if first["type"] == "missing" else None
             raise PruneError(f"settings: {one_line(error)}", hint=hint) from None
+
+    @property
+    def after(self) -> Mode:
+        """Return what to call zero-shot after the finetune."""
+        return "sft" if self.distill is None else "distilled"
+
+    @property
+    def places(self) -> frozenset[str]:
+        """Return the fields that say where something is or runs, and decide nothing."""
+        return _PLACES | TEACHER_PLACES
 
     @property
     def inputs(self) -> tuple[object, ...]:
@@ -177,9 +205,12 @@ def _check_learnable(task: Task, flag: str) -> None:
         )
 
 
-def training_of(flags: dict[str, Any], steps: int | None) -> SftSettings:
+def training_of(
+    flags: dict[str, Any], steps: int | None, distill: Trainable | None = None
+) -> SftSettings:
     """Take the training's flags that were given (not None).
 
+    :param distill: which weights are taught by the base, if any are
     :raises PruneError: naming the flag that is out of range, or if both say how long
     """
     given = {name: value for name, value in flags.items() if value is not None}
@@ -187,6 +218,12 @@ def training_of(flags: dict[str, Any], steps: int | None) -> SftSettings:
         raise PruneError(
             "--steps and --epochs both say how long to train", hint="give one of the two"
         )
+    if distill is not None:
+        if "trainable" in given:
+            raise PruneError(
+                "--distill and --trainable both say what is trained", hint="give --distill alone"
+            )
+        given["trainable"] = distill
     lora = given.keys() & {"lora_rank", "lora_alpha"}
     if lora and given.get("trainable") != "lora":
         raise PruneError(

@@ -56,7 +56,8 @@ def recover(
         session = Session.begin(recipe, training, out, reporter, force=force)
         for _, folder in session.checkpoints.folders():
             complete(folder)
-        for subject, folder in session.checkpoints.folders():
+        subjects = list(session.checkpoints.folders())
+        for subject, folder in subjects if recipe.distill is None else reversed(subjects):
             session.treat(subject, folder)
         result = session.result(out)
         _write(session, result, out, force=force)

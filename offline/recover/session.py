@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,21 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from offline.engines.local.transformers import TransformersEngine
-from offline.finetune.examples import supervised
-from offline.finetune.finetune import Finetuned, finetune
+from offline.finetune.examples import Examples
+from offline.finetune.finetune import Finetuned, check_fits, finetune
+from offline.finetune.teacher import Teacher
+from offline.finetune.teaching import Teaching
 from offline.recover.checkpoints import Checkpoints
 from offline.recover.instructions import Instructions, parse_data
 from offline.recover.lessons import Lessons, instruction_lessons, mix_lessons, task_lessons
 from offline.recover.measure import Cells, before_finetune, measure
 from offline.recover.needs import where_of
+from offline.recover.plain_text import PlainText, parse_text
 from offline.recover.recipe import RecoverRecipe, SftSettings
 from offline.results.recovery import Mode, Recovery, Subject, SubjectFinetune
 from offline.results.text_use import TextUse
 from offline.runs.device import pick_device, pick_dtype
+from offline.runs.memory import give_back
 from offline.runs.progress import Reporter
 from offline.runs.resume import run_folder
 from offline.tasks.catalog import Task
 from offline.tasks.splits import data_identity
+from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.hub import origin
 from vllm_moe_prune.provenance import Provenance, write_atomic
 from vllm_moe_prune.reading import read_model
@@ -38,7 +42,7 @@ class Session:
     recipe: RecoverRecipe
     training: SftSettings
     checkpoints: Checkpoints
-    lessons: Lessons
+    lessons: Lessons | PlainText
     provenance: Provenance
     folder: Path  # keeps what lets it continue after a kill
     cells: Cells
@@ -61,7 +65,7 @@ class Session:
         )
         checkpoints = Checkpoints.open(recipe)
         lessons = _lessons(recipe)
-        training = _with_steps(training, recipe.steps, len(lessons.each))
+        training = _with_steps(training, recipe.steps, lessons.count)
         provenance = _provenance(recipe, training, lessons)
         identity = {
             "recipe": _settings(recipe, training),
@@ -77,10 +81,13 @@ class Session:
         """Train a subject and measure it as it was and as it is, where that is not known.
 
         Training is first, so that what does not fit into memory is refused before long work. The
-        base's trained weights are gone afterwards.
+        base's trained weights are gone afterwards; a base that teaches is not trained.
         """
         before = list(before_finetune(self.recipe.measured, self.recipe.shots))
-        after: list[tuple[Mode, Task]] = [("sft", task.bare) for task in self.recipe.measured]
+        after = [(self.recipe.after, task.bare) for task in self.recipe.measured]
+        if subject == "base" and self.recipe.distill is not None:
+            self._measure(subject, folder, before, "zero-shot and k-shot")
+            return
         treated = self._record(subject) and not self._missing(subject, [*before, *after])
         if subject == "model" or not treated:
             self._train(subject, folder)
@@ -109,7 +116,7 @@ class Session:
             accuracy = self.cells[(subject, mode, task.stem)].accuracy
             self.reporter.step(note=f"{task.name} {accuracy:.3f}")
         del engine
-        _free(self.recipe.device)
+        give_back(self.recipe.device)
 
     def _train(self, subject: Subject, folder: Path) -> None:
         """Train a subject, unless that was done."""
@@ -121,12 +128,8 @@ class Session:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        examples = supervised(
-            self.lessons.pairs,
-            tokenizer,
-            length=self.recipe.length,
-            identity=self.lessons.identity,
-            seed=self.recipe.seed,
+        examples = self.lessons.examples(
+            tokenizer, length=self.recipe.length, seed=self.recipe.seed
         )
         done = finetune(
             folder,
@@ -136,9 +139,29 @@ class Session:
             seed=self.recipe.seed,
             where=where_of(self.recipe),
             reporter=self.reporter,
+            teacher=self._teacher(folder, examples),
         )
-        _free(self.recipe.device)
+        give_back(self.recipe.device)
         return done
+
+    def _teacher(self, folder: Path, examples: Examples) -> Teacher | None:
+        """Return what the base expects of the examples, if it teaches; not for nothing."""
+        recipe, base = self.recipe, self.checkpoints.base
+        if recipe.distill is None:
+            return None
+        assert base is not None, "the recipe sees to it"
+        length, where = examples.input_ids.shape[1], where_of(recipe)
+        model = Checkpoint.open(folder)
+        check_fits(model, self.training, length=length, where=where, distilled=True)
+        teaching = Teaching(
+            base.folder,
+            recipe.teacher or self.folder / "teacher",
+            recipe.device,
+            recipe.dtype,
+            recipe.teacher_engine or "transformers",
+            recipe.teacher_tensor_parallel or 1,
+        )
+        return teaching.teacher_of(examples, self.reporter)
 
     def _record_file(self, subject: Subject) -> Path:
         return self.folder / f"{subject}-trained.json"
@@ -161,7 +184,7 @@ class Session:
         names = [name for name, _ in checkpoints.folders()]
         asked = [
             *((mode, task.stem) for mode, task in before_finetune(recipe.measured, recipe.shots)),
-            *(("sft", task.stem) for task in recipe.measured),
+            *((recipe.after, task.stem) for task in recipe.measured),
         ]
         base, routing_map = checkpoints.base, checkpoints.routing_map
         return Recovery(
@@ -170,24 +193,39 @@ class Session:
             out=out.name,
             summary="" if routing_map is None else routing_map.summary(),
             shots=recipe.shots,
-            lessons=len(self.lessons.each),
+            lessons=self.lessons.count,
             left_out=self.lessons.left_out,
-            cells=tuple(self.cells[(name, mode, task)] for mode, task in asked for name in names),
+            cells=tuple(
+                self.cells[(name, mode, task)]
+                for mode, task in asked
+                for name in names
+                if (name, mode, task) in self.cells
+            ),
             trained=tuple(done for name in names if (done := self._record(name))),
             text=dict(self.lessons.use),
             provenance=self.provenance,
         )
 
 
-def _lessons(recipe: RecoverRecipe) -> Lessons:
+def _lessons(recipe: RecoverRecipe) -> Lessons | PlainText:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(recipe.model, local_files_only=True)
+    template = recipe.chat_template or "auto"
+    if recipe.distill is not None and recipe.data is not None:
+        return PlainText.read(
+            parse_text(recipe.data),
+            tokenizer,
+            length=recipe.length,
+            count=recipe.examples,
+            chat_template=template,
+            seed=recipe.seed,
+        )
     found = [lesson for task in recipe.trained for lesson in task_lessons(task, tokenizer)]
     use: dict[str, TextUse] = {}
     if recipe.data is not None:
         for part in parse_data(recipe.data):
-            given = Instructions(part, tokenizer, recipe.chat_template or "auto")
+            given = Instructions(part, tokenizer, template)
             found += instruction_lessons(given)
             use[part.name] = given.tally.use(tokens=0)
     held_out = {task.name: task for task in (*recipe.trained, *recipe.measured)}
@@ -203,9 +241,8 @@ def _with_steps(training: SftSettings, steps: int | None, examples: int) -> SftS
 
 
 def _settings(recipe: RecoverRecipe, training: SftSettings) -> dict[str, Any]:
-    places = {"model", "base", "device", "processes", "accelerate_config", "save_every", "seed"}
     return {
-        **recipe.model_dump(mode="json", exclude=places, exclude_none=True),
+        **recipe.model_dump(mode="json", exclude=set(recipe.places), exclude_none=True),
         **training.model_dump(mode="json", exclude_none=True),
     }
 
@@ -237,12 +274,3 @@ def _finetune_of(subject: Subject, done: Finetuned) -> SubjectFinetune:
         peak_bytes=done.peak_bytes,
         trained_bytes=done.trained_bytes,
     )
-
-
-def _free(device: str) -> None:
-    """Give memory back before the next model is loaded."""
-    gc.collect()
-    if device.startswith("cuda"):
-        import torch
-
-        torch.cuda.empty_cache()

@@ -8,7 +8,7 @@ from offline.report import recovery_tables, tables, words
 from offline.report.recovery_figures import recovery_bars
 from offline.report.render import REPORT_FILE
 from offline.report.template import fill
-from offline.results.recovery import Recovery
+from offline.results.recovery import Mode, Recovery
 from offline.runs.owned import check_page
 from vllm_moe_prune.provenance import write_atomic
 
@@ -41,9 +41,10 @@ def render(recovery: Recovery) -> str:
 
 def outcome(recovery: Recovery) -> str:
     """Say in one sentence per task what was lost and what came back."""
-    said = []
+    said: list[str] = []
+    modes: tuple[Mode, Mode] = ("zero-shot", recovery.after)
     for task in recovery.tasks:
-        before, after = (recovery.cell("model", mode, task) for mode in ("zero-shot", "sft"))
+        before, after = (recovery.cell("model", mode, task) for mode in modes)
         base = recovery.cell("base", "zero-shot", task)
         if before is None or after is None:
             continue
@@ -67,7 +68,7 @@ def key_figures(recovery: Recovery) -> list[tuple[str, str, str]]:
             peak = words.gib(done.peak_bytes)
             cards.append(("Peak memory", peak, f"{tuning.parameters:,} parameters trained"))
     for task in recovery.tasks:
-        share = recovery.won_back(task, "sft")
+        share = recovery.won_back(task, recovery.after)
         if share is not None:
             small = f"of what {words.plain(task)} lost, by the finetune"
             cards.append(("Won back", words.percent(share, 0), small))

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from offline.report import words
 from offline.report.tables import Table
 from offline.results.recovery import Cell, Recovery, Subject
+
+_AFTER: Mapping[str, str] = {
+    "sft": "sft is zero-shot after the supervised finetune",
+    "distilled": "distilled is zero-shot after the base's next tokens were learnt",
+}
 
 
 def recovery_table(recovery: Recovery) -> Table:
@@ -28,7 +35,7 @@ def recovery_table(recovery: Recovery) -> Table:
             share = None if mode == "zero-shot" else recovery.won_back(task, mode)
             row += [gap, "" if share is None else words.percent(share, 0)]
         rows.append((*row, str(own.items)))
-    caption = "Accuracy on held-out items; sft is zero-shot after the supervised finetune"
+    caption = f"Accuracy on held-out items; {_AFTER[recovery.after]}"
     return Table(caption, tuple(head), tuple(rows), frozenset({0, 1}))
 
 
@@ -88,7 +95,8 @@ def training_table(recovery: Recovery) -> Table:
     )
     what = ("", "trained", "parameters", "steps", "tokens with a loss")
     head = (*what, "loss, first tenth", "last tenth", "time", "peak memory")
-    return Table("Supervised finetune", head, rows, frozenset({0, 1}))
+    title = "Supervised finetune" if recovery.after == "sft" else "Distillation"
+    return Table(title, head, rows, frozenset({0, 1}))
 
 
 def data_table(recovery: Recovery) -> Table:

@@ -15,7 +15,7 @@ from vllm_moe_prune.tuning import Tuning
 
 RECOVERY_FILE = "recovery.json"
 Subject = Literal["base", "model"]
-Mode = Literal["zero-shot", "k-shot", "sft"]
+Mode = Literal["zero-shot", "k-shot", "sft", "distilled"]
 SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 MODES: tuple[Mode, ...] = get_args(Mode)
 
@@ -27,7 +27,8 @@ class _Frozen(BaseModel):
 class Cell(WithMetrics, _Frozen):
     """Accuracy of one subject on one task's held-out items, 0..1, with its 95 % interval.
 
-    ``sft`` is zero-shot after the supervised finetune. ``in_format`` is the share of written
+    ``sft`` is zero-shot after the supervised finetune, ``distilled`` after the base's next tokens
+    were learnt. ``in_format`` is the share of written
     answers that have the form of a right one, whether they are right or not; None where answers
     are chosen, or where only their beginning is looked at.
     """
@@ -81,6 +82,11 @@ class Recovery(ResultFile):
     def title(self) -> str:
         """Return what to call the model beside its base."""
         return "pruned" if self.summary else "model"
+
+    @property
+    def after(self) -> Mode:
+        """Return what zero-shot after the finetune is called."""
+        return "distilled" if "distill" in self.provenance.settings else "sft"
 
     @property
     def tasks(self) -> tuple[str, ...]:

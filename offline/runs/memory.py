@@ -1,13 +1,23 @@
-"""How much memory there is."""
+"""How much memory there is, and giving it back."""
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 from vllm_moe_prune.reading import read_text
 
 _LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container, and what it uses now
 _USED = Path("/sys/fs/cgroup/memory.current")
+
+
+def give_back(device: str) -> None:
+    """Give memory of what is no longer needed back, before the next model is loaded."""
+    gc.collect()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 def free_bytes(device: str) -> int:

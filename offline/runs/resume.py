@@ -32,7 +32,7 @@ _NAMES = re.compile(
     r"(settings\.json|(evaluations|texts|speeds)\.jsonl|routing_map\.(json|safetensors)|scores|base\.json"
     r"|result(\.json)?|on-result|round-\d+|cells\.json|(model|base)-(tuned|trained\.json)"
     r"|(model|base)-tuned\.finetune\.run|step-\d+)(\.(partial|replaced|deleted))?"
-    r"|answers\.jsonl?|(base|pruned)\.log"
+    r"|answers\.jsonl?|(base|pruned)\.log|teacher"
     r"|\.[\w.-]+\.(tmp|partial)|\.vmprune-run\.json"
 )
 _OF_WEIGHTS = ("weights", "whole")  # in a base's fingerprint
@@ -46,6 +46,7 @@ _INSIDE = (
         ),
     ),
     (re.compile(r"[\w-]+\.finetune\.run"), _NAMES),
+    (re.compile(r"teacher"), re.compile(r"[0-9a-f]{16}|\.[\w.-]+\.partial")),
     (re.compile(r"on-result"), re.compile(r"evaluations\.jsonl|\.[\w.-]+\.tmp")),
     # A state of accelerate, of one process or of several.
     (re.compile(r"step-\d+"), re.compile(r"[\w.-]+\.(bin|pkl|pt|safetensors|json|distcp)|[\w-]+")),

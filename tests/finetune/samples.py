@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from offline.finetune.examples import NO_LOSS, Examples
 from offline.finetune.finetune import Finetuned, finetune
@@ -41,6 +42,12 @@ def ragged(count: int = 11, length: int = 16, seed: int = 0) -> Examples:
     return Examples(ids, labels, IDENTITY)
 
 
+def listed_of(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what a teacher lists: the likeliest tokens [T, K] and their log-probabilities."""
+    log_probs, tokens = logits.log_softmax(-1).topk(count)
+    return tokens, log_probs
+
+
 def tune(
     model: Path,
     out: Path,
@@ -49,7 +56,8 @@ def tune(
     settings: FinetuneSettings = SETTINGS,
     **changes: Any,
 ) -> Finetuned:
-    other = {key: changes.pop(key) for key in ("dtype", "force", "reporter") if key in changes}
+    names = ("dtype", "force", "reporter", "teacher")
+    other = {name: changes.pop(name) for name in names if name in changes}
     seed = changes.pop("seed", 3)
     return finetune(
         model,

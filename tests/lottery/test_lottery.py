@@ -11,6 +11,7 @@ import torch
 
 from offline.build.build import build
 from offline.engines.local.transformers import TransformersEngine
+from offline.lottery.lottery import Lottery
 from offline.results.compression import RunResult
 from offline.results.lottery import read_round
 from tests.lottery.conftest import Ground
@@ -151,3 +152,30 @@ def test_a_finetune_that_does_not_fit_is_refused_before_the_first_round(
         ground.compress(tmp_path / "out")
     assert not list(tmp_path.rglob("round-*"))
     ground.compress(tmp_path / "out", finetune=False)
+
+
+def test_rounds_may_be_taught_by_the_base(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked once, of the text of all rounds, also by a run that is begun again."""
+    out, kept = tmp_path / "out", tmp_path / "out.run" / "teacher"
+    more = {"loss": "distill", "trainable": "router", "learning_rate": 1e-2}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("offline.compress.lottery.play", _interrupted)
+        ground.compress(out, **more)
+    assert len(list(kept.iterdir())) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("offline.finetune.teaching.Teaching._reader", None)
+        result = ground.compress(out, **more)
+    assert result.lottery is not None
+    for one in result.lottery.rounds:
+        assert one.trained is not None and 0 < one.trained.first_loss < 1  # no loss of next tokens
+    told = [tuning.data[-1] for tuning in RoutingMap.load(out).tuned]
+    assert {(data.split, data.count) for data in told} == {("next tokens", 20 * 31)}
+    built, base = Checkpoint.open(out), Checkpoint.open(ground.model)
+    shared = [name for name in built.tensors if "experts" not in name and "gate" not in name]
+    assert shared and all(built.raw(name) == base.raw(name) for name in shared)
+
+
+def _interrupted(lottery: Lottery) -> None:
+    raise KeyboardInterrupt

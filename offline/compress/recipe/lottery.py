@@ -11,12 +11,13 @@ from offline.compress.recipe.method import CRITERION_HELP, PRESET_HELP, MethodSe
 from offline.compress.recipe.recipe import CompressRecipe
 from offline.compress.recipe.sections import Section, criterion_word
 from offline.finetune.settings import FinetuneSettings
+from offline.finetune.teacher_settings import TEACHER_PLACES, TeacherSettings
 from offline.lottery.schedule import RANDOM, LotterySettings, settings_of
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.tuning import Trainable
 
 _OF_FINETUNES = (
-    "round_tokens", "token_factor", "token_cap", "trainable", "learning_rate", "batch",
+    "round_tokens", "token_factor", "token_cap", "loss", "trainable", "learning_rate", "batch",
     "micro_batch", "lora_rank", "mixed_precision", "checkpointing", "processes", "save_every",
     "accelerate_config",
 )  # fmt: skip
@@ -30,11 +31,11 @@ class LotteryMethod(MethodSection):
     preset: Preset = Field(default="fast", description=PRESET_HELP)
 
 
-class LotterySection(Section):
+class LotterySection(TeacherSettings, Section):
     """What is not given is the preset's (docs/lottery.md has both presets' numbers)."""
 
     title = "Lottery's rounds"
-    places = frozenset({"processes", "accelerate_config", "save_every"})
+    places = frozenset({"processes", "accelerate_config", "save_every"}) | TEACHER_PLACES
 
     rounds: int | None = Field(
         default=None, ge=1, description="rounds, instead of --drop-per-round"
@@ -55,6 +56,11 @@ class LotterySection(Section):
     )
     token_cap: int | None = Field(
         default=None, ge=1, description="most tokens of a round's finetune"
+    )
+    loss: Literal["next-token", "distill"] | None = Field(
+        default=None,
+        description="what a finetune makes small: the loss of the text's next tokens, or with "
+        "distill the distance to those that the base expects  [default: next-token]",
     )
     trainable: Trainable | None = Field(default=None, description="which weights are trained")
     learning_rate: float | None = Field(
@@ -135,9 +141,16 @@ class LotteryRecipe(CompressRecipe):
             found |= dict.fromkeys(given, "--finetune")
         elif settings.tuning.trainable != "lora" and self.lottery.lora_rank is not None:
             found["lora_rank"] = "--trainable lora"
+        if not self.distills:
+            found |= dict.fromkeys(self.lottery.teacher_flags, "--loss distill")
         if self.lottery.rounds is not None and self.lottery.drop_per_round is not None:
             found["drop_per_round"] = "no --rounds, which say it as well"
         return found
+
+    @property
+    def distills(self) -> bool:
+        """Whether the base's next tokens are learnt."""
+        return self.lottery.loss == "distill" and self.settings_of_rounds().finetune
 
     @property
     def reads_text(self) -> bool:
