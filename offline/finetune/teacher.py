@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,8 +60,8 @@ class Teacher:
         """
         told = read_model(folder / TEACHER_FILE, TeacherTold)
         shape = (told.identity.count, told.listed)
-        tokens = _mapped(folder / TOKENS_FILE, np.dtype(np.int32), shape)
-        log_probs = _mapped(folder / LOG_PROBS_FILE, np.dtype(np.float32), shape)
+        tokens = _mapped(folder / TOKENS_FILE, "int32", shape)
+        log_probs = _mapped(folder / LOG_PROBS_FILE, "float32", shape)
         return cls(folder, tokens, log_probs, told.identity, first)
 
     def after(self, places: int) -> Teacher:
@@ -73,13 +74,13 @@ class Teacher:
         return self.tokens[rows].astype(np.int64), self.log_probs[rows]
 
 
-def _mapped(file: Path, dtype: np.dtype[np.generic], shape: tuple[int, int]) -> NDArray[np.generic]:
+def _mapped(file: Path, dtype: str, shape: tuple[int, int]) -> NDArray[Any]:
     check_file(file)
     hint = f"delete {file.parent}; the base is asked again"
     try:
-        found: NDArray[np.generic] = np.load(file, mmap_mode="r", allow_pickle=False)
+        found: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise PruneError(f"{file} is damaged: {error}", hint=hint) from None
-    if not isinstance(found, np.ndarray) or (found.dtype, found.shape) != (dtype, shape):
+    if not isinstance(found, np.ndarray) or (str(found.dtype), found.shape) != (dtype, shape):
         raise PruneError(f"{file} is damaged: it is not {dtype} {list(shape)}", hint=hint)
     return found

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -74,6 +74,7 @@ class Teaching:
         if not folder.is_dir():
             self.folder.mkdir(exist_ok=True)
             self._ask(base, examples, made_of, folder, reporter)
+            give_back(self.device)
         if read_model(folder / TEACHER_FILE, TeacherTold).made_of != made_of:
             raise PruneError(f"{folder} is of another base or text", hint="delete it")
         return Teacher.load(folder)
@@ -106,7 +107,6 @@ class Teaching:
             begin = time.perf_counter()
             with self._reader() as reader:
                 sha256 = _written(reader, examples, listed, partial, reporter)
-            give_back(self.device)
             name = base.fingerprint().name
             told = TeacherTold(
                 made_of=made_of,
@@ -135,8 +135,8 @@ def _written(
 ) -> str:
     """Write what the base says of all places; returns ``sha256:...`` of it."""
     shape = (examples.num_tokens, listed)
-    tokens = open_memmap(folder / TOKENS_FILE, "w+", np.dtype(np.int32), shape)
-    log_probs = open_memmap(folder / LOG_PROBS_FILE, "w+", np.dtype(np.float32), shape)
+    tokens = _new(folder / TOKENS_FILE, "int32", shape)
+    log_probs = _new(folder / LOG_PROBS_FILE, "float32", shape)
     at, digest = 0, hashlib.sha256()
     for rows in _parts(examples):
         places = [np.flatnonzero(examples.labels[row, 1:] != NO_LOSS) for row in rows]
@@ -154,9 +154,14 @@ def _written(
         if reporter is not None:
             reporter.step(len(rows))
     assert at == len(tokens), "places that nothing was said of"
-    tokens.flush()
-    log_probs.flush()
+    for array in (tokens, log_probs):
+        array.flush()
     return "sha256:" + digest.hexdigest()
+
+
+def _new(file: Path, dtype: str, shape: tuple[int, int]) -> Any:
+    """Return an array on disk, to be filled."""
+    return open_memmap(file, "w+", np.dtype(dtype), shape)  # type: ignore[no-untyped-call]
 
 
 def _parts(examples: Examples) -> Iterator[Sequence[int]]:

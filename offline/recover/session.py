@@ -247,7 +247,9 @@ def _settings(recipe: RecoverRecipe, training: SftSettings) -> dict[str, Any]:
     }
 
 
-def _provenance(recipe: RecoverRecipe, training: SftSettings, lessons: Lessons) -> Provenance:
+def _provenance(
+    recipe: RecoverRecipe, training: SftSettings, lessons: Lessons | PlainText
+) -> Provenance:
     tests = (data_identity(task, "test", recipe.test_items) for task in recipe.measured)
     return Provenance.now(
         "recover",
