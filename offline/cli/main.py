@@ -51,6 +51,11 @@ _COMMANDS = (
         "Choose experts by a criterion from saved scores, and write their routing map.",
     ),
     (
+        "sensitivity",
+        "offline.cli.sensitivity:sensitivity",
+        "Measure what a model loses when each layer alone keeps fewer experts.",
+    ),
+    (
         "sweep",
         "offline.cli.sweep:sweep",
         "Measure many choices from one scoring pass, and name the smallest that passes the gates.",

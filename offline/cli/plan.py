@@ -31,11 +31,23 @@ if TYPE_CHECKING:
     help="what is to be built from, where that is another checkpoint than was scored, such as its "
     f"quantised copy: {NAMES}; its incomplete experts go first, and its headers alone are read",
 )
+@click.option(
+    "--sensitivity",
+    type=click.Path(path_type=Path),
+    help="with --budget: what `vmprune sensitivity` measured; each layer keeps as many experts as "
+    "makes the sum of the layers' losses least",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write")
 @click.option("--force", is_flag=True, help="replace OUT if it exists")
 @click.option("--json", "as_json", is_flag=True, help="print JSON on stdout")
 def plan(
-    scores: Path, model: Path | None, out: Path, force: bool, as_json: bool, **flags: Any
+    scores: Path,
+    model: Path | None,
+    sensitivity: Path | None,
+    out: Path,
+    force: bool,
+    as_json: bool,
+    **flags: Any,
 ) -> None:
     """Choose experts by a criterion from saved scores, and write their routing map.
 
@@ -46,15 +58,17 @@ def plan(
     from offline.runs.output import check_output, staged
 
     recipe = PlanRecipe.of(flags)
-    check_output(out, force=force, inputs=(scores, *([model] if model else ())))
+    check_output(out, force=force, inputs=[p for p in (scores, model, sensitivity) if p])
     from offline.calibration.scores import Scores, identity_of
     from offline.plan.plan import plan as run_plan
+    from offline.results.sensitivity import Sensitivity
 
     read = Scores.load(scores)
     incomplete = (
         None if model is None else _incomplete(read, model, merges=recipe.merge is not None)
     )
-    found = run_plan(read, recipe, identity_of(read, scores), incomplete)
+    measured = None if sensitivity is None else Sensitivity.load(sensitivity)
+    found = run_plan(read, recipe, identity_of(read, scores), incomplete, measured)
     with staged(out, force=force) as folder:
         found.routing_map.save(folder)
     _warn(found)
@@ -104,6 +118,13 @@ def _warn(found: Plan) -> None:
     for layer, experts in found.unseen.items():
         click.echo(
             f"warning: layer {layer}: no token reached expert {', '.join(map(str, experts))}",
+            err=True,
+        )
+    if found.by_importance:
+        click.echo(
+            "warning: --budget goes by shares of importance, which were worse at a half than the "
+            "same number in each layer; --sensitivity goes by what layers lose "
+            "(docs/sensitivity.md)",
             err=True,
         )
     for line in found.rounded:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +16,26 @@ if TYPE_CHECKING:
     from vllm_moe_prune.routing_map import RoutingMap
 
 EngineName = Literal["transformers", "vllm"]
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The engine that measures."""
+
+    engine: EngineName = "transformers"
+    device: str = "auto"
+    dtype: DType = "auto"
+    tensor_parallel: int = 1
+
+
+@contextmanager
+def in_engine(base: Path, where: Where) -> Iterator[TransformersEngine | VllmEngine]:
+    """Give a base in the engine that measures; it is closed afterwards."""
+    if where.engine == "transformers":
+        yield loaded(base, None, where.device, where.dtype)
+        return
+    with served(base, None, where.dtype, where.tensor_parallel, 0) as live:
+        yield live
 
 
 def loaded(

@@ -53,14 +53,15 @@ class DomainText:
     pieces: bool = False
 
 
-def parse_texts(flag: str, spec: str) -> tuple[Part, ...]:
+def parse_texts(flag: str, spec: str, documents: int = DEFAULT_DOCUMENTS) -> tuple[Part, ...]:
     """Read ``[NAME=]SOURCE[:DOCUMENTS],...`` (docs/text.md); looks at the beginning of each source.
 
     :param flag: to name in errors
+    :param documents: of each part that does not say how many
     :raises PruneError: if a part is no source, two domains have one name, or the first rows of a
         source have no form
     """
-    parts = Grammar(flag, DEFAULT_DOCUMENTS, lambda name: _task(name).name).parts(spec)
+    parts = Grammar(flag, documents, lambda name: _task(name).name).parts(spec)
     for part in parts:
         if not is_read_whole(part.source):
             check_source(part.source)

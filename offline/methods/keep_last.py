@@ -10,9 +10,11 @@ import numpy as np
 from offline.calibration.statistics import Evidence
 from offline.criteria.order import DropOrder, order_of
 from offline.criteria.registry import Rule
+from offline.maps.allocation import least_loss_rows
 from offline.maps.depth_groups import DepthGroup, Groups, by_layer, spread_rows, total_kept
 from offline.maps.genome import Kept
 from offline.maps.map_space import Space
+from offline.results.sensitivity import Losses
 from vllm_moe_prune.errors import PruneError
 
 
@@ -21,18 +23,21 @@ def keep_last(
     orders: Mapping[int, DropOrder],
     groups: Groups | None = None,
     protected: Mapping[int, Collection[int]] | None = None,
+    losses: Losses | None = None,
 ) -> dict[int, Kept]:
     """Keep, in each layer, the experts that go last.
 
     A budget for all layers together is handed out one expert at a time, to the layer whose best
-    expert that is still dropped has the largest share of its layer's importance. Where the router
-    chooses groups first, each of them keeps its own last ones, equally many, and a step of the
-    budget is one expert for each.
+    expert that is still dropped has the largest share of its layer's importance; or with
+    ``losses`` so that their sum over the layers is least. Where the router chooses groups first,
+    each of them keeps its own last ones, equally many, and a step of the budget is one expert for
+    each.
 
     :param orders: decoder layer -> order of its experts
     :param groups: keep the same experts within each, by the mean of its layers' shares; None:
         every layer on its own
     :param protected: decoder layer -> experts that stay whatever their place; without groups only
+    :param losses: decoder layer -> its loss by the number of experts kept, [E + 1]
     :raises PruneError: naming the layer in which the protected experts do not fit
     """
     assert groups is None or not protected
@@ -52,7 +57,11 @@ def keep_last(
         at = rows // parts_each
         return float(sum(shared[number].importance[part[at]] for part in ranked[number]))
 
-    rows = spread_rows(groups, space.budget, worth)
+    if losses is None or space.budget is None:
+        rows = spread_rows(groups, space.budget, worth)
+    else:
+        sums = [np.sum([losses[layer] for layer in group.layers], axis=0) for group in groups]
+        rows = least_loss_rows(groups, space.budget, sums)
     kept = [
         tuple(sorted(expert for part in parts for expert in part[: count // parts_each]))
         for parts, count in zip(ranked, rows, strict=True)

@@ -26,6 +26,8 @@ from offline.plan.protection import (
     without,
 )
 from offline.plan.recipe import PlanRecipe
+from offline.results.sensitivity import Losses, Sensitivity
+from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import DataIdentity, Provenance
 from vllm_moe_prune.routing_map import RoutingMap
 
@@ -41,6 +43,7 @@ class Plan:
     incomplete: Protected = field(default_factory=dict)  # experts that lack a tensor
     rounded: tuple[str, ...] = ()  # how the counts differ from what was asked for, and why
     findings: tuple[Finding, ...] = ()  # about serving it
+    by_importance: bool = False  # a budget went by the criterion's own shares
 
     @property
     def unseen(self) -> Protected:
@@ -63,6 +66,7 @@ def plan(
     recipe: PlanRecipe,
     source: DataIdentity | None = None,
     incomplete: Protected | None = None,
+    sensitivity: Sensitivity | None = None,
 ) -> Plan:
     """Choose experts by a criterion and make their routing map.
 
@@ -71,7 +75,9 @@ def plan(
     :param source: which scores these are, for the map's provenance
     :param incomplete: decoder layer -> experts that lack a tensor in the checkpoint that is to be
         built from; the scored one if not given
-    :raises PruneError: if the scores do not hold what the recipe needs, or it cannot be kept to
+    :param sensitivity: what each layer loses with fewer experts, which a budget then goes by
+    :raises PruneError: if the scores do not hold what the recipe needs, or it cannot be kept to;
+        if the sensitivity is of another model or of other settings
     """
     rule, evidence = recipe.rule, scores.evidence(recipe.blend)
     space = space_of(scores.shape, recipe)
@@ -89,7 +95,8 @@ def plan(
         n: rule.order(one, protected.get(n, ())).beginning_with(lacking.get(n, ()))
         for n, one in evidence.items()
     }
-    kept = keep_last(space, orders, protected=protected)
+    losses = _losses(scores, recipe, sensitivity)
+    kept = keep_last(space, orders, protected=protected, losses=losses)
     rounded = _rounded(space, recipe)
     if recipe.friendly:
         counts = {layer: len(ids) for layer, ids in kept.items()}
@@ -98,7 +105,7 @@ def plan(
         )
         kept = keep_last(space, orders, protected=protected)
         rounded += changes
-    provenance = _provenance(scores, recipe, protected, lacking, source)
+    provenance = _provenance(scores, recipe, protected, lacking, source, sensitivity)
     seen = tokens_seen(scores, recipe.blend)
     if recipe.merge is None:
         outputs = _mean_outputs(evidence) if recipe.substitute else None
@@ -108,7 +115,19 @@ def plan(
         kind, router = recipe.merge, recipe.merge_router
         routing_map = merged_map(space, evidence, counts, kind, router, provenance, seen)
     findings = _findings(scores, recipe, routing_map)
-    return Plan(routing_map, evidence, protected, outliers, lacking, rounded, findings)
+    by_importance = recipe.budget is not None and losses is None
+    return Plan(
+        routing_map, evidence, protected, outliers, lacking, rounded, findings, by_importance
+    )
+
+
+def _losses(scores: Scores, recipe: PlanRecipe, sensitivity: Sensitivity | None) -> Losses | None:
+    """Return what a budget is to go by; None where that is the criterion's own importance."""
+    if sensitivity is None:
+        return None
+    if recipe.budget is None:
+        raise PruneError("--sensitivity changes nothing without --budget")
+    return sensitivity.losses(scores.shape.base, recipe.choice)
 
 
 def _mean_outputs(evidence: Evidence) -> dict[int, Matrix]:
@@ -164,8 +183,10 @@ def _provenance(
     protected: Protected,
     incomplete: Protected,
     source: DataIdentity | None,
+    sensitivity: Sensitivity | None,
 ) -> Provenance:
     told = scores.provenance.settings
+    measured = () if sensitivity is None else (sensitivity.identity,)
     return Provenance.now(
         "merge" if recipe.merge else "substitute" if recipe.substitute else "oneshot",
         settings={
@@ -176,7 +197,7 @@ def _provenance(
             **({"incomplete": _written(incomplete)} if incomplete else {}),
             "scores": {"made": scores.provenance.created, **told},
         },
-        data=(*scores.provenance.data, *([source] if source else ())),
+        data=(*scores.provenance.data, *([source] if source else ()), *measured),
     )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from offline.calibration.blend import parse_blend
 from offline.criteria.registry import Rule
@@ -18,6 +18,8 @@ from offline.plan.protection import PERCENTILE, SHARE
 from vllm_moe_prune.reading import validated
 
 _SIZES = ("keep", "ratio", "keep_per_layer", "budget")
+# What says how many are kept, not which go first.
+_COUNTS = (*_SIZES, "floor", "friendly", "serve_ep", "serve_tp")
 _ONE = RouterGroups()
 # What says something only where another setting is given.
 _GO_WITH = {
@@ -51,7 +53,9 @@ class PlanRecipe(BaseModel):
     budget: int | None = Field(
         default=None,
         ge=1,
-        description="experts to keep in all layers together, spread by the layers' importance",
+        description="experts to keep in all layers together: with --sensitivity where the model "
+        "needs them, else by the layers' importance, which was worse at a half than the same "
+        "number in each (docs/sensitivity.md)",
     )
     floor: int = Field(default=1, ge=1, description="with --budget: no layer keeps fewer")
     top_k: str | None = Field(
@@ -145,6 +149,28 @@ class PlanRecipe(BaseModel):
         """
         given = {name: value for name, value in flags.items() if value is not None}
         return validated(given, cls, "settings")
+
+    @classmethod
+    def choosing(cls) -> tuple[str, ...]:
+        """Return the names of the settings that say which experts go first, not how many."""
+        return tuple(name for name in cls.model_fields if name not in _COUNTS)
+
+    def sized(self, **size: float | str) -> PlanRecipe:
+        """Return the same choice with another size, and nothing else that says how many.
+
+        :param size: one of keep, ratio, keep_per_layer and budget
+        """
+        none = {name: type(self).model_fields[name].default for name in _COUNTS}
+        return self.model_copy(update={**none, **size})
+
+    @property
+    def choice(self) -> dict[str, JsonValue]:
+        """What decides which experts go first, by the names of the settings that say it.
+
+        :raises PruneError: if there is no criterion of this name
+        """
+        told: dict[str, JsonValue] = self.model_dump(mode="json", include=set(self.choosing()))
+        return {**told, "criterion": self.rule.word}
 
     @property
     def rule(self) -> Rule:

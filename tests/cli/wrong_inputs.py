@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from offline.plan.recipe import PlanRecipe
+from offline.results.sensitivity import LayerSensitivity, Sensitivity
 from tests.criteria.scores import scores_of
 from tests.families.models import make_family
 from tests.families.mtp import add_mtp
@@ -16,6 +18,8 @@ from tests.sample_files import write_task
 from tests.sample_maps import build_compact, mixed_map, uniform_map
 from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.fingerprint import BaseFingerprint
+from vllm_moe_prune.provenance import Provenance
 
 KEPT = [(0, 2, 5, 7)] * 4
 _RECIPES = {
@@ -50,6 +54,8 @@ def write_inputs(folder: Path) -> None:
     fingerprint = Checkpoint.open(base).fingerprint()
     scores_of((0, 1, 2, 3), base=fingerprint, gradients=False, experts=8).save(folder / "scores")
     scores_of((0, 1, 2, 3), gradients=False, experts=8).save(folder / "other-scores")
+    (folder / "sensitivity").mkdir()
+    _sensitivity(fingerprint).save(folder / "sensitivity")
     write_task(folder)
     for name, text in _RECIPES.items():
         (folder / name).write_text(text)
@@ -65,6 +71,21 @@ def _quantised(base: Path, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "fp8"}
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def _sensitivity(base: BaseFingerprint) -> Sensitivity:
+    layers = (
+        LayerSensitivity(layer=layer, num_experts=8, losses={2: 1.0 / (1 + layer)})
+        for layer in range(4)
+    )
+    return Sensitivity(
+        base=base,
+        choice=PlanRecipe(ratio=0.0).choice,
+        loss=3.0,
+        tokens=100,
+        layers=tuple(layers),
+        provenance=Provenance.now("sensitivity"),
+    )
 
 
 def _texts(folder: Path) -> None:
