@@ -59,8 +59,9 @@ def _laid_out(drawing: go.Figure, height: int, **more: Any) -> go.Figure:
 
 
 def ratio_figures(result: CompareResult) -> list[Figure]:
-    """The ratios of each candidate, with their intervals."""
-    return [_ratios(result, side) for side in result.candidates]
+    """The ratios of each candidate, with their intervals; of one without any no figure."""
+    found = [_ratios(result, side) for side in result.candidates]
+    return [figure for figure in found if figure.drawing.data]
 
 
 def _ratios(result: CompareResult, side: str) -> Figure:
@@ -69,7 +70,8 @@ def _ratios(result: CompareResult, side: str) -> Figure:
     for number, users in enumerate(result.settings.users):
         found = [r for metric in shown if (r := result.ratio(metric, users, side)) is not None]
         offset = 0.18 * (number - (len(result.settings.users) - 1) / 2)
-        drawing.add_trace(_dots(found, shown, users, offset, number))
+        if found:
+            drawing.add_trace(_dots(found, shown, users, offset, number))
     drawing.add_vline(x=1, line={"color": "#7d8590", "width": 2})
     names = [SHOWN[metric][0] for metric in shown]
     drawing.update_yaxes(
@@ -90,7 +92,7 @@ def _dots(
             return 0.0, 0.0
         return max(0.0, ratio.median - ratio.low), max(0.0, ratio.high - ratio.median)
 
-    below, above = zip(*map(ends, ratios), strict=True) if ratios else ((), ())
+    below, above = zip(*map(ends, ratios), strict=True)
     name = f"{users} user{'s' if users != 1 else ''}"
     return go.Scatter(
         x=[r.median for r in ratios],
@@ -107,8 +109,8 @@ def _dots(
     )
 
 
-def curves(runs: Mapping[str, Sequence[Record]]) -> Figure:
-    """Percentile curves of time to first token, one line a run."""
+def curves(runs: Mapping[str, Sequence[Record]]) -> Figure | None:
+    """Percentile curves of time to first token, one line a run; None where nothing was answered."""
     drawing = go.Figure()
     said = []
     for number, (name, records) in enumerate(runs.items()):
@@ -129,6 +131,8 @@ def curves(runs: Mapping[str, Sequence[Record]]) -> Figure:
             )
         )
         said.append(f"{name}: median {np.median(values):.0f} ms")
+    if not said:
+        return None
     drawing.update_xaxes(title="percentile")
     drawing.update_yaxes(title="time to first token, ms", rangemode="tozero")
     return Figure("Time to first token", _laid_out(drawing, 380), "; ".join(said))

@@ -96,8 +96,8 @@ def _page(title: str, runs: Mapping[str, _Drawn], result: CompareResult | None) 
         undefined=jinja2.StrictUndefined,
     )
     figures = [] if result is None else drawing.ratio_figures(result)
-    if runs:
-        figures.append(drawing.curves({name: run.records for name, run in runs.items()}))
+    curves = drawing.curves({name: run.records for name, run in runs.items()})
+    figures += [] if curves is None else [curves]
     figures += [figure for name, run in runs.items() for figure in run.figures(name)]
     return environment.get_template("report.html").render(
         title=title,

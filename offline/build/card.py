@@ -48,7 +48,7 @@ def card_fields(folder: Path) -> dict[str, JsonValue]:
     """Return what a pruned model inherits of its base's card: licence, language, tags."""
     file = folder / "README.md"
     text = read_text(file, errors="replace").removeprefix("\ufeff") if file.is_file() else ""
-    parts = text.split("---\n", 2)
+    parts = text.replace("\r\n", "\n").split("---\n", 2)
     if len(parts) < 3 or parts[0]:
         return {}
     import yaml
@@ -103,6 +103,8 @@ base_model: {base_name}
 # {base_name}, experts pruned
 
 {routing_map.summary()}
+
+## How to serve it
 
 {_SERVE[form]}{_DRAFTS.format(count=drafts[0]) if drafts else ""}
 `{MAP_FILE}` says what became of every expert and of the routers.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from offline.cli.gated import GATE_SETTINGS, judge_folder
+from offline.cli.gated import GATE_SETTINGS, conclude, judge_folder
 from offline.cli.models import NAMES, model_folder
 from offline.cli.probing import probe_options, probing_of
 from vllm_moe_prune.errors import PruneError, harmless
@@ -147,7 +147,8 @@ def check(
         from offline.gates.evidence import of_answers
 
         own = {} if answers is None else of_answers(answers)
-        judge_folder(gates, folder, own, as_json=as_json, save=is_here and folder.is_dir())
+        verdict = judge_folder(gates, folder, own, save=is_here and folder.is_dir())
+        conclude(verdict, as_json=as_json)
     elif not ok:
         sys.exit(1)
 
@@ -166,10 +167,11 @@ def _say(found: CheckResult | None, answers: AnswerCheck | None, as_json: bool) 
         numbers = f"{finding.value:.3g} (limit {finding.limit:.3g})"
         click.echo(harmless(f"{mark} {finding.name}: {numbers}; {finding.detail}"))
     if answers is not None:
-        from offline.cli.answered import sentences, table_of
         from offline.cli.console import stdout
+        from offline.report.answers import every_kind, sentences
+        from offline.report.printed import printed
 
-        stdout().print(table_of(answers))
+        stdout().print(printed(every_kind(answers)))
         for sentence in sentences(answers):
             click.echo(sentence)
     return ok

@@ -10,7 +10,7 @@ import click
 import cloup
 
 from offline.cli.findings import findings, say
-from offline.cli.gated import GATE_SETTINGS, end_with, judged
+from offline.cli.gated import GATE_SETTINGS, conclude, judged
 from offline.cli.models import model_folder
 from offline.cli.options import Command, option_of
 from offline.cli.prompting import unfinished_note
@@ -22,8 +22,6 @@ from offline.compress.recipe.recipe import sections_of
 from offline.results.compression import RunResult
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from offline.results.gates import GatesResult
     from offline.results.lottery import LotteryRecord
 
@@ -97,7 +95,8 @@ def compress(
     from offline.compress.compress import compress as run_compress
     from offline.compress.size import sized
     from offline.compress.text import text_of
-    from offline.report.render import REPORT_FILE, write_report
+    from offline.report.pages import draw
+    from offline.report.render import REPORT_FILE
 
     settings, changes = sized(settings.model_copy(update={"base": found}))
     for line in (*notes, *changes):
@@ -107,10 +106,10 @@ def compress(
 
     def finish(folder: Path) -> None:
         nonlocal verdict
-        write_report(folder)
         if gates is not None:
             verdict = judged(gates, folder, out.name)
             verdict.save(folder)
+        draw(folder)
 
     with progress() as reporter:
         result = run_compress(
@@ -122,7 +121,7 @@ def compress(
     else:
         show(result, out, out / REPORT_FILE)
     if verdict is not None:
-        end_with(verdict, as_json=as_json)
+        conclude(verdict, as_json=as_json)
 
 
 def _cost(result: RunResult) -> str:
@@ -157,26 +156,13 @@ def _trained(lottery: LotteryRecord) -> str:
     )
 
 
-def _rounds(lottery: LotteryRecord) -> Table:
-    """Return the table of held-out perplexities by round."""
-    from rich.table import Table
-
-    from offline.report.lottery import rounds_table
-
-    found = rounds_table(lottery)
-    table = Table(title=found.caption)
-    for heading in found.head:
-        table.add_column(heading, justify="right")
-    for row in found.rows:
-        table.add_row(*row)
-    return table
-
-
 def show(result: RunResult, out: Path, report: Path) -> None:
     """Print the table that a run ends with."""
     from rich.table import Table
 
     from offline.cli.console import stdout
+    from offline.report.lottery import rounds_table
+    from offline.report.printed import printed
     from offline.runs.units import gib
 
     table = Table(title="held-out items")
@@ -196,7 +182,7 @@ def show(result: RunResult, out: Path, report: Path) -> None:
         )
     console = stdout()
     if result.lottery is not None:
-        console.print(_rounds(result.lottery))
+        console.print(printed(rounds_table(result.lottery)))
     console.print(table)
     console.print(_cost(result), soft_wrap=True)
     if count := sum(entry.unfinished for entry in result.quality):

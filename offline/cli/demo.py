@@ -40,7 +40,7 @@ def model(out: Path, force: bool) -> None:
     help="concurrent users of the load test",
 )
 def run(out: Path, users: int) -> None:
-    """Make the model, compress it with EEP, serve and load-test both, and write the report.
+    """Make the model, compress it with EEP, serve and load-test both, judge it by a few gates.
 
     What is already there from an earlier run is kept; a run that was killed continues.
     """

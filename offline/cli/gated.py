@@ -25,40 +25,34 @@ def say_gates(result: GatesResult, *, as_json: bool) -> None:
     if as_json:
         click.echo(result.model_dump_json(exclude_none=True))
         return
-    from rich.table import Table
-
     from offline.cli.console import stdout
+    from offline.report.judged import gates_table
+    from offline.report.printed import printed
 
-    table = Table(title="gates")
-    for heading in ("gate", "limit", "measured, 95 % interval", "verdict", ""):
-        table.add_column(heading)
-    for gate in result.gates:
-        measured = "" if gate.measured is None else str(gate.measured)
-        name = f"{gate.measure.replace('_', ' ')}: {gate.name}"
-        table.add_row(
-            name, f"{gate.bound} {gate.limit:g}", measured, gate.verdict.upper(), gate.detail
-        )
     console = stdout()
-    console.print(table)
+    console.print(printed(gates_table(result)))
     console.print(f"gates: {result.verdict}", soft_wrap=True)
 
 
 def judge_folder(
-    gates: Gates, folder: Path, more: Evidence | None = None, *, as_json: bool, save: bool = True
-) -> None:
-    """Judge by what commands left beside a checkpoint, say it, and end with what it says.
+    gates: Gates, folder: Path, more: Evidence | None = None, *, save: bool = True
+) -> GatesResult:
+    """Judge by what commands left beside a checkpoint.
 
     :param more: what was measured just now and is not in the folder
-    :param save: whether the folder keeps the verdicts
+    :param save: whether the folder keeps the verdicts, and its page and card show them
     """
     result = judged(gates, folder, folder.name, more)
     if save:
+        from offline.report.pages import redraw
+
         result.save(folder)
-    end_with(result, as_json=as_json)
+        redraw(folder)
+    return result
 
 
 def judged(gates: Gates, folder: Path, name: str, more: Evidence | None = None) -> GatesResult:
-    """Judge by what commands left beside a checkpoint.
+    """Judge by what commands left beside a checkpoint, and keep nothing.
 
     :param name: of the checkpoint
     :param more: as `judge_folder`
@@ -69,8 +63,8 @@ def judged(gates: Gates, folder: Path, name: str, more: Evidence | None = None) 
     return judge(gates, joined(evidence_in(folder), more or {}), name)
 
 
-def end_with(result: GatesResult, *, as_json: bool) -> None:
-    """Say what gates found, and end the process with it unless all are kept."""
+def conclude(result: GatesResult, *, as_json: bool) -> None:
+    """Say what was found of the gates, and end with the status that it has."""
     say_gates(result, as_json=as_json)
     if result.exit_code:
         sys.exit(result.exit_code)

@@ -19,12 +19,11 @@ Example:
 def report(out: Path) -> None:
     """Draw OUT/report.html from the result of `vmprune compress` or `vmprune recover`.
 
-    The page of `compress` also shows OUT/serving.json (the compare.json of a load test) and
-    OUT/check.json (what `vmprune check` found) where these files are there.
+    Both also show what gates said and how answers end; that of `compress` OUT/serving.json (the
+    compare.json of a load test) and OUT/check.json (what `vmprune check` found) as well. The same
+    figures go into the model card, OUT/README.md, unless it was edited.
     """
-    from offline.report.recovery_page import write_page
-    from offline.report.render import write_report
-    from offline.results.recovery import RECOVERY_FILE
+    from offline.report.pages import draw
 
-    page = write_page(out) if (out / RECOVERY_FILE).is_file() else write_report(out)
+    page = draw(out)
     click.echo(f"{page} ({page.stat().st_size / 2**20:.1f} MiB, opens without a network)")

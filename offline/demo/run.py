@@ -1,4 +1,4 @@
-"""`vmprune demo run`: make, compress, serve, load-test and report, on the embedded model."""
+"""`vmprune demo run`: make, compress, serve, load-test, judge and report, on the embedded model."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from typing import Any
 
 from offline.compress.compress import compress
 from offline.compress.recipe.reading import recipe_of
+from offline.compress.text import text_of
 from offline.demo.model import make_demo_model
-from offline.report.render import write_report
+from offline.gates.evidence import evidence_in
+from offline.gates.gates import read_gates
+from offline.gates.judge import judge
+from offline.report.judged import gates_table, verdict_of
+from offline.report.pages import draw
+from offline.report.printed import printed
 from offline.results.compression import RunResult
+from offline.results.gates import GatesResult
 from offline.runs.progress import Reporter
 from serve.process import python_module
 from vllm_moe_prune.errors import PruneError
@@ -20,6 +27,7 @@ from vllm_moe_prune.provenance import write_atomic
 from vllm_moe_prune.reading import read_object
 
 SERVING_FILE = "serving.json"
+GATES = Path(__file__).with_name("gates.yaml")
 # Sized for a few minutes on two cores: a search this short finds less than the defaults would.
 # The task is one that the model was not trained on and that pruning at random hurts.
 _RECIPE = {"task": "basic_skills_coding", "keep": 4}
@@ -37,12 +45,15 @@ Progress = Callable[[], AbstractContextManager[Reporter]]
 def run_demo(out: Path, *, users: int, progress: Progress) -> None:
     """Do the whole job in ``out``; steps whose output is there already are not repeated.
 
+    It ends with what `GATES` say of the pruned model, and well whatever they say.
+
     :raises PruneError: as the steps do
     """
     if out.exists() and not out.is_dir():
         raise PruneError(f"{out} is not a folder", hint="choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     base, pruned = out / "base", out / "pruned"
+    gates = read_gates(GATES)
     if pruned.exists():
         RunResult.load(pruned)  # refuses what no run wrote, before hours of work on it
     with progress() as reporter:
@@ -50,11 +61,15 @@ def run_demo(out: Path, *, users: int, progress: Progress) -> None:
             make_demo_model(base, reporter=reporter)
         if not pruned.exists():
             recipe = recipe_of({"model": base, **_RECIPE, **_SEARCH, **_ITEMS, **_LESS})
-            compress(recipe, pruned, reporter=reporter)
+            texts = text_of(gates, recipe.method.seed)
+            compress(recipe, pruned, reporter=reporter, texts=texts)
     if not (pruned / SERVING_FILE).exists():
         _load_test(base, pruned, out / "load", users)
-    report = write_report(pruned)
+    judged = judge(gates, evidence_in(pruned), pruned.name)
+    judged.save(pruned)
+    report = draw(pruned)
     _show(RunResult.load(pruned), read_object(pruned / SERVING_FILE), users)
+    _conclude(judged)
     print(f"report: {report}")
 
 
@@ -89,6 +104,14 @@ def _show(result: RunResult, serving: dict[str, Any], users: int) -> None:
         values = [_median(serving, side, metric, users) for side in ("base", "candidate")]
         table.add_row(title, *(f"{value:.1f}" for value in values))
     Console().print(table)
+
+
+def _conclude(judged: GatesResult) -> None:
+    from rich.console import Console
+
+    verdict = verdict_of(judged)
+    Console().print(printed(gates_table(judged)))
+    print(f"{verdict.word} {verdict.said}")
 
 
 _METRICS = {

@@ -65,5 +65,12 @@ def check_commands(result: RunResult) -> str:
     return f"{check}\n" + shlex.join(["vmprune", "report", result.out])
 
 
+def answers_commands(result: RunResult) -> str:
+    """How to get what the quality section says of answers."""
+    words = ["vmprune", "check", result.out, "--base", result.model, "--no-parity"]
+    words += ["--probes", "400", "--", "--max-model-len", "4096"]
+    return f"{shlex.join(words)}\n" + shlex.join(["vmprune", "report", result.out])
+
+
 def _load_format(result: RunResult, flag: str) -> list[str]:
     return [] if result.form == "plain" else [flag, "pruned_moe"]

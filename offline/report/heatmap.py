@@ -30,6 +30,8 @@ def heat_map(result: RunResult) -> Figure:
     layers = result.layers
     most = max((layer.num_experts for layer in layers), default=0)
     shares = [_shares(layer) for layer in layers]
+    if not (watched := any(share is not None for row in shares for share in row)):
+        shares = [[0.0] * layer.num_experts for layer in layers]  # pale cells, for the crosses
     columns = [[*row, *[None] * (most - len(row))] for row in shares]
     top = _colour_top(shares, most)
     heat = go.Heatmap(
@@ -41,17 +43,21 @@ def heat_map(result: RunResult) -> Figure:
         ygap=1,
         customdata=[[_fate(layer, e) for layer in layers] for e in range(most)],
         text=[[str(layer.layer) for layer in layers] for _ in range(most)],
-        hovertemplate="layer %{text}, expert %{y}<br>%{z:.1f}% of the layer's tokens"
-        "<br>%{customdata}<extra></extra>",
+        hovertemplate="layer %{text}, expert %{y}<br>"
+        + ("%{z:.1f}% of the layer's tokens<br>" if watched else "")
+        + "%{customdata}<extra></extra>",
+        showscale=watched,
         colorbar={"title": {"text": "% of the layer's tokens", "side": "top"}, **COLOUR_BAR},
     )
     layout, min_width = grid_layout([layer.layer for layer in layers], most)
-    drawing = go.Figure([heat, _crosses(layers, shares, top)])
+    crosses = _crosses(layers, shares, top)
+    drawing = go.Figure([heat, crosses] if crosses.x else [heat])
     drawing.update_layout(**layout)
     dropped = sum(layer.num_experts - len(layer.kept) for layer in layers if layer.kept)
+    use = "share of each layer's tokens per expert; " if watched else ""
     label = (
-        f"Heat map of {len(layers)} layers and up to {most} experts per layer: share of each "
-        f"layer's tokens per expert; {dropped} dropped experts are crossed out. "
+        f"Heat map of {len(layers)} layers and up to {most} experts per layer: "
+        f"{use}{dropped} dropped experts are crossed out. "
         "The table below it lists the kept experts of every layer."
     )
     return Figure("heat-map", drawing, label, min_width=min_width)

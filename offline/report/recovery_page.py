@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from offline.report import recovery_tables, tables, words
+from offline.report import answers, recovery_tables, tables, words
+from offline.report.judged import Judged, gates_table, text_table
 from offline.report.recovery_figures import recovery_bars
 from offline.report.render import REPORT_FILE
 from offline.report.template import fill
@@ -20,18 +21,26 @@ def write_page(folder: Path) -> Path:
     :raises PruneError: if the result is missing or damaged, or another page is there
     """
     check_page(folder / REPORT_FILE)
-    write_atomic(folder / REPORT_FILE, render(Recovery.load(folder)))
+    write_atomic(folder / REPORT_FILE, render(Recovery.load(folder), Judged.beside(folder)))
     return folder / REPORT_FILE
 
 
-def render(recovery: Recovery) -> str:
-    """Return the page."""
+def render(recovery: Recovery, judged: Judged | None = None) -> str:
+    """Return the page.
+
+    :param judged: what gates, plain text and the probes of `vmprune check` said
+    """
+    judged = judged or Judged()
     return fill(
         "recovery.html",
         provenance=recovery.provenance,
         recovery=recovery,
         outcome=outcome(recovery),
-        cards=key_figures(recovery),
+        cards=[*key_figures(recovery), *judged.cards],
+        judged=judged,
+        answers=answers,
+        gates_table=gates_table,
+        text_table=text_table,
         figures={"recovery": recovery_bars(recovery)} if recovery.cells else {},
         recovery_tables=recovery_tables,
         tables=tables,

@@ -9,6 +9,7 @@ from typing import Any
 from offline.report import (
     analysis_figures,
     analysis_tables,
+    answers,
     commands,
     figures,
     heatmap,
@@ -26,6 +27,7 @@ from offline.report.inputs import (
     parse,
     read_optional,
 )
+from offline.report.judged import Judged, gates_table, text_table
 from offline.report.template import fill
 from offline.results.analysis import ANALYSIS_FILE, Analysis
 from offline.results.compression import RunResult
@@ -48,6 +50,7 @@ def write_report(folder: Path) -> Path:
         serving=read_optional(folder / SERVING_FILE),
         check=read_optional(folder / CHECK_FILE),
         analysis=read_optional(folder / ANALYSIS_FILE),
+        judged=Judged.beside(folder),
     )
     check_page(folder / REPORT_FILE)
     write_atomic(folder / REPORT_FILE, page)
@@ -60,23 +63,30 @@ def render(
     serving: Mapping[str, Any] | None = None,
     check: Mapping[str, Any] | None = None,
     analysis: Mapping[str, Any] | None = None,
+    judged: Judged | None = None,
 ) -> str:
     """Return the page.
 
     :param serving: what `python -m loadtest.compare` wrote as compare.json
     :param check: what `vmprune check` wrote as check.json
     :param analysis: analysis.json, of a run that had scores or of `vmprune analyze`
+    :param judged: what gates, plain text and the probes of `vmprune check` said
     :raises PruneError: if one of these does not have the fields that are shown
     """
     served = parse(Serving, serving, SERVING_FILE)
     checked = parse(Check, check, CHECK_FILE)
     used = parse(Analysis, analysis, ANALYSIS_FILE)
+    judged = judged or Judged()
     return fill(
         "report.html",
         provenance=result.provenance,
         run=result,
         outcome=outcome(result, served),
-        cards=key_figures(result, served),
+        cards=key_figures(result, served, judged),
+        judged=judged,
+        answers=answers,
+        gates_table=gates_table,
+        text_table=text_table,
         figures=_figures(result, served) | (analysis_figures.figures_of(used) if used else {}),
         analysis=used,
         analysis_tables=analysis_tables,
@@ -113,7 +123,9 @@ def outcome(result: RunResult, serving: Serving | None) -> str:
     return said + "."
 
 
-def key_figures(result: RunResult, serving: Serving | None) -> list[tuple[str, str, str]]:
+def key_figures(
+    result: RunResult, serving: Serving | None, judged: Judged
+) -> list[tuple[str, str, str]]:
     """Return name, value and small print of the figures on top of the page."""
     base, pruned = result.base_size, result.pruned_size
     cards = [
@@ -130,6 +142,7 @@ def key_figures(result: RunResult, serving: Serving | None) -> list[tuple[str, s
             mean = f", mean of {q.maps} maps" if q.maps > 1 else ""
             name = f"Accuracy, {words.variant(variant)}"
             cards.append((name, words.percent(q.accuracy), words.interval(q.low, q.high) + mean))
+    cards += judged.cards
     for metric in ("output_tokens_per_second", "ttft_ms_p50", "itl_ms_p50"):
         ratio = serving and serving.ratio(metric, serving.usual_users)
         if ratio:

@@ -30,7 +30,8 @@ _ADDED = {
 }
 _PAGE = "report.html"
 _HALF_WRITTEN = re.compile(
-    r"\.(report\.html|(check|answers|text_quality|gates_result)\.json)\.\w+\.tmp"
+    r"\.(\.vmprune\.json|README\.md|report\.html|(check|answers|text_quality|gates_result)\.json)"
+    r"\.\w+\.tmp"
 )
 SETTINGS = "settings.json"  # of a run, in its folder
 _SHORT = 200  # bytes of a name within another, which may have 255
@@ -98,6 +99,23 @@ def write_manifest(folder: Path, *, run: str = "") -> None:
     files = {name: _sample(folder / name) for name in _files(folder) if name != MANIFEST}
     more = {"run": run} if run else {}
     write_atomic(folder / MANIFEST, stamp(files=files, **more))
+
+
+def replace_own(folder: Path, name: str, text: str) -> bool:
+    """Write a file of an output again if it is there as we wrote it; say whether it was.
+
+    :param folder: with a manifest, which keeps what the file is now
+    """
+    told = read_stamp(folder / MANIFEST)
+    known = told.get("files") if told is not None else None
+    if told is None or not isinstance(known, dict) or known.get(name) != _sample(folder / name):
+        return False
+    write_atomic(folder / name, text)
+    write_atomic(
+        folder / MANIFEST,
+        json.dumps({**told, "files": {**known, name: _sample(folder / name)}}, indent=1) + "\n",
+    )
+    return True
 
 
 def first_foreign(folder: Path) -> str | None:

@@ -80,8 +80,9 @@ class Page(HTMLParser):
         if self.open[-1:] == ["script"]:
             attributes = self.tags[-1][1]
             self.scripts.append(data)
-            if attributes.get("class") == "figure":
-                self.figures[str(attributes["data-for"])] = json.loads(data)
+            if attributes.get("type") == "application/json":
+                name = attributes.get("data-for") or attributes["id"]
+                self.figures[str(name)] = json.loads(data)
         elif self.open[-1:] == ["style"]:
             self.styles.append(data)
         else:

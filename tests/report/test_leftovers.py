@@ -11,6 +11,7 @@ import pytest
 
 from offline.analysis.analyse import analyse
 from offline.report import analysis_page, recovery_page, sweep_page
+from offline.report.judged import Judged
 from offline.report.render import render
 from offline.results.analysis import Analysis
 from offline.results.compression import RunResult
@@ -18,6 +19,9 @@ from offline.results.decode_speed import DecodeSpeed
 from offline.results.estimate import Estimate
 from offline.results.sweep import SweepPoint, SweepResult
 from tests.analysis.samples import map_keeping, masked, scores_of, two_domains
+from tests.report import loads
+from tests.report.judgements import PASSED, answer_check, gates, judged
+from tests.report.judgements import sweep as judged_sweep
 from tests.report.page import Page
 from tests.report.samples import check_json, compare_json, provenance, quality, run_result, search
 from tests.report.test_lottery_section import record
@@ -98,6 +102,11 @@ PAGES: dict[str, Callable[[], str]] = {
         serving=compare_json(),
         check=check_json(),
         analysis=analysis().model_dump(mode="json"),
+        judged=judged(),
+    ),
+    "report, all gates pass": lambda: render(
+        run_result(num_layers=2),
+        judged=Judged(gates(PASSED), answer_check(with_base=False, healthy=True)),
     ),
     "report, margin": lambda: render(run_result(fitness="margin", search=search(12))),
     "report, agreement, two tasks": lambda: render(
@@ -109,9 +118,14 @@ PAGES: dict[str, Callable[[], str]] = {
     "analysis, all of it": lambda: analysis_page.render(analysis()),
     "analysis, scores alone": lambda: analysis_page.render(analysis(full=False)),
     "recovery, all of it": lambda: recovery_page.render(FULL),
-    "recovery without tasks": lambda: recovery_page.render(recovery()),
+    "recovery without tasks": lambda: recovery_page.render(recovery(), judged()),
     "sweep, all of it": lambda: sweep_page.render(sweep()),
     "sweep, next to nothing": lambda: sweep_page.render(sweep(full=False)),
+    "sweep with gates": lambda: sweep_page.render(judged_sweep()),
+    "load test": loads.of_records,
+    "load test that failed": lambda: loads.of_records(all_failed=True),
+    "load tests compared": loads.of_comparison,
+    "load tests without ratios": lambda: loads.of_comparison(with_ratios=False),
 }
 
 
@@ -133,7 +147,7 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def test_no_text_holds_marks_of_a_template_or_of_a_value_that_is_none(page: Page) -> None:
-    assert page.words.count("Provenance") == 1  # it is there to its end
+    assert page.open == [] and "html" not in {tag for tag, _ in page.tags[1:]}
     said = [page.text]
     said += [value for _, attributes in page.tags for value in attributes.values() if value]
     assert [found[0] for text in said for found in LEFTOVERS.finditer(text)] == []
@@ -142,6 +156,36 @@ def test_no_text_holds_marks_of_a_template_or_of_a_value_that_is_none(page: Page
 def test_no_figure_does_either(page: Page) -> None:
     found = [mark[0] for text in strings(page.figures) for mark in LEFTOVERS.finditer(text)]
     assert found == []
+
+
+def numbers(trace: dict[str, Any]) -> int:
+    """Return how many numbers a trace draws; plotly may have packed them."""
+    found = trace.get("z") or trace.get("y") or trace.get("x") or ()
+    if isinstance(found, dict):
+        return len(found["bdata"])
+    rows = [row if isinstance(row, list) else [row] for row in found]
+    return sum(isinstance(cell, int | float) for row in rows for cell in row)
+
+
+def test_no_chart_is_empty_and_none_is_missing(page: Page) -> None:
+    empty = [
+        (name, trace.get("name"))
+        for name, figure in page.figures.items()
+        for trace in figure["data"] or [{}]
+        if not numbers(trace)
+    ]
+    assert empty == []
+    places = {attributes.get("id") for attributes in page.named("div")}
+    drawn = {name.replace("data-", "figure-") for name in page.figures}
+    assert drawn <= places and len(drawn) == len(page.figures)
+    images = [a for a in page.named("div") if a.get("role") == "img"]
+    assert len(images) == len(page.figures) and all(a["aria-label"] for a in images)
+
+
+@pytest.mark.parametrize("trace", [{}, {"y": []}, {"x": [], "y": []}, {"z": [[None]]}])
+def test_an_empty_chart_would_be_seen(trace: dict[str, Any]) -> None:
+    assert not numbers(trace)
+    assert numbers({"y": [1.5]}) == numbers({"x": ["a"], "z": [[2, None]]}) == 1
 
 
 @pytest.mark.parametrize(
