@@ -40,8 +40,9 @@ def model(out: Path, force: bool) -> None:
     help="concurrent users of the load test",
 )
 def run(out: Path, users: int) -> None:
-    """Make the model, compress it with EEP, serve and load-test both, judge it by a few gates.
+    """Make the model, compress it with EEP, serve and load-test both, and judge it.
 
+    It ends with a few gates, and well whatever they say; the report has all of it.
     What is already there from an earlier run is kept; a run that was killed continues.
     """
     from offline.cli.progress import progress

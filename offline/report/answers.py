@@ -37,10 +37,11 @@ def _table(result: AnswerCheck, caption: str, rows: Iterable[Row], kind: str | N
     for one in result.lengths:
         if kind in (None, one.kind) or len(result.lengths) == len(result.samplings):
             ratio = f"x {one.ratio:.2f} ({one.low:.2f} to {one.high:.2f})"
-            sides = (f"{value:.0f} tokens" for value in (one.base, one.pruned))
-            found.append((one.kind, one.sampling, "mean length", *sides, ratio, ""))
-    head = ("answers", "sampling", "share that", "base", "pruned", "difference", "finding")
-    return Table(caption, head, tuple(found), frozenset({0, 1, 2, 6}))
+            sides = (f"{value:.0f}" for value in (one.base, one.pruned))
+            names = ("mean length, tokens", one.kind, one.sampling, "")
+            found.append((*names, *sides, ratio, f"{one.n:,}"))
+    head = ("share that, %", "answers", "sampling", "finding", "base", "pruned", "difference", "of")
+    return Table(caption, head, tuple(found), frozenset({0, 1, 2, 3}))
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -50,7 +51,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         told = f"{100 * change.value:+.1f} ({_span(change.low, change.high)})"
     base = "" if row.base is None else _rate(row.base)
     finding = "only told" if row.measure in TOLD_ONLY else row.finding
-    return (row.kind, row.sampling, WORDS[row.measure], base, _rate(row.pruned), told, finding)
+    names = (WORDS[row.measure], row.kind, row.sampling, finding)
+    return (*names, base, _rate(row.pruned), told, f"{row.pruned.n:,}")
 
 
 def key_figures(result: AnswerCheck) -> Iterator[tuple[str, str, str]]:
@@ -117,7 +119,7 @@ def _named(row: Row) -> str:
 
 
 def _rate(share: Share) -> str:
-    return f"{_percent(share.rate)} ({_span(share.low, share.high)}), {share.count} of {share.n}"
+    return f"{100 * share.rate:.1f} ({_span(share.low, share.high)})"
 
 
 def _span(low: float, high: float) -> str:

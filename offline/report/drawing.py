@@ -101,9 +101,10 @@ def cv_by_layer(
             for name, layers, colour, symbol in sides
         ]
     )
+    last = max((layer for trace in drawing.data for layer in trace.x), default=0)
     drawing.update_layout(
         **layout_of(320, **layout),
-        xaxis=axis("decoder layer"),
+        xaxis=axis("decoder layer", tick0=0, dtick=max(1, -(-last // 12))),
         yaxis=axis("coefficient of variation", rangemode="tozero"),
     )
     return drawing

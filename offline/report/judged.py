@@ -108,14 +108,14 @@ def gates_table(result: GatesResult) -> Table:
     rows = tuple(
         (
             gate_name(gate),
-            f"{gate.bound} {gate.limit:g}",
-            "" if gate.measured is None else str(gate.measured),
             gate.verdict.upper(),
+            "" if gate.measured is None else str(gate.measured),
+            f"{gate.bound} {gate.limit:g}",
             gate.detail,
         )
         for gate in result.gates
     )
-    head = ("gate", "limit", "measured, 95% interval", "verdict", "why")
+    head = ("gate", "verdict", "measured, 95% interval", "limit", "why")
     return Table("Gates", head, rows, frozenset(range(5)))
 
 
@@ -127,12 +127,12 @@ def text_table(text: TextQuality) -> Table:
             str(domain.perplexity),
             *map(_estimate, (domain.base_perplexity, domain.ratio)),
             *map(_estimate, (domain.same_first, domain.divergence)),
-            f"{domain.documents:,} {'pieces' if domain.pieces else 'documents'}",
+            f"{domain.documents:,}{' pieces' if domain.pieces else ''}",
         )
         for domain in text.domains
     )
-    measures = ("perplexity", "base", "by the base's", "same first token", "KL, nats")
-    return Table("Plain text, 95% intervals", ("domain", *measures, "read"), rows)
+    measures = ("perplexity", "base", "ratio", "same first token", "KL, nats")
+    return Table("Plain text, 95% intervals", ("domain", *measures, "documents"), rows)
 
 
 def tables_of(judged: Judged) -> Iterator[Table]:

@@ -1,4 +1,4 @@
-"""Hand-made gates, text and answers of a pruned model; and of a sweep of some."""
+"""Hand-made gates, text and answers of a pruned model."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from offline.report.judged import Judged
 from offline.results.check import AnswerCheck, Served, Side
 from offline.results.estimate import Estimate
 from offline.results.gates import GateResult, GatesResult
-from offline.results.sweep import SweepPoint, SweepResult
 from offline.results.text_quality import DomainQuality, TextQuality
 from tests.check.speaking import Fault, Speaker
-from tests.report.samples import GIB, provenance
+from tests.report.samples import provenance
 
 
 def estimate(value: float, half: float | None = None) -> Estimate:
@@ -113,45 +112,3 @@ def answer_check(*, with_base: bool = True, healthy: bool = False) -> AnswerChec
 
 def judged() -> Judged:
     return Judged(gates(), answer_check(), text_quality())
-
-
-def sweep(*, gated: bool = True) -> SweepResult:
-    """Return a sweep of six choices: dropped early, of search items alone, and measured again."""
-    points = []
-    for number, (name, size) in enumerate(
-        (("min-ean-25", 6), ("min-ean-50", 4), ("naee-50", 4), ("min-ean-75", 2), ("max-rwn-75", 2))
-    ):
-        again = name not in ("naee-50", "max-rwn-75")
-        points.append(
-            SweepPoint(
-                name=name,
-                plan={"criterion": "min-ean", "keep": size},
-                digest=f"sha256:{number:064d}",
-                experts=30 * size,
-                active=2.0,
-                num_bytes=size * GIB // 5,
-                complete=name != "max-rwn-75",
-                search=0.5 + 0.05 * size,
-                items=25 if name == "max-rwn-75" else 200,
-                seconds=4.5,
-                held_out=estimate(0.48 + 0.05 * size, 0.03) if again else None,
-                tasks={"sciq": estimate(0.48 + 0.05 * size, 0.03)} if again else {},
-                text=text_quality().domains if again and gated else (),
-                gates=gates(PASSED if size > 2 else FAILED, OPEN) if again and gated else None,
-                on_front=again,
-                command=f"vmprune build --model base --map sweep/maps/{name} --out pruned",
-            )
-        )
-    return SweepResult(
-        model="demo-moe-8x",
-        tasks=("sciq",),
-        base_experts=240,
-        base_bytes=9 * GIB // 5,
-        base_search=0.9,
-        base_held_out=estimate(0.88, 0.02),
-        points=tuple(points),
-        skipped={"min-ege-50": "min-ege needs gradients"} if gated else {},
-        left_open=("loops",) if gated else (),
-        recommended="min-ean-50" if gated else None,
-        provenance=provenance(),
-    )

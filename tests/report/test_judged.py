@@ -65,14 +65,14 @@ def test_it_stands_above_everything_with_loops_and_thinking_beside_accuracy() ->
     assert {"class": "verdict fail"} in page.named("p")
     table = page.table("Gates")
     assert table.column("verdict") == ["PASS", "FAIL", "UNDECIDED", "UNDECIDED"]
-    assert page.table("Plain text, 95% intervals").row("code")["by the base's"].startswith("1.183")
+    assert page.table("Plain text, 95% intervals").row("code")["ratio"].startswith("1.183")
     short = page.table("How answers end, all kinds together")
-    loops = short.row("all", "greedy", "loops")
-    assert loops["base"].startswith("0.0 %") and loops["finding"] == "more"
+    loops = short.row("loops", "all", "greedy")
+    assert loops["base"].startswith("0.0 (") and loops["finding"] == "more"
     whole = page.table("How answers end")
     assert len(whole.body) > len(short.body) and "code" in whole.column("answers")
     assert "WORSE than the base: loops (all, greedy)" in words
-    assert "code were not asked: status 400: no such tool." in words
+    assert "Code were not asked: status 400: no such tool." in words
 
 
 def test_without_gates_it_says_that_nobody_has_judged_it() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from offline.analysis.analyse import analyse
-from offline.report import analysis_page, recovery_page, sweep_page
+from offline.report import analysis_page, recovery_page
 from offline.report.judged import Judged
 from offline.report.render import render
 from offline.results.analysis import Analysis
@@ -21,7 +21,6 @@ from offline.results.sweep import SweepPoint, SweepResult
 from tests.analysis.samples import map_keeping, masked, scores_of, two_domains
 from tests.report import loads
 from tests.report.judgements import PASSED, answer_check, gates, judged
-from tests.report.judgements import sweep as judged_sweep
 from tests.report.page import Page
 from tests.report.samples import check_json, compare_json, provenance, quality, run_result, search
 from tests.report.test_lottery_section import record
@@ -121,7 +120,6 @@ PAGES: dict[str, Callable[[], str]] = {
     "recovery without tasks": lambda: recovery_page.render(recovery(), judged()),
     "sweep, all of it": lambda: sweep_page.render(sweep()),
     "sweep, next to nothing": lambda: sweep_page.render(sweep(full=False)),
-    "sweep with gates": lambda: sweep_page.render(judged_sweep()),
     "load test": loads.of_records,
     "load test that failed": lambda: loads.of_records(all_failed=True),
     "load tests compared": loads.of_comparison,
