@@ -1,0 +1,79 @@
+"""What `benchmarks.evidence` compares: each method is a few commands of `vmprune`, as data."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from offline.criteria.registry import CRITERIA
+from offline.methods.merging import MergeKind
+
+SWEEP, RANDOM = "sweep's choice", "random"
+_PLAN = "plan --scores {scores} --out {out}"
+_COMPRESS = (
+    "compress --model {model} --task {tasks} --keep {keep} --seed {seed} --compare none "
+    "--test-items 8 --out {out}"
+)
+_SEARCH = (
+    "--search-items {search_items} --selection-items {search_items} --evaluations {evaluations}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to make a smaller model.
+
+    In ``commands`` the names of `benchmarks.evidence` stand in braces: ``model``, ``scores``,
+    ``tasks``, ``text`` (to learn from), ``ratio``, ``keep`` (experts of a layer), ``total`` (of
+    all), ``floor``, ``search_items``, ``evaluations``, ``seed``. ``{out}`` is what is measured: a
+    routing map or a checkpoint that holds one, or the folder of a sweep.
+    """
+
+    name: str
+    commands: tuple[str, ...]
+    needs_gradients: bool = False
+
+    def words(self, told: Mapping[str, object], out: Path) -> Iterator[tuple[list[str], Path]]:
+        """Yield each command's words, and the folder that it writes."""
+        quoted = {name: shlex.quote(str(value)) for name, value in told.items()}
+        for command in self.commands:
+            words = shlex.split(command.format(**quoted, out=shlex.quote(str(out))))
+            yield words, Path(words[words.index("--out") + 1])
+
+
+METHODS: tuple[Method, ...] = (
+    Method(RANDOM, (f"{_COMPRESS} --method random --search-items 1 --random-maps 1",)),
+    *(
+        Method(name, (f"{_PLAN} --criterion {name} --keep {{keep}}",), one.needs_gradients)
+        for name, one in CRITERIA.items()
+    ),
+    *(
+        Method(f"merged by {kind}", (f"{_PLAN} --merge {kind} --keep {{keep}}",))
+        for kind in get_args(MergeKind)
+    ),
+    *(
+        Method(
+            f"{word}, budget by importance",
+            (f"{_PLAN} --criterion {word} --budget {{total}} --floor {{floor}}",),
+        )
+        for word in ("min-ean", "min-reap")
+    ),
+    *(
+        Method(
+            f"{word}, substituted", (f"{_PLAN} --criterion {word} --keep {{keep}} --substitute",)
+        )
+        for word in ("min-ean", "min-euf")
+    ),
+    Method("EEP", (f"{_COMPRESS} --method eep {_SEARCH}",)),
+    Method(
+        SWEEP,
+        (
+            "sweep --model {model} --scores {scores} --task {tasks} --ratios {ratio} --seed {seed} "
+            "--merges output-similarity,router-similarity --engine transformers "
+            "--search-items {search_items} --test-items 16 --finalists 1 --out {out}",
+        ),
+    ),
+)
