@@ -93,7 +93,7 @@ def _of_items(run: RunResult | None, recovery: Recovery | None) -> Iterator[Eval
         if run is not None and (q.variant, q.split) == (run.method, "test"):
             yield _result(q.task, q.measure, q.accuracy, (q.low, q.high), f"{q.items} items")
     for cell in () if recovery is None else recovery.cells:
-        if (cell.subject, cell.mode) == ("model", "sft"):
+        if cell.subject == "model" and cell.mode not in ("zero-shot", "k-shot"):
             interval = (cell.low, cell.high)
             yield _result(cell.task, cell.metric, cell.accuracy, interval, f"{cell.items} items")
 

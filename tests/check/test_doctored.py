@@ -60,7 +60,12 @@ def test_loops_open_thinking_and_wrong_calls_of_real_weights_are_found(tmp_path:
     assert same["rows"] == json.loads(done.stdout)["answers"]["rows"]
     assert [log.stat().st_mtime_ns for log in logs] == before  # no server was started
 
-    healthy = invoke("check", str(again), *ask)
+    # The same weights, served as vLLM does by default: compiled.
+    healthy = invoke("check", str(again), *[word for word in ask if word != "--eager"])
     facts = json.loads(healthy.stdout)["answers"]
     assert (healthy.exit_code, facts["verdict"]) == (0, "undecided")
     assert all(row["pruned"]["count"] == 0 for row in facts["rows"])
+    for side in ("base", "pruned"):
+        assert "--enforce-eager" not in facts[side]["arguments"]
+        log = (folder_of(again) / f"{side}.log").read_text()
+        assert "enforce_eager=False" in log and "torch.compile" in log
