@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from offline.analysis.analyse import analyse
-from offline.report import analysis_page, recovery_page
+from offline.report import analysis_page, recovery_page, sweep_page
 from offline.report.judged import Judged
 from offline.report.render import render
 from offline.results.analysis import Analysis
