@@ -18,7 +18,6 @@ class Serving:
     :param model: what `make_family` is asked for beside the family's own config
     :param refused: a part of what vLLM says where it cannot run the family on a CPU
     :param uncompact: a part of what is said where it runs what is plain only
-    :param differs: that its answers of the unpruned base are not transformers'
     :param note: for readers of docs/families.md
     """
 
@@ -27,7 +26,6 @@ class Serving:
     model: dict[str, Any] = field(default_factory=dict)
     refused: str | None = None
     uncompact: str | None = None
-    differs: str | None = None
     note: str = ""
 
     def refusal(self, form: str) -> str | None:

@@ -131,13 +131,6 @@ def difference(found: list[Answer], expected: list[Answer], *, same_tokens: bool
     return worst
 
 
-def check_that_the_base_differs(base: Checkpoint, arguments: dict[str, Any]) -> None:
-    found = probe(base.folder, PROMPTS, steps=STEPS, skip_tokenizer_init=True, **arguments)
-    model = load(base.folder, getattr(torch, arguments["dtype"]))
-    expected = [greedy(model, prompt, STEPS) for prompt in PROMPTS]
-    assert difference(found, expected, same_tokens=False) > 0.1
-
-
 MAPS: dict[str, Callable[[Checkpoint], RoutingMap]] = {
     "plain": lambda base: kept_map(base, UNIFORM),
     "compact": lambda base: kept_map(base, DIFFERENT),
@@ -176,10 +169,6 @@ def test_served_as_the_reference_says(
         with pytest.raises(RuntimeError, match=re.escape(refusal)):
             ask()
         matrix.add(family, form, parallel, f"vLLM: {refusal}")
-        return
-    if serving.differs:
-        check_that_the_base_differs(base, arguments)
-        matrix.add(family, form, parallel, f"vLLM: {serving.differs}")
         return
     exact = arguments["dtype"] == "float32"
     expected = answers_of(base, routing_map, getattr(torch, arguments["dtype"]))
