@@ -71,7 +71,13 @@ def lottery(*, tuned: bool) -> RunResult:
 
 def sweep(*, full: bool = True) -> SweepResult:
     """Return a sweep of a choice that was dropped and of two that were measured, if there are."""
-    own = {"plan": {}, "digest": "", "active": 2, "seconds": 1.0, "command": "vmprune build"}
+    own: dict[str, Any] = {
+        "plan": {},
+        "digest": "",
+        "active": 2,
+        "seconds": 1.0,
+        "command": "vmprune build",
+    }
     known = Estimate(value=0.7, low=0.6, high=0.8)
     point = SweepPoint(**own, name="a", experts=8, num_bytes=9, complete=True, search=0.7, items=99)
     dropped = point.model_copy(update={"name": "b", "complete": False})

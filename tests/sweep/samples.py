@@ -13,13 +13,14 @@ from offline.results.sweep import SweepResult
 from offline.sweep.choices import choices_of
 from offline.sweep.settings import SweepSettings
 from offline.sweep.sweep import Sweep
+from offline.tasks.task import Split
 from tests.criteria.scores import scores_of
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.provenance import DataIdentity, Provenance
 
 SOURCE = DataIdentity(name="scores", count=1, sha256="sha256:0")
 # One choice of each kind: as many experts merged, dropped and substituted, each with fewer active.
-KINDS = {
+KINDS: dict[str, object] = {
     "criteria": "min-ean",
     "ratios": "0.5",
     "spreads": "uniform",
@@ -43,8 +44,8 @@ def made_up_scores(base: Path) -> Scores:
     """Return scores of random tokens for a tiny Mixtral."""
     checkpoint = Checkpoint.open(base)
     layers = tuple(checkpoint.expert_counts())
-    own = {"base": checkpoint.fingerprint(), "experts": 8, "hidden": 64}
-    return scores_of(layers, gradients=False, **own)
+    base_of = checkpoint.fingerprint()
+    return scores_of(layers, base=base_of, gradients=False, experts=8, hidden=64)
 
 
 def flags_of(settings: dict[str, object]) -> list[str]:
@@ -60,7 +61,7 @@ def swept_in(
     """Return what a sweep of all kinds finds in an engine that is there already."""
     checkpoint, settings = Checkpoint.open(base), SweepSettings.of(KINDS)
     choices = choices_of(settings, made_up_scores(base), checkpoint, SOURCE)
-    items = {"search": settings.search_items, "test": settings.test_items}
+    items: dict[Split, int | None] = {"search": 16, "test": 12}
     objective = Objective.parse(str(task), items=items)
     folder.mkdir()
     sweep = Sweep(checkpoint, choices, objective, settings, folder, Silence(), name)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from offline.sweep import speed
 from offline.sweep.settings import SpeedSettings
 from offline.sweep.speed import SpeedBench, _pieces
 from tests.vllm_moe_prune.bare import layer_fields, map_of
@@ -43,7 +42,7 @@ class Engine:
 
 def test_a_map_and_its_base_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine()
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: engine.clock)
+    monkeypatch.setattr("offline.sweep.speed.time.perf_counter", lambda: engine.clock)
     settings = SpeedSettings(speed_rounds=9, speed_batch=2, speed_tokens=5)
     bench = SpeedBench(engine, "vllm", [[1, 2], [3]], settings)
     found = bench.measure(map_of(layer_fields(0)))
