@@ -8,11 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from offline.cli.progress import Silence
 from offline.engines.live.engine import VllmEngine
 from offline.engines.local.scoring import PackedLM
 from offline.engines.local.transformers import TransformersEngine
+from offline.engines.opened import Where
 from offline.engines.reading import divergence
+from offline.fitness.documents import TextAsked, parse_texts
+from offline.plan.recipe import PlanRecipe
+from offline.plan.sensitivity import SensitivityAsked, measure
 from offline.tasks.catalog import Task
+from tests.criteria.scores import scores_of
 from tests.engines.live.comparing import (
     FLOAT32_LIMIT,
     KINDS,
@@ -22,12 +28,14 @@ from tests.engines.live.comparing import (
     the_map,
 )
 from tests.engines.served import requests
-from tests.sample_files import write_modules, write_task
+from tests.sample_files import write_modules, write_task, write_text
 from tests.sample_maps import map_of
 from tests.sweep.samples import NAMES, swept_in
 from tests.tiny import make_tiny_mixtral, random_map
+from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap, Selection
+from vllm_moe_prune.provenance import DataIdentity
 
 pytestmark = pytest.mark.vllm
 
@@ -271,3 +279,18 @@ def test_a_sweep_finds_what_it_finds_with_transformers(
     assert len({point.search for point in live.points}) > 2
     fast = [point.speed for point in live.front if point.speed is not None]
     assert fast and all(one.engine == "vllm" and one.tokens_per_second > 0 for one in fast)
+
+
+def test_what_each_layer_loses_is_the_same(base: Path, engines: Engines, tmp_path: Path) -> None:
+    opened = Checkpoint.open(base)
+    layers = tuple(opened.expert_counts())
+    scores = scores_of(layers, base=opened.fingerprint(), gradients=False, experts=8)
+    text = TextAsked(parse_texts("--text", f"{write_text(tmp_path / 'prose.txt')}:4"), length=16)
+    source = DataIdentity(name="scores", count=1, sha256="sha256:0")
+    asked = SensitivityAsked(opened, scores, source, PlanRecipe(ratio=0.0), text, 1, Where())
+    live, reference = (measure(engine, asked, Silence()) for engine in engines)
+    assert live.loss == pytest.approx(reference.loss, abs=FLOAT32_LIMIT)
+    assert [one.layer for one in live.layers] == list(layers)
+    for mine, other in zip(live.layers, reference.layers, strict=True):
+        assert mine.losses[2] == pytest.approx(other.losses[2], abs=FLOAT32_LIMIT)
+    assert max(abs(one.losses[2]) for one in live.layers) > 10 * FLOAT32_LIMIT
