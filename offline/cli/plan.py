@@ -122,8 +122,8 @@ def _warn(found: Plan) -> None:
         )
     if found.by_importance:
         click.echo(
-            "warning: --budget goes by shares of importance, which were worse at a half than the "
-            "same number in each layer; --sensitivity goes by what layers lose "
+            "warning: --budget goes by shares of importance, which were no better on average than "
+            "the same number in each layer; --sensitivity goes by what layers lose "
             "(docs/sensitivity.md)",
             err=True,
         )

@@ -54,8 +54,8 @@ class PlanRecipe(BaseModel):
         default=None,
         ge=1,
         description="experts to keep in all layers together: with --sensitivity where the model "
-        "needs them, else by the layers' importance, which was worse at a half than the same "
-        "number in each (docs/sensitivity.md)",
+        "needs them, else by shares of importance, which were no better on average than the "
+        "same number in each layer (docs/sensitivity.md)",
     )
     floor: int = Field(default=1, ge=1, description="with --budget: no layer keeps fewer")
     top_k: str | None = Field(
