@@ -148,7 +148,7 @@ class Bench:
             settings,
             folder,
             seed=self.more["seed"],
-            where=Where(device=self.device),
+            where=Where(device=self.device, save_every=8),
             reporter=self.reporter,
             teacher=(
                 teaching.teacher_of(self.examples, self.reporter) if loss == "distill" else None
