@@ -78,17 +78,17 @@ def main(
         scripted_server(first, gap) as fast,
     ):
         half = [made(f"twice-{number + 1:02}", slow, fast) for number in range(twice)]
-    holding = _holding(itself)
+    counts = holding(itself)
     report = {
         "name": "loadtest_compare_itself_least_share_of_intervals_with_1",
-        "value": min(holding.values()) / runs,
+        "value": min(counts.values()) / runs,
         "unit": "ratio",
         "detail": {
             "runs": runs,
-            "runs_whose_interval_has_1": holding,
+            "runs_whose_interval_has_1": counts,
             "runs_where_all_have": sum(all(map(_has_1, run.ratios)) for run in itself),
             "median_width": _widths(itself),
-            "twice_as_fast": [_against_truth(run) for run in half],
+            "twice_as_fast": [against_truth(run) for run in half],
             "settings": settings.model_dump(mode="json", exclude_defaults=True),
             **{"first": first, "gap": gap, "jitter": jitter},
         },
@@ -100,7 +100,7 @@ def _has_1(ratio: Any) -> bool:
     return ratio.low is not None and bool(ratio.low <= 1 <= ratio.high)
 
 
-def _holding(runs: list[CompareResult]) -> dict[str, int]:
+def holding(runs: list[CompareResult]) -> dict[str, int]:
     """In how many runs the interval of each metric holds 1."""
     names = dict.fromkeys(ratio.metric for run in runs for ratio in run.ratios)
     ratios = [ratio for run in runs for ratio in run.ratios]
@@ -116,7 +116,7 @@ def _widths(runs: list[CompareResult]) -> dict[str, float]:
     return {name: round(sorted(found)[len(found) // 2], 4) for name, found in widths.items()}
 
 
-def _against_truth(run: CompareResult) -> dict[str, Any]:
+def against_truth(run: CompareResult) -> dict[str, Any]:
     """Each metric's ratio of one that is twice as fast, and the furthest from its truth."""
     true = {
         r.metric: 1.0 if r.higher_is_better is None else 2.0 if r.higher_is_better else 0.5

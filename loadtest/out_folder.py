@@ -11,8 +11,8 @@ from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.reading import read_json
 
 _ROUND_FILES = re.compile(
-    r"\d+-[\w.-]+(/(server\.log|answers\.jsonl|users-\d+(\.\d+)?\.(jsonl|parquet(\.jsonl)?|log|client\.json"
-    r"|server\.jsonl|vllm-bench\.(json|log))))?"
+    r"\d+-[\w.-]+(/(server\.log|answers\.jsonl|users-\d+(\.\d+)?\.(jsonl|parquet(\.jsonl)?|log"
+    r"|client\.json|server\.jsonl|vllm-bench\.(json|log))))?"
 )
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.compare_itself import against_truth, holding
 from benchmarks.dummy_model import Shape
 from benchmarks.engine_options import Setup, engine_options
 from benchmarks.serving_budget import budget
 from benchmarks.soak import growth
 from benchmarks.stepping import Work
 from loadtest.metrics import Record, summarise
-from loadtest.results import CompareResult, Lifetime, Settings
+from loadtest.results import CompareResult, Lifetime, Ratio, Settings
 from loadtest.server_metrics import ServerUse
 
 
@@ -43,19 +45,43 @@ def lifetime(folder: Path, side: str, round_: int, decode: float, whole: float) 
     )
 
 
-def test_a_budget_adds_part_to_part_on_both_sides(tmp_path: Path) -> None:
-    lives = [lifetime(tmp_path, "base", n, 160, 200) for n in range(2)]
-    lives += [lifetime(tmp_path, "pruned", n, 80, 120) for n in range(2)]
-    result = CompareResult(
+def comparison(lives: Sequence[Lifetime] = (), ratios: Sequence[Ratio] = ()) -> CompareResult:
+    return CompareResult(
         base="a",
         candidate="b",
         settings=Settings(users=(2,)),
         server_arguments=(),
         created="now",
         lifetimes=tuple(lives),
-        ratios=(),
+        ratios=tuple(ratios),
     )
-    found = budget(result, tmp_path)["2"]
+
+
+def ratio(metric: str, better: bool | None, ends: tuple[float, float, float]) -> Ratio:
+    low, middle, high = ends
+    return Ratio(
+        metric=metric,
+        users=2,
+        per_round=(middle,),
+        median=middle,
+        higher_is_better=better,
+        low=low,
+        high=high,
+    )
+
+
+def test_intervals_that_hold_1_are_counted_and_the_furthest_from_half_is_named() -> None:
+    one = [ratio("ttft", False, (0.4, 0.51, 1.2)), ratio("speed", True, (1.01, 1.9, 2.0))]
+    other = [ratio("ttft", False, (1.0, 1.0, 1.0)), ratio("speed", True, (0.9, 2.0, 3.0))]
+    assert holding([comparison(ratios=r) for r in (one, other)]) == {"ttft": 2, "speed": 1}
+    found = against_truth(comparison(ratios=one))
+    assert (found["furthest"], found["off_by"]) == ("speed", 0.05)
+
+
+def test_a_budget_adds_part_to_part_on_both_sides(tmp_path: Path) -> None:
+    lives = [lifetime(tmp_path, "base", n, 160, 200) for n in range(2)]
+    lives += [lifetime(tmp_path, "pruned", n, 80, 120) for n in range(2)]
+    found = budget(comparison(lives), tmp_path)["2"]
     parts = {"decode": 160, "prefill": 20, "waiting": 5, "http_and_client": 15}
     assert found["milliseconds"]["base"] == parts
     assert found["base_over_side"]["pruned"] == {
