@@ -39,9 +39,13 @@ def _against(
         samples = None
         if records_of is not None:
             samples = [pair(records_of(b, users), records_of(c, users)) for b, c in both]
-        points = [(_point(base, users), _point(candidate, users)) for base, candidate in both]
+        points = [
+            (first, second)
+            for base, candidate in both
+            if (first := _point(base, users)) and (second := _point(candidate, users))
+        ]
         for metric, (read, better) in POINT_METRICS.items():
-            values = [(b and read(b), c and read(c)) for b, c in points]
+            values = [(read(first), read(second)) for first, second in points]
             yield from _ratio(metric, users, better, values, name, samples)
     for metric, (look, better) in LIFETIME_METRICS.items():
         yield from _ratio(metric, None, better, [(look(b), look(c)) for b, c in pairs], name, None)
