@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from offline.engines.needs import check_ray, unreachable
@@ -104,13 +104,13 @@ def _connect(address: str | None, num_cpus: int) -> bool:
     if address is None or address == "local":
         options |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
         options["object_store_memory"] = _LOCAL_STORE_BYTES
-        options["_node_ip_address"] = "127.0.0.1"  # else it listens on all of the machine's
     else:
         check_ray(address)
         options["address"] = address
     for attempt in range(1, _ATTEMPTS + 1):  # Ray waits 30 s for itself, too little under load
         try:
-            ray.init(**options)
+            with _on_loopback() if options["address"] == "local" else nullcontext():
+                ray.init(**options)
             break
         except Exception as error:  # plain ones too
             ray.shutdown()
@@ -118,6 +118,25 @@ def _connect(address: str | None, num_cpus: int) -> bool:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise unreachable(address or "local", reason) from None
     return True
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let a Ray that is started in this block be reached from this machine alone.
+
+    Elsewhere than on Windows and macOS it listens on all of the machine's addresses; this is its
+    switch for that.
+    """
+    from ray._private import ray_constants
+
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before[0]
+        os.environ.pop(name) if before[1] is None else os.environ.update({name: before[1]})
 
 
 def _share(count: int, cpus: int | None, gpus: float | None, ranks: int) -> Share:

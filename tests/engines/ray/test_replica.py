@@ -7,10 +7,12 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
@@ -95,6 +97,18 @@ def test_a_replica_is_an_engine_and_goes_on_after_its_process_was_killed() -> No
         with pytest.raises(PruneError) as caught:
             engine.apply(map_keeping(7))
         assert (caught.value.message, caught.value.hint) == ("this map is refused", "take another")
+
+
+def test_nothing_of_a_local_ray_listens_elsewhere_than_on_loopback() -> None:
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    listening = set()
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            found = process.net_connections("inet")
+            addresses = [one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN]
+            listening |= {address.removeprefix("::ffff:") for address in addresses}
+    assert len(processes) > 3
+    assert listening == {"127.0.0.1"}
 
 
 def test_a_factory_that_fails_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
