@@ -31,8 +31,9 @@ def watch(llm: Any) -> None:
     """
     client = llm.llm_engine.engine_core
     manager = getattr(getattr(client, "resources", None), "engine_manager", None)
-    if manager is not None and hasattr(client, "utility_results"):
-        threading.Thread(target=_tell, args=(client, list(manager.processes)), daemon=True).start()
+    processes = list(getattr(manager, "processes", ()))
+    if processes and hasattr(client, "utility_results"):
+        threading.Thread(target=_tell, args=(client, processes), daemon=True).start()
 
 
 def _tell(client: Any, processes: list[Any]) -> None:
