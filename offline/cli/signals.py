@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import click
+
 SECONDS = 4.0  # for what is under way to end by itself
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 LINE = "interrupted; the same command continues"
@@ -24,7 +26,10 @@ class Terminated(KeyboardInterrupt):
 def ending_in_time() -> Iterator[None]:
     """Let the block end by these signals as by Ctrl-C, and this process if the block does not.
 
-    A thread of its own waits for them: Python runs no handler while a library computes.
+    A thread of its own waits for them: Python runs no handler while a library computes. An error
+    that a library makes of the interrupt is taken for it.
+
+    :raises click.Abort: in place of an error after a signal
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -32,18 +37,28 @@ def ending_in_time() -> Iterator[None]:
     own, other = socket.socketpair()
     other.setblocking(False)
     threading.Thread(target=_watch, args=(own,), daemon=True).start()
-    before = signal.signal(signal.SIGTERM, _terminate)
+    came: list[type[KeyboardInterrupt]] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+        raise came[-1]
+
+    heard = [one for one in _NUMBERS if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
     fd = signal.set_wakeup_fd(other.fileno(), warn_on_full_buffer=False)
     try:
         yield
+    except click.Abort:
+        raise
+    except Exception:
+        if not came:
+            raise
+        raise click.Abort from came[0]()
     finally:
         signal.set_wakeup_fd(fd)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         other.close()
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
 
 
 def _watch(own: socket.socket) -> None:

@@ -27,11 +27,21 @@ def minds_nothing() -> None:
             time.sleep(0.1)
 
 
+def makes_an_error_of_it() -> None:
+    """As torch does where it was about to leave a context."""
+    try:
+        time.sleep(60)
+    finally:
+        raise RuntimeError("trying to pop from empty mode stack")
+
+
 @pytest.mark.parametrize(
     ("work", "number", "status"),
     [
         (waits, signal.SIGTERM, 143),
         (waits, signal.SIGINT, 130),
+        (makes_an_error_of_it, signal.SIGTERM, 143),
+        (makes_an_error_of_it, signal.SIGINT, 130),
         (minds_nothing, signal.SIGTERM, 128 + signal.SIGTERM),
         (minds_nothing, signal.SIGINT, 128 + signal.SIGINT),
     ],
@@ -69,8 +79,9 @@ def test_a_command_ends_with_one_line(
 
 
 def test_handlers_are_as_before_afterwards() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
     with signals.ending_in_time():
-        assert signal.getsignal(signal.SIGTERM) is not before
-    assert signal.getsignal(signal.SIGTERM) is before
+        assert signal.getsignal(signal.SIGTERM) is not before[0]
+    assert [signal.getsignal(number) for number in numbers] == before
     assert signal.set_wakeup_fd(-1) == -1
