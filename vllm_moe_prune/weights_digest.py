@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.headers import StoredTensor
 
 _SAMPLE = 64  # bytes
@@ -89,7 +90,7 @@ def _read(
                 while begin < end:
                     got = os.pread(stream.fileno(), min(_CHUNK, end - begin), begin)
                     if not got:
-                        raise OSError(f"{file} became shorter while it was read")
+                        raise PruneError(f"{file} became shorter while it was read")
                     digest.update(got)
                     begin += len(got)
             yield tensor.info.name, digest.digest()
