@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pydantic import BaseModel, Field
@@ -9,6 +10,7 @@ from pydantic import BaseModel, Field
 from offline.engines.opened import EngineName
 from vllm_moe_prune.errors import PruneError
 
+_KEPT = re.compile(r"[0-9a-f]{16}|\..*")  # teachers, and what they are made under
 TEACHER_PLACES = frozenset({"teacher", "teacher_tensor_parallel"})
 
 
@@ -36,7 +38,7 @@ class TeacherSettings(BaseModel):
     def check_teacher(self) -> None:
         """Refuse a place where no teacher can be kept, before any work.
 
-        :raises PruneError: naming it, or GPUs that no vLLM shares
+        :raises PruneError: naming it and what is in it, or if GPUs are given that no vLLM shares
         """
         if self.teacher_tensor_parallel is not None and self.teacher_engine != "vllm":
             raise PruneError("--teacher-tensor-parallel is of --teacher-engine vllm")
@@ -45,5 +47,12 @@ class TeacherSettings(BaseModel):
             return
         if folder.exists() and not folder.is_dir():
             raise PruneError(f"--teacher {folder} is not a folder", hint="give it one of its own")
+        names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        foreign = next((name for name in names if not _KEPT.fullmatch(name)), None)
+        if foreign is not None:
+            raise PruneError(
+                f"--teacher {folder} holds {foreign}, which is no teacher's",
+                hint="give it a folder of its own",
+            )
         if not folder.resolve().parent.is_dir():
             raise PruneError(f"--teacher: {folder.parent} is not a folder", hint="create it first")

@@ -50,7 +50,7 @@ class RecoverRecipe(PromptingSettings, TeacherSettings):
     base: Path | None = Field(
         default=None,
         description="base that it was pruned from, named alike: gets the same examples and "
-        "finetune for comparison, and is not kept",
+        "finetune for comparison, and is not kept; or teaches, with --distill",
     )
     task: str | None = Field(
         default=None,

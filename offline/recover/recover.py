@@ -2,6 +2,7 @@
 
 base and model alike: finetune on lessons -> zero-shot and k-shot before, zero-shot after
 -> OUT: the model as it was trained, with its map, the table and the page
+With ``--distill`` the base is asked once what it expects of the text, which the model then learns.
 
 Each number, and each trained checkpoint, is kept in ``OUT.run`` as soon as it is there: a run that
 was killed continues when the same call is made again.
