@@ -6,9 +6,9 @@ The same sequences train the same weights of the same pruned model in the same o
 loss of the text's next token and once with the distance to the base's distribution: the gates
 alone (Router-KD, arXiv 2603.02217) and all weights. Of several learning rates each takes that with
 the lowest perplexity on sequences kept aside. Measured on held-out documents: perplexity, how
-often the base's likeliest token is the model's, KL(base || model); and how many of the answers to
-their beginnings loop, greedy and sampled. What was done is not done again: the same command
-continues. Prints a Markdown table; the last line of stdout is one JSON object.
+often the base's likeliest token is the model's, KL(base || model); and how many of the greedy
+answers to their beginnings loop (offline/check/traits.py). What was done is not done again: the
+same command continues. Prints a Markdown table; the last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _compared(bench: Bench, ratio: str) -> dict[str, Told]:
 
 def _table(base: Told, found: Found) -> str:
     head = ["experts gone", "trained", "rate", "perplexity", "of the base's", "same first token"]
-    head += ["KL to the base", "greedy answers that loop", "sampled ones", "training"]
+    head += ["KL to the base", "answers that loop", "training"]
     rows = [head, ["---"] * len(head), _row("none", "", base)]
     for ratio, each in found.items():
         rows += [_row(f"{ratio:.0%}", name, told) for name, told in each.items()]
@@ -83,9 +83,9 @@ def _row(share: str, name: str, told: Told) -> list[str]:
             ("perplexity", 1), ("ratio", 2), ("same_first", 3), ("divergence", 2)
         )
     ]  # fmt: skip
-    looping = [_interval(told["loops"][way], 2) for way in ("greedy", "sampled")]
+    looping = _interval(told["loops"]["greedy"], 2)
     took = f"{told['seconds']:.0f} s" if "seconds" in told else ""
-    return [share, name, str(told.get("rate", "")), *numbers, *looping, took]
+    return [share, name, str(told.get("rate", "")), *numbers, looping, took]
 
 
 def _interval(estimate: dict[str, float], digits: int) -> str:

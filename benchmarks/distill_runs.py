@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -46,7 +46,6 @@ LOSSES: tuple[Loss, ...] = get_args(Loss)
 TRAINED: tuple[Trainable, ...] = ("router", "all")
 _ALL = "all"  # domains as one
 _PROMPT = 32  # tokens of a document that are continued
-_WAYS: Mapping[str, Decoding] = {"greedy": Decoding(), "sampled": Decoding(temperature=0.7)}
 
 
 @dataclass(slots=True)
@@ -164,8 +163,8 @@ class Bench:
                 self._base = self._read(self.opened(self.model))
             engine = self.opened(folder)
             quality = self._quality(self._read(engine, self._base))
-            looping = {way: self._looping(engine, decoding) for way, decoding in _WAYS.items()}
-            write_atomic(file, json.dumps({"quality": quality, "loops": looping}))
+            found = {"quality": quality, "loops": {"greedy": self._looping(engine)}}
+            write_atomic(file, json.dumps(found))
             self.reporter.step()
         return read_object(file)
 
@@ -185,9 +184,13 @@ class Bench:
         ratios = {one.name: one.ratio.value for one in each if one.ratio is not None}
         return {**whole.model_dump(mode="json"), "ratios": ratios}
 
-    def _looping(self, engine: TransformersEngine, decoding: Decoding) -> dict[str, float]:
-        """Return the share of answers to the documents' beginnings that loop."""
-        prompts = list(self._prompts(decoding))
+    def _looping(self, engine: TransformersEngine) -> dict[str, float]:
+        """Return the share of greedy answers to the documents' beginnings that loop."""
+        prompts = [
+            Prompt(text[1 : _PROMPT + 1], Decoding(), self.more["answer_tokens"])
+            for domain in self.held_out
+            for text in domain.texts[: self.more["answers"]]
+        ]
         ends = end_tokens(engine.model, engine.tokenizer)
         batch = engine.tokens_per_batch
         found = generate(engine.model, prompts, engine.tokenizer, batch, ends)
@@ -195,14 +198,6 @@ class Bench:
         share = float(np.mean([loops(one) for one in units]))
         low, high = wilson(share, len(units))
         return {"value": share, "low": low, "high": high, "answers": len(units)}
-
-    def _prompts(self, decoding: Decoding) -> Iterator[Prompt]:
-        for domain in self.held_out:
-            for text in domain.texts[: self.more["answers"]]:
-                ids, seed = text[1 : _PROMPT + 1], None
-                if decoding.temperature > 0:
-                    seed = decoding.seed_of(ids, 0)
-                yield Prompt(ids, decoding, self.more["answer_tokens"], seed)
 
 
 def _written(texts: Texts, out: Path, prefix: str, count: int) -> str:
