@@ -6,11 +6,13 @@ server counts; a chunk may hold several, and a token may come without one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 SHORT_GAP_MS = 1.0  # chunks that come closer than this lay ready in a buffer somewhere
@@ -110,11 +112,17 @@ class Record(_Frozen):
 
 
 class Quantiles(_Frozen):
-    """Median, 95th and 99th percentile, linearly interpolated; older files lack the last."""
+    """Median, 95th and 99th percentile, linearly interpolated; older files lack the last.
+
+    ``p50_ends`` and ``p95_ends``: their 95 % intervals; None where values are too few, or many of
+    one request.
+    """
 
     p50: float
     p95: float
     p99: float | None = None
+    p50_ends: tuple[float, float] | None = None
+    p95_ends: tuple[float, float] | None = None
 
 
 class Slo(_Frozen):
@@ -183,13 +191,31 @@ class Summary(_Frozen):
         return self.joules / tokens if self.joules is not None and tokens else None
 
 
-def quantiles(values: Iterable[float]) -> Quantiles | None:
-    """Percentiles of ``values``; None if there are none."""
-    array = np.fromiter(values, dtype=np.float64)
+def quantiles(values: Iterable[float], *, ends: bool = True) -> Quantiles | None:
+    """Percentiles of ``values``; None if there are none.
+
+    :param ends: with intervals; not for values of which a request has many, as these are alike
+    """
+    array = np.sort(np.fromiter(values, dtype=np.float64))
     if not array.size:
         return None
-    p50, p95, p99 = np.percentile(array, [50, 95, 99])
-    return Quantiles(p50=float(p50), p95=float(p95), p99=float(p99))
+    p50, p95, p99 = (float(value) for value in np.percentile(array, [50, 95, 99]))
+    low, high = (_ends(array, share) if ends else None for share in (0.5, 0.95))
+    return Quantiles(p50=p50, p95=p95, p99=p99, p50_ends=low, p95_ends=high)
+
+
+_FEWEST = 5  # of n p (1 - p), for the binomial distribution to be nearly normal
+
+
+def _ends(values: NDArray[np.float64], share: float) -> tuple[float, float] | None:
+    """The order statistics between which a quantile lies in 95 % of cases, whatever they are of."""
+    middle = share * values.size
+    if middle * (1 - share) < _FEWEST:
+        return None
+    far = 1.959964 * math.sqrt(middle * (1 - share))
+    ranks = (math.floor(middle - far), math.ceil(middle + far))  # from 0
+    low, high = (float(values[min(max(rank, 0), values.size - 1)]) for rank in ranks)
+    return low, high
 
 
 def known(values: Iterable[float | None]) -> Iterable[float]:
@@ -250,7 +276,7 @@ def summarise(records: Sequence[Record], users: int, slo: Slo | None = None) -> 
         ttft_ms=quantiles(known(r.ttft_ms for r in complete)),
         answer_ms=quantiles(known(r.answer_ms for r in complete)),
         tpot_ms=quantiles(known(r.tpot_ms for r in complete)),
-        itl_ms=quantiles(gaps),
+        itl_ms=quantiles(gaps, ends=False),
         e2e_ms=quantiles(r.e2e_ms for r in complete),
         prefill_tokens_per_second=_rate(
             sum(r.prompt_tokens or 0 for r in prompted), sum(r.arrivals[0] for r in prompted)

@@ -20,7 +20,7 @@ from plotly.offline import get_plotlyjs
 
 from loadtest import drawing
 from loadtest.cli import one_line
-from loadtest.metrics import Record, Summary, summarise
+from loadtest.metrics import Quantiles, Record, Summary, summarise
 from loadtest.records import read_records
 from loadtest.results import CompareResult, load_result, write_atomic
 from loadtest.server_metrics import Sample, ServerUse, read_samples
@@ -150,8 +150,18 @@ def _cells(summary: Summary) -> list[str]:
         f"{summary.requests_per_second:.2f}",
         f"{summary.output_tokens_per_second:.1f}",
         source[summary.tokens_from],
-        *("-" if q is None else f"{q.p50:.1f} / {q.p95:.1f} / {q.p99 or 0:.1f}" for q in latencies),
+        *("-" if q is None else _percentiles(q) for q in latencies),
     ]
+
+
+def _percentiles(found: Quantiles) -> str:
+    """Three of them, with 95 % intervals where there are any."""
+
+    def shown(value: float, ends: tuple[float, float] | None) -> str:
+        return f"{value:.1f}" + (f" ({ends[0]:.1f} - {ends[1]:.1f})" if ends else "")
+
+    parts = (shown(found.p50, found.p50_ends), shown(found.p95, found.p95_ends))
+    return " / ".join([*parts, shown(found.p99 or 0, None)])
 
 
 def _server_cells(use: ServerUse | None) -> list[str]:

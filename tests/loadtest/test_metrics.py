@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +38,21 @@ def test_no_chunk_no_time_to_first_token() -> None:
 def test_quantiles_interpolate_linearly() -> None:
     assert quantiles([1, 2, 3, 4, 5]) == Quantiles(p50=3, p95=4.8, p99=4.96)
     assert quantiles([]) is None
+
+
+def test_intervals_of_percentiles_hold_them_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    held = np.zeros(2)
+    for values in rng.lognormal(0, 1, (300, 200)):
+        found = quantiles(values)
+        assert found and found.p50_ends and found.p95_ends
+        true = (1.0, float(np.exp(1.6448536)))
+        ends = (found.p50_ends, found.p95_ends)
+        held += [low <= one <= high for one, (low, high) in zip(true, ends, strict=True)]
+    assert (held / 300 > 0.93).all()
+    few = quantiles(range(100))
+    assert few and few.p50_ends == (40, 60) and few.p95_ends is None
+    assert (quantiles(range(100), ends=False) or few).p50_ends is None
 
 
 def test_summary_by_hand() -> None:
