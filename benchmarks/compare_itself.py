@@ -33,9 +33,9 @@ from loadtest.workload import Lengths, save_workload
 @click.option("--rounds", default=3, type=click.IntRange(min=1))
 @click.option("--users", default=4, type=click.IntRange(min=1))
 @click.option("--requests", default=16, type=click.IntRange(min=1))
-@click.option("--tokens", default=20, help="of an answer; half to one and a half of it")
-@click.option("--first", default=0.2, help="seconds to the first token of the faster one")
-@click.option("--gap", default=0.02, help="seconds between its tokens")
+@click.option("--tokens", default=12, help="of an answer; half to one and a half of it")
+@click.option("--first", default=0.3, help="seconds to the first token of the faster one")
+@click.option("--gap", default=0.05, help="seconds between its tokens")
 @click.option("--jitter", default=0.1, help="of a request's factor: its logarithm's deviation")
 def main(
     out: Path,
