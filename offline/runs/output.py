@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -192,11 +193,28 @@ def _mark(work: Path, out: Path) -> IO[str]:
 
 def _clear_if_left(work: Path, out: Path) -> None:
     told = read_stamp(work / WORK_MARKER)
+    if told is None:
+        _clear_if_empty(work, out)
     if told is None or told.get("work_for") != out.name:
         return
     with suppress(OSError), (work / WORK_MARKER).open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an error: somebody works there
         _clear(work, out)
+
+
+def _clear_if_empty(work: Path, out: Path) -> None:
+    """Remove one of a run that was killed before the marker had its name, or after it was gone.
+
+    Whoever has just made it works there: then it stays.
+    """
+    begin = re.escape(f".{shortened(out.name)}.")
+    unnamed = work / f"{WORK_MARKER}.tmp"
+    if not re.fullmatch(begin + r"\w{8}" + re.escape(_SUFFIX), work.name):
+        return
+    with suppress(OSError, PruneError), owned(out.with_name(out.name.removesuffix(".run"))):
+        if {entry.name for entry in os.scandir(work)} <= {unnamed.name}:
+            unnamed.unlink(missing_ok=True)
+            work.rmdir()
 
 
 def _clear(work: Path, out: Path) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from offline.build.build import build
-from offline.runs.output import WORK_MARKER, check_output, staged
+from offline.runs.output import WORK_MARKER, check_output, clear_stale, staged
 from offline.runs.owned import MANIFEST
+from tests.runs.test_owner import another_at
 from tests.sample_maps import uniform_map
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
@@ -97,6 +98,27 @@ def test_what_a_killed_run_left_is_cleaned_and_what_works_is_not(tmp_path: Path)
     (work / WORK_MARKER).write_text(marker)
     write(out, "ours", force=True)
     assert tree(tmp_path) == ["out", f"out/{MANIFEST}", "out/ours"]
+
+
+@pytest.mark.parametrize("name", [".out.abcd_123.partial", ".out.run.abcd_123.partial"])
+def test_what_was_killed_before_it_was_marked_is_cleaned_unless_somebody_works_there(
+    name: str, tmp_path: Path
+) -> None:
+    out, work = tmp_path / "out", tmp_path / name
+    place = out if "run" not in name else tmp_path / "out.run"
+    work.mkdir()
+    (work / f"{WORK_MARKER}.tmp").touch()  # it has no name yet, and nothing in it
+    clear_stale(tmp_path / "another")
+    assert work.is_dir()
+    with another_at(out):
+        clear_stale(place)
+        assert work.is_dir()
+    clear_stale(place)
+    assert tree(tmp_path) == []
+    work.mkdir()
+    (work / "a user's").touch()
+    clear_stale(place)
+    assert tree(tmp_path) == [name, f"{name}/a user's"]
 
 
 _KILLED_BETWEEN = """
