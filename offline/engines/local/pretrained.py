@@ -86,8 +86,7 @@ def _unmapped() -> Iterator[None]:
     On a CPU it would use what is mapped as the model's weights: a file that shrinks later, hours
     after it was loaded, would end the process.
     """
-    import transformers.modeling_utils as module
-
+    module: Any = transformers.modeling_utils
     before = module.safe_open
 
     def reading(*args: Any, **more: Any) -> Any:
