@@ -32,7 +32,7 @@ def test_a_sweep_in_vllm_from_scores_to_a_checkpoint(
     gates = tmp_path / "gates.yaml"
     gates.write_text(f"text: prose={prose}\naccuracy_drop: 1\nperplexity_ratio: 9\n")
     asked = (*where, "--scores", tmp_path / "scores", "--task", task_file, "--gate", gates)
-    settings = {**KINDS, "speed_rounds": 8}
+    settings = {**KINDS, "speed_rounds": 8, "slack": 1}
     done = invoke("sweep", *asked, *flags_of(settings), "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     result = SweepResult.load(tmp_path / "out")
@@ -45,7 +45,7 @@ def test_a_sweep_in_vllm_from_scores_to_a_checkpoint(
         <= speed.ratio.value
         == pytest.approx(speed.tokens_per_second / speed.base_tokens_per_second)
     )
-    assert all(point.text for point in result.points if point.held_out is not None)
+    assert all(point.held_out is not None and point.text for point in result.points)
     built = invoke(*shlex.split(result.chosen.command)[1:-1], tmp_path / "built")
     assert built.exit_code == 0, built.output
     assert Checkpoint.open(tmp_path / "built").num_bytes == result.chosen.num_bytes

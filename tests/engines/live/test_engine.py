@@ -277,6 +277,7 @@ def test_a_sweep_finds_what_it_finds_with_transformers(
         assert found.model_dump(exclude={*own, "command"}) == same
         assert (found.speed is None) is (expected.speed is None) is not found.on_front
     assert len({point.search for point in live.points}) > 2
+    assert all(point.held_out is not None for point in live.points)
     fast = [point.speed for point in live.front if point.speed is not None]
     assert fast and all(one.engine == "vllm" and one.tokens_per_second > 0 for one in fast)
 
