@@ -109,7 +109,7 @@ def compress(
         if gates is not None:
             verdict = judged(gates, folder, out.name)
             verdict.save(folder)
-        draw(folder)
+        draw(folder, out.name)
 
     with progress() as reporter:
         result = run_compress(

@@ -27,27 +27,33 @@ _OWN = re.compile(rf"^{_HEADING}\n.*?(?=^## )", re.DOTALL | re.MULTILINE)
 _NEXT = re.compile(r"^(?=## )", re.MULTILINE)
 
 
-def write_card(folder: Path) -> None:
+def write_card(folder: Path, name: str | None = None) -> None:
     """Put what was measured into the card of an output of ours.
 
     A card that is not as it was written by us stays as it is: it is somebody's own.
 
+    :param name: what the folder will be called, if it is still being made
     :raises PruneError: if a result is damaged
     """
     file = folder / CARD
     if file.is_file():
         before = read_text(file)
-        after = with_measurements(before, folder)
-        if after != before:
+        after = with_measurements(before, folder, name or folder.name)
+        if after == before:
+            return
+        if name is None:
             replace_own(folder, CARD, after)
+        else:  # nobody else has it yet
+            file.write_text(after, encoding="utf-8")
 
 
-def with_measurements(card: str, folder: Path) -> str:
+def with_measurements(card: str, folder: Path, name: str) -> str:
     """Return a card with the tables and the `model-index` of what lies in a folder.
 
     :param card: of `offline.build.card`, perhaps with those of earlier measurements
+    :param name: of the model
     """
-    from huggingface_hub import ModelCard
+    from huggingface_hub import ModelCard, ModelCardData
 
     judged = Judged.beside(folder)
     run = RunResult.load(folder) if (folder / RESULT_FILE).is_file() else None
@@ -56,11 +62,12 @@ def with_measurements(card: str, folder: Path) -> str:
     if not shown:
         return card
     made = ModelCard(card)
+    assert isinstance(made.data, ModelCardData)
     if _TAG not in (made.data.tags or ()):
         return card  # of a model that was trained and not pruned: its base's
     results = [*_of_items(run, recovery), *_of_text(judged.text), *_of_answers(judged.answers)]
     # `model_name` is what the index is called; none is written without a result in it.
-    made.data.model_name = folder.name if results else None
+    made.data.model_name = name if results else None
     made.data.eval_results = results or None
     state = judged.verdict
     parts = [_HEADING, f"**{state.word}** {state.said}", *map(markdown, shown)]

@@ -9,15 +9,16 @@ from offline.report.card import write_card
 from offline.results.recovery import RECOVERY_FILE
 
 
-def draw(folder: Path) -> Path:
+def draw(folder: Path, name: str | None = None) -> Path:
     """Draw the report of `vmprune compress` or `vmprune recover`, and what the card says of it.
 
+    :param name: what the folder will be called, if it is still being made
     :returns: the page, ``folder/report.html``
     :raises PruneError: if there is no result, a file beside it is damaged, or another page is there
     """
     is_recovery = (folder / RECOVERY_FILE).is_file()
     page = recovery_page.write_page(folder) if is_recovery else render.write_report(folder)
-    write_card(folder)
+    write_card(folder, name)
     return page
 
 

@@ -93,7 +93,7 @@ class Choices:
                 can(one.routing_map)
             except PruneError as error:
                 errors[one.kind] = error
-        refused = {one.name: error for one in self.found if (error := errors[one.kind])}
+        refused = {one.name: why for one in self.found if (why := errors[one.kind])}
         if len(refused) == len(self.found):
             raise next(iter(refused.values()))
         left = tuple(one for one in self.found if one.name not in refused)

@@ -70,7 +70,7 @@ class Asked:
         choices = choices_of(settings, read, base, source)
         if where.engine == "transformers":
             check_device(where.device)
-        in_it = {"engine": where.engine, "dtype": where.dtype}
+        in_it: dict[str, Any] = {"engine": where.engine, "dtype": where.dtype}
         can: Any = partial(check_evaluable, model, allow_other=False, **in_it)
         choices = choices.that(can)
         for entry in objective.tasks:  # last: data may have to be fetched

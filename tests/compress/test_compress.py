@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from huggingface_hub import ModelCard
 
 from offline.cli.main import cli
 from offline.compress.compress import compress
@@ -224,6 +225,9 @@ def test_kill_9_during_the_search_and_the_same_command_continues(
     assert after[: len(before)] == before
     assert keys_of(out) == keys_of(tmp_path / "whole")
     assert {"report.html", RESULT_FILE} <= {file.name for file in out.iterdir()}
+    card = ModelCard.load(out / "README.md")  # drawn before the output had its name
+    assert card.data.model_name == "out" and card.data.eval_results
+    assert "## What was measured" in card.text
 
 
 def arguments_of(settings: dict[str, Any]) -> list[str]:

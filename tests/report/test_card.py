@@ -71,7 +71,7 @@ def test_later_measurements_take_the_place_of_earlier_ones(out: Path) -> None:
     assert results["code", "perplexity"] == 15.5
     assert results["probes of vmprune check", "loops"] > 0.1
     assert ("probes of vmprune check", "empty_while_thinking") not in results
-    assert with_measurements(text, out) == text
+    assert with_measurements(text, out, "out") == text
     check_output(out, force=True)  # which it is still ours to replace
 
 
