@@ -191,8 +191,10 @@ def test_the_command_writes_what_plan_goes_by(
     assert any(loss != 0 for one in found.layers for loss in one.losses.values())
     budget = str(5 * len(layers))
     flags = ("--scores", scores, "--budget", budget, "--sensitivity", out, "--out", tmp_path / "m")
-    assert invoke("plan", *flags).exit_code == 0
+    warning = "warning: --budget goes by shares of importance"
+    assert warning not in invoke("plan", *flags).stderr
     routing_map = RoutingMap.load(tmp_path / "m")
+    assert warning in invoke("plan", *flags[:4], "--out", tmp_path / "by-importance").stderr
     assert sum(rows(routing_map)) == 5 * len(layers)
     told = run("plan", *flags, "--criterion", "euf", "--force", capsys=capsys)
     assert one_error(*told) == "the sensitivity was measured with --criterion min-ean, not min-euf"
