@@ -226,6 +226,9 @@ def _check_nodes(fields: Any, place: str) -> None:
     """Refuse what recursive code would fail on, and texts that no file can be written with."""
     level, count = [fields], 0
     for _ in range(_DEEPEST):
+        count += sum(len(node) for node in level if isinstance(node, dict | list | tuple | set))
+        if count > _MOST_NODES:  # before all of them stand in a list
+            raise PruneError(f"{place} has more than {_MOST_NODES:,} entries")
         below: list[Any] = []
         for node in level:
             if isinstance(node, dict):
@@ -235,9 +238,6 @@ def _check_nodes(fields: Any, place: str) -> None:
                 below += node
             elif isinstance(node, str) and not node.isascii():
                 _check_text(node, place)
-        count += len(below)
-        if count > _MOST_NODES:
-            raise PruneError(f"{place} has more than {_MOST_NODES:,} entries")
         if not below:
             return
         level = below

@@ -54,6 +54,7 @@ def compress(
     """
     check_outputs(out, force=force, inputs=recipe.inputs)
     with owned(out):
+        check_outputs(out, force=force, inputs=recipe.inputs)  # another may just be done
         return _compress(
             recipe, out, make_engine, reporter, force=force, texts=texts, finish=finish
         )

@@ -54,6 +54,7 @@ def recover(
     from offline.recover.session import Session
 
     with owned(out):
+        check_outputs(out, force=force, inputs=recipe.inputs)  # another may just be done
         session = Session.begin(recipe, training, out, reporter, force=force)
         for _, folder in session.checkpoints.folders():
             complete(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,32 @@ def test_compress_refuses_what_cannot_work_before_any_work(
     result = run("compress", "--model", base, *flags, "--out", out, capsys=capsys)
     assert one_error(*result) == message
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("offline.compress.compress", ("compress", "--keep", "4", "--task", "sciq")),
+        ("offline.recover.recover", ("recover", "--task", "sciq")),
+    ],
+)
+def test_an_output_that_another_has_just_made_is_refused_before_any_work(
+    module: str,
+    words: tuple[str, ...],
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It was not there when the command began, and nobody works at it any more."""
+
+    @contextmanager
+    def late(out: Path) -> Iterator[None]:
+        out.mkdir()
+        yield
+
+    monkeypatch.setattr(f"{module}.owned", late)
+    out = tmp_path / "out"
+    command = (words[0], "--model", base, *words[1:], "--out", out)
+    assert one_error(*run(*command, capsys=capsys)) == f"{out} already exists"
+    assert sorted(tmp_path.iterdir()) == [out]

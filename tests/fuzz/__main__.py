@@ -41,6 +41,7 @@ def main(
     wanted = {f"{name} {number}" for number in range(pieces) for name in names}
     left = [key for number in range(pieces) for key in (f"{name} {number}" for name in names)]
     left = [key for key in left if key not in counts or counts[key].get("wrong")]
+    left = left if seconds > 0 else []  # then the table alone is written
     KEPT.mkdir(parents=True, exist_ok=True)
     for old in KEPT.glob("now-*"):
         old.unlink()
