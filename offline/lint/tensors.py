@@ -31,6 +31,9 @@ _NOT_STACKED = frozenset({
     "kimi_k2", "kimi_k25", "kimi_linear", "lfm2_moe", "longcat_flash", "mimo_v2_flash",
     "minimax_m2", "minimax_m3_vl", "minimax_m3_vl_text", "mixtral", "phimoe",
 })  # fmt: skip
+# Released with stacked matrices transposed, which vLLM turns round; transformers 5 has them as they
+# are multiplied, and saves them so.
+_TURNED = frozenset({"qwen3_vl_moe", "qwen3_vl_moe_text"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class _Stored:
     matrices: Matrices
     settings: Settings
     told: Settings
+    hidden: int | None
 
 
 def lint_tensors(
@@ -61,7 +65,9 @@ def lint_tensors(
     """
     settings = _found_by_vllm(config, beside)
     told = settings or settings_of(config)
-    stored = _Stored(tensors, layout, matrices_of(tensors, layout), settings, told)
+    text = config.get("text_config")
+    hidden = {**config, **(text if isinstance(text, Mapping) else {})}.get("hidden_size")
+    stored = _Stored(tensors, layout, matrices_of(tensors, layout), settings, told, hidden)
     return [finding for rule in _RULES for finding in rule(stored)]
 
 
@@ -187,7 +193,28 @@ def _form(stored: _Stored) -> Iterator[Finding]:
         )
 
 
-_RULES = (_place, _act_order, _whole, _alike, _kinds, _rows, _form)
+def _turned(stored: _Stored) -> Iterator[Finding]:
+    """Which way round a matrix is, told by the one that ends in the hidden dimension."""
+    layout = stored.layout
+    if layout.model_type not in _TURNED:
+        return
+    layers = []
+    for layer, form in layout.found.items():
+        name = layout.layer.format(layer=layer) + (form.stacked[-1] if form.stacked else "")
+        shape = stored.tensors[name].shape if name in stored.tensors else ()
+        if len(shape) == 3 and shape[1] == stored.hidden != shape[2]:
+            layers.append(layer)
+    if layers:
+        yield Finding(
+            "turned-experts",
+            "warning",
+            f"{spans(layers)}: matrices of experts are the other way round than in the released "
+            f"model: vLLM's code for {layout.model_type} cannot load them",
+            "transpose the last two dimensions of experts.gate_up_proj and experts.down_proj",
+        )
+
+
+_RULES = (_place, _act_order, _whole, _alike, _kinds, _rows, _form, _turned)
 
 
 def _expected(stored: _Stored, layer: int) -> Kinds | None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
+from tests.families.as_released import rename, turn_experts
 from tests.families.more_configs import EXPERTS, MORE, MORE_DENSE, VISIONS
 from vllm_moe_prune.layouts import LAYOUTS
 
@@ -240,14 +240,6 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     return auto.from_pretrained(folder, config=config, dtype=dtype).eval()
 
 
-def _rename(file: Path, old: str, new: str) -> None:
-    tensors = load_file(file)
-    text = (name for name in tensors if name.startswith("language_model."))
-    renamed = {name: name.replace(old, new) for name in text}
-    found = {renamed.get(name, name): tensor for name, tensor in tensors.items()}
-    save_file(found, file, metadata={"format": "pt"})
-
-
 def _write_config(folder: Path, **fields: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | fields))
@@ -287,7 +279,9 @@ def make_family(family: str, folder: Path, *, correction: float = 0.3, **more: A
                     weight.normal_(std=1.5 / weight.shape[-1] ** 0.5)
     model.save_pretrained(folder)
     if family in _RENAMED:
-        _rename(folder / "model.safetensors", *_RENAMED[family])
+        rename(folder / "model.safetensors", *_RENAMED[family])
+    if family == "qwen3_vl_moe":
+        turn_experts(folder / "model.safetensors")
     if family in _CLASSES:
         _write_config(folder, architectures=[_CLASSES[family]])
     if family in _KNOWN_AS:

@@ -116,7 +116,8 @@ MORE: dict[str, dict[str, Any]] = {
     },
     "minimax_m3_vl_text": _MINIMAX_M3,
     "minimax_m3_vl": _MINIMAX_M3,
-    "qwen3_vl_moe": _QWEN3,
+    # No square matrices: transformers tells by their shapes which way round they are.
+    "qwen3_vl_moe": {**_QWEN3, "moe_intermediate_size": 96},
     "glm4v_moe": {
         **_ROUTED,
         "head_dim": 32,

@@ -18,6 +18,7 @@ class Serving:
     :param model: what `make_family` is asked for beside the family's own config
     :param refused: a part of what vLLM says where it cannot run the family on a CPU
     :param uncompact: a part of what is said where it runs what is plain only
+    :param images: that vLLM wants torchvision for it
     :param note: for readers of docs/families.md
     """
 
@@ -26,6 +27,7 @@ class Serving:
     model: dict[str, Any] = field(default_factory=dict)
     refused: str | None = None
     uncompact: str | None = None
+    images: bool = False
     note: str = ""
 
     def refusal(self, form: str) -> str | None:
@@ -43,6 +45,8 @@ _MLA = Serving(
     f"are off by 3); {_BY_PYTORCH}",
 )
 _DELTA = Serving({"dtype": "bfloat16"}, 0.15, note="bfloat16 only on a CPU; compared in it")
+# Without the linear attention that a CPU computes in bfloat16 only.
+_ATTENTION = {"layer_types": ["full_attention"] * 3}
 
 
 def _text_only(base: Serving, *others: str) -> Serving:
@@ -52,8 +56,9 @@ def _text_only(base: Serving, *others: str) -> Serving:
 
 
 _IMAGES = Serving(
+    images=True,
     note="vLLM reads images with torchvision, which its CPU build does not bring along, and "
-    "refuses the model without it, the base too"
+    "refuses the model without it, the base too",
 )
 # Whose router vLLM's CPU build has not: tests/vllm_process.py lets it choose as with one group.
 TAUGHT = ("minimax_m2", "hy_v3", "laguna", "step3p5", "step3p7")
@@ -66,10 +71,10 @@ SERVING: dict[str, Serving] = {
         "of zero",
     ),
     "llama4": _text_only(_IMAGES, "image"),
-    "qwen3_5_moe": _text_only(replace(_DELTA, note=_IMAGES.note), "image", "video"),
+    "qwen3_5_moe": _text_only(replace(_IMAGES, model=_ATTENTION), "image", "video"),
     **dict.fromkeys(("qwen3_vl_moe", "glm4v_moe"), _text_only(_IMAGES, "image", "video")),
     "gemma4": _text_only(_IMAGES, "image", "video", "audio"),
-    "kimi_k25": _text_only(replace(_MLA, note=_IMAGES.note), "vision_chunk"),
+    "kimi_k25": _text_only(replace(_MLA, images=True), "vision_chunk"),
     "step3p7": _text_only(_IMAGES, "image"),
     "phimoe": Serving(
         note="vLLM does not add the bias of Phi-MoE's output head, of the base too: tested with a "
@@ -107,7 +112,7 @@ SERVING: dict[str, Serving] = {
         )
         for family in ("dots1", "flex_olmo", "hunyuan_v1_moe", "mellum", "solar_open")
     },
-    "qwen3_5_moe_text": replace(_DELTA, note=_IMAGES.note),
+    "qwen3_5_moe_text": replace(_IMAGES, model=_ATTENTION),
     "qwen3_next": _DELTA,
 }
 
@@ -124,6 +129,6 @@ def serving_of(family: str) -> Serving:
     if family == "gpt_oss" and installed < (0, 31):
         return _SINKS
     serving = SERVING.get(family, Serving())
-    if serving.note == _IMAGES.note and find_spec("torchvision") is None:
+    if serving.images and find_spec("torchvision") is None:
         return _WITHOUT_IMAGES
     return serving

@@ -14,6 +14,7 @@ from torch import Tensor
 from offline.lint.schemes import kinds_of
 from offline.lint.tensors import lint_tensors
 from tests.families.bare import write_bare
+from tests.families.models import load, make_family
 from tests.families.quantised import FORMATS, config_of
 from tests.families.released.reader import MODELS, Released, first_of_each
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -226,3 +227,12 @@ def test_a_form_that_vllm_does_not_load_is_said(tmp_path: Path) -> None:
         json.dumps(config | {"model_type": "qwen3_moe", "num_experts": 8})
     )
     assert codes(Checkpoint.open(folder)) == []
+
+
+def test_matrices_that_vllm_would_turn_the_wrong_way_are_said(tmp_path: Path) -> None:
+    """Qwen3-VL: released transposed, saved by transformers 5 as they are multiplied."""
+    released = make_family("qwen3_vl_moe", tmp_path / "released")
+    assert codes(Checkpoint.open(released)) == []
+    saved = tmp_path / "saved"
+    load(released).save_pretrained(saved, save_original_format=False)
+    assert [code for code, _ in codes(Checkpoint.open(saved))] == ["turned-experts"]
