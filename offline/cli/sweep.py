@@ -13,7 +13,7 @@ from offline.cli.gated import GATE_SETTINGS
 from offline.cli.models import NAMES, model_folder
 from offline.cli.options import Command, option_of
 from offline.cli.quiet import QUIET_SETTINGS
-from offline.engines.opened import EngineName
+from offline.engines.opened import EngineName, Where
 from offline.runs.device import DType
 from offline.sweep.settings import (
     ChoiceSettings,
@@ -110,11 +110,10 @@ def sweep(
 
     settings = SweepSettings.of(flags)
     gates = None if gate is None else read_gates(gate)
-    check_outputs(out, force=force, inputs=(scores, gate))
+    check_outputs(out, force=force, inputs=(scores, gate, *map(Path, settings.measured)))
     check_engine(engine, tensor_parallel, device)
     from offline.cli.progress import progress
     from offline.sweep.start import Asked, run_sweep
-    from offline.sweep.sweep import Where
 
     where = Where(engine, device, dtype, tensor_parallel)
     asked = Asked.of(model_folder(model), scores, task, settings, gates, where)

@@ -10,12 +10,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pydantic import JsonValue
+
 from offline.build.build import plan_build
 from offline.calibration.scores import Scores
 from offline.maps.moe_shape import MoeShape
 from offline.maps.router_groups import RouterGroups
 from offline.plan.plan import plan
 from offline.plan.recipe import PlanRecipe
+from offline.results.sensitivity import Sensitivity
 from offline.sweep.settings import SweepSettings, words
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
@@ -25,13 +28,13 @@ from vllm_moe_prune.routing_map import RoutingMap
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A map with the settings that make it, and what building it would write.
+    """A map with the flags of `vmprune plan` that make it, and what building it would write.
 
     ``experts`` are those of all layers together, ``active`` the mean per token of the layers.
     """
 
     name: str
-    recipe: PlanRecipe
+    plan: Mapping[str, JsonValue]
     routing_map: RoutingMap
     weight_bytes: int
 
@@ -101,23 +104,32 @@ class Choices:
 
 
 def choices_of(
-    settings: SweepSettings, scores: Scores, base: Checkpoint, source: DataIdentity
+    settings: SweepSettings,
+    scores: Scores,
+    base: Checkpoint,
+    source: DataIdentity,
+    measured: Mapping[str, Sensitivity] | None = None,
 ) -> Choices:
     """Plan every combination; of equal maps only the first is kept.
 
     :param source: which scores these are, for the maps' provenance
+    :param measured: by folder, what layers lose, for the spread ``sensitivity``
     :raises PruneError: if none can be
     """
     found: dict[str, Choice] = {}
     skipped: dict[str, str] = {}
-    for name, recipe in recipes_of(settings, scores.shape).items():
+    for name, (recipe, spread) in recipes_of(settings, scores.shape).items():
+        told = recipe.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+        losses: Sensitivity | None = None
         try:
-            routing_map = plan(scores, recipe, source).routing_map
+            if spread == "sensitivity":
+                told["sensitivity"], losses = _measured(measured or {}, scores, recipe)
+            routing_map = plan(scores, recipe, source, sensitivity=losses).routing_map
             size = plan_build(base, routing_map, mtp=settings.mtp).num_bytes
         except PruneError as error:
             skipped[name] = error.message
             continue
-        choice = Choice(name, recipe, routing_map, size)
+        choice = Choice(name, told, routing_map, size)
         twin = found.setdefault(routing_map.digest(), choice)
         if twin.name != name:
             skipped[name] = f"the same map as {twin.name}"
@@ -130,12 +142,33 @@ def choices_of(
     return Choices(tuple(ordered), skipped)
 
 
-def recipes_of(settings: SweepSettings, shape: MoeShape) -> dict[str, PlanRecipe]:
-    """Return the settings of every combination by a short name for each."""
-    return dict(_recipes(settings, shape))
+def _measured(
+    measured: Mapping[str, Sensitivity], scores: Scores, recipe: PlanRecipe
+) -> tuple[str, Sensitivity]:
+    """Return the measurement of what a recipe chooses, and its folder.
+
+    :raises PruneError: if there is none; with a single one saying why not that
+    """
+    errors = []
+    for folder, one in measured.items():
+        try:
+            one.losses(scores.shape.base, recipe.choice)
+        except PruneError as error:
+            errors.append(error)
+            continue
+        return folder, one
+    if len(errors) == 1:
+        raise errors[0]
+    raise PruneError("none of the sensitivities was measured with its settings")
 
 
-def _recipes(settings: SweepSettings, shape: MoeShape) -> Iterator[tuple[str, PlanRecipe]]:
+def recipes_of(settings: SweepSettings, shape: MoeShape) -> dict[str, tuple[PlanRecipe, str]]:
+    """Return the settings of every combination, and how its experts are spread over the layers, by
+    a short name for each."""
+    return {name: (recipe, spread) for name, recipe, spread in _recipes(settings, shape)}
+
+
+def _recipes(settings: SweepSettings, shape: MoeShape) -> Iterator[tuple[str, PlanRecipe, str]]:
     ways = itertools.product(settings.dropped, settings.active, _fates(settings))
     for ratio, top_k, fate in ways:
         common = {"domains": settings.domains, "top_k": None if top_k is None else str(top_k)}
@@ -144,7 +177,7 @@ def _recipes(settings: SweepSettings, shape: MoeShape) -> Iterator[tuple[str, Pl
             # Of what is merged it only spreads a budget.
             decides = {} if "merge" in fate and "ratio" in how else {"criterion": rule.word}
             recipe = PlanRecipe.of({**common, **fate, **how, **decides})
-            yield _name(recipe, spread, shape), recipe
+            yield _name(recipe, spread, shape), recipe, spread
 
 
 def _fates(settings: SweepSettings) -> Iterator[dict[str, Any]]:

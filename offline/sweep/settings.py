@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from offline.build.mtp import MTP_HELP, MtpChoice
 from offline.criteria.registry import Rule
@@ -13,7 +13,7 @@ from offline.maps.router_kind import ROUTER_HELP
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.reading import validated
 
-SPREADS = ("uniform", "budget")
+SPREADS = ("uniform", "budget", "sensitivity")
 FATES = ("dropped", "substituted")
 MERGES = ("output-similarity", "router-similarity")
 ROUTERS = ("auto", "sliced", "mapped")
@@ -39,7 +39,12 @@ class ChoiceSettings(BaseModel):
     )
     spreads: str = Field(
         default="uniform,budget",
-        description="the same share in every layer, or as many in all together, by importance",
+        description="the same share in every layer, or as many in all together, by importance "
+        "(budget) or by what layers lose (sensitivity)",
+    )
+    sensitivity: str = Field(
+        default="",
+        description="for that: what `vmprune sensitivity` wrote, a folder for each criterion",
     )
     fates: str = Field(
         default="dropped",
@@ -55,6 +60,12 @@ class ChoiceSettings(BaseModel):
     routers: str = Field(default="auto", description=f"kinds of router, with commas; {ROUTER_HELP}")
     domains: str | None = Field(default=None, description="weights of the scored domains, as plan")
     mtp: MtpChoice | None = Field(default=None, description=MTP_HELP)
+
+    @model_validator(mode="after")
+    def _goes_by(self) -> Self:
+        if bool(self.sensitivity) is not ("sensitivity" in words(self.spreads)):
+            raise ValueError("--spreads sensitivity goes with --sensitivity, the folders")
+        return self
 
     @field_validator(*_WORDS)
     @classmethod
@@ -144,6 +155,11 @@ class SweepSettings(ChoiceSettings, MeasureSettings, SpeedSettings):
                 raise PruneError(f"--ratios: {word} is no share between 0 and 1")
             found.append(share)
         return tuple(sorted(set(found), reverse=True))
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The folders with what layers lose."""
+        return words(self.sensitivity)
 
     @property
     def active(self) -> tuple[int | None, ...]:

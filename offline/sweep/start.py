@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,10 +10,11 @@ from typing import Any
 from offline.calibration.scores import Scores, check_scores, identity_of
 from offline.data.models import complete
 from offline.engines.needs import check_evaluable
-from offline.engines.opened import loaded, served
+from offline.engines.opened import Where, in_engine
 from offline.fitness.documents import TextAsked, parse_texts
 from offline.fitness.objective import Objective
 from offline.gates.gates import Gates
+from offline.results.sensitivity import Sensitivity
 from offline.results.sweep import SweepResult
 from offline.runs.device import check_device
 from offline.runs.output import staged
@@ -23,7 +22,7 @@ from offline.runs.progress import Reporter
 from offline.runs.resume import run_folder
 from offline.sweep.choices import Choices, choices_of
 from offline.sweep.settings import SpeedSettings, SweepSettings
-from offline.sweep.sweep import Say, Sweep, Where
+from offline.sweep.sweep import Say, Sweep
 from offline.tasks.needs import check_items
 from offline.tasks.splits import data_identity
 from offline.tasks.task import Split
@@ -38,7 +37,7 @@ class Asked:
     """Everything that a sweep goes by."""
 
     base: Checkpoint
-    scores: DataIdentity
+    planned_by: tuple[DataIdentity, ...]  # the scores, and what layers lose
     choices: Choices
     objective: Objective
     text: TextAsked | None
@@ -67,7 +66,8 @@ class Asked:
         read = Scores.load(scores)
         check_scores(read, base.fingerprint())
         source = identity_of(read, scores)
-        choices = choices_of(settings, read, base, source)
+        measured = {name: Sensitivity.load(Path(name)) for name in settings.measured}
+        choices = choices_of(settings, read, base, source, measured)
         if where.engine == "transformers":
             check_device(where.device)
         in_it: dict[str, Any] = {"engine": where.engine, "dtype": where.dtype}
@@ -76,7 +76,8 @@ class Asked:
         for entry in objective.tasks:  # last: data may have to be fetched
             for split in _SPLITS:
                 check_items(entry.task, split)
-        return cls(base, source, choices, objective, text, gates, settings, where)
+        planned_by = (source, *(one.identity for one in measured.values()))
+        return cls(base, planned_by, choices, objective, text, gates, settings, where)
 
     def sweep(self, folder: Path, reporter: Reporter, say: Say = lambda line: None) -> Sweep:
         """Return the sweep that goes on with what is in a folder."""
@@ -94,7 +95,7 @@ class Asked:
 
     @property
     def data(self) -> tuple[DataIdentity, ...]:
-        """Which items and scores decide."""
+        """Which items, scores and losses of layers decide."""
         items = self.objective.items
         return (
             *(
@@ -102,7 +103,7 @@ class Asked:
                 for entry in self.objective.tasks
                 for split in _SPLITS
             ),
-            self.scores,
+            *self.planned_by,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def run_sweep(asked: Asked, out: Path, *, force: bool, reporter: Reporter, say: 
         data=asked.data,
     )
     reporter.stage("loading the model", 1)
-    with _opened(asked) as engine:
+    with in_engine(asked.base.folder, asked.where) as engine:
         result = sweep.run(engine, asked.gates, made, out)
     from offline.report.sweep_page import SWEEP_PAGE, render
 
@@ -151,17 +152,6 @@ def run_sweep(asked: Asked, out: Path, *, force: bool, reporter: Reporter, say: 
         for choice in sweep.choices.found:
             choice.routing_map.save(work / "maps" / choice.name)
     return result
-
-
-@contextmanager
-def _opened(asked: Asked) -> Iterator[Any]:
-    """Give the base in the engine that measures."""
-    where, folder = asked.where, asked.base.folder
-    if where.engine == "vllm":
-        with served(folder, None, where.dtype, where.tensor_parallel, 0) as live:
-            yield live
-        return
-    yield loaded(folder, None, where.device, where.dtype)
 
 
 def _text(settings: SweepSettings, gates: Gates | None) -> TextAsked | None:

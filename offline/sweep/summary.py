@@ -146,7 +146,7 @@ def _point(
     return SweepPoint.model_validate(
         {
             "name": choice.name,
-            "plan": choice.recipe.model_dump(mode="json", exclude_none=True, exclude_defaults=True),
+            "plan": dict(choice.plan),
             "digest": choice.routing_map.digest(),
             "experts": choice.experts,
             "active": choice.active,

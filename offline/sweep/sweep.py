@@ -19,7 +19,6 @@ from offline.gates.gates import Gates
 from offline.results.decode_speed import DecodeSpeed
 from offline.results.sweep import SweepPoint, SweepResult
 from offline.results.text_quality import DomainQuality
-from offline.runs.device import DType
 from offline.runs.progress import Reporter
 from offline.runs.units import gib
 from offline.sweep.choices import Choice, Choices
@@ -35,16 +34,6 @@ from vllm_moe_prune.routing_map import RoutingMap
 
 Say = Callable[[str], None]
 Results = Mapping[str, TaskResult]
-
-
-@dataclass(frozen=True, slots=True)
-class Where:
-    """The engine that measures."""
-
-    engine: EngineName = "transformers"
-    device: str = "auto"
-    dtype: DType = "auto"
-    tensor_parallel: int = 1
 
 
 @dataclass(slots=True)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from offline.plan.recipe import PlanRecipe
+from offline.results.sensitivity import LayerSensitivity, Sensitivity
 from offline.results.sweep import SweepResult
 from offline.sweep.choices import build_command, choices_of, recipes_of
 from offline.sweep.settings import SweepSettings
@@ -17,6 +19,7 @@ from tests.sample_files import write_task
 from tests.sweep.samples import KINDS, NAMES, SOURCE, flags_of, made_up_scores
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.routing_map import RoutingMap
 
 WHERE = ("--device", "cpu", "--dtype", "float32")
@@ -82,6 +85,38 @@ def test_routers_are_asked_for_where_there_is_a_choice(base: Path) -> None:
         "merge-router-50-mapped": "the same map as merge-router-50",
         "min-ean-50-sliced": "the same map as min-ean-50",
     }
+
+
+def test_a_budget_goes_by_what_layers_lose_where_that_was_measured(base: Path) -> None:
+    own, checkpoint = made_up_scores(base), Checkpoint.open(base)
+    losses = {0: 9.0, 1: 0.1, 2: 0.2, 3: 0.3}
+    measured = Sensitivity(
+        base=own.shape.base,
+        choice=PlanRecipe(ratio=0.0, criterion="min-ean").choice,
+        loss=3.0,
+        tokens=100,
+        layers=tuple(
+            LayerSensitivity(layer=layer, num_experts=8, losses={2: loss})
+            for layer, loss in losses.items()
+        ),
+        provenance=Provenance.now("test"),
+    )
+    settings = SweepSettings.of(
+        {
+            "criteria": "min-ean,min-euf",
+            "ratios": "0.5",
+            "spreads": "uniform,sensitivity",
+            "sensitivity": "measured",
+        }
+    )
+    found = choices_of(settings, own, checkpoint, SOURCE, {"measured": measured})
+    by_name = {one.name: one for one in found.found}
+    assert set(by_name) == {"min-ean-50", "min-euf-50", "min-ean-sensitivity-16-of-32"}
+    spread = by_name["min-ean-sensitivity-16-of-32"]
+    assert [layer.num_kept for layer in spread.routing_map.layers] == [8, 2, 2, 4]
+    assert spread.plan == {"budget": 16, "sensitivity": "measured"}
+    ((name, why),) = found.skipped.items()
+    assert name == "min-euf-sensitivity-16-of-32" and "--criterion min-ean, not min-euf" in why
 
 
 def test_what_can_not_be_is_left_out_and_nothing_at_all_is_an_error(base: Path) -> None:
