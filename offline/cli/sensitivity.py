@@ -55,7 +55,7 @@ Example:
         default=4,
         show_default=True,
         help="numbers of experts with which each layer is measured, at most: as many passes over "
-        "the text for each layer; straight lines between them",
+        "the text for each layer; a convex curve is fitted to them",
     ),
     cloup.option(
         "--length",

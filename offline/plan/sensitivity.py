@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from numpy.typing import NDArray
 
 from offline.calibration.scores import Scores, check_scores, identity_of
 from offline.data.models import complete
@@ -24,6 +26,8 @@ from offline.runs.progress import Reporter
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.provenance import DataIdentity, Provenance
 from vllm_moe_prune.routing_map import RoutingMap
+
+Sums = NDArray[np.float64]  # over documents
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,37 +118,58 @@ def measure(engine: ReadingEngine, asked: SensitivityAsked, reporter: Reporter) 
     check_lengths(domains, reader)
     reporter.stage("measuring what layers lose", asked.passes)
 
-    def loss(routing_map: RoutingMap) -> float:
+    def read(routing_map: RoutingMap) -> list[Sums]:
         engine.apply(routing_map)
-        found = mean_loss(engine, domains)
+        found = sums_of(engine, domains)
         reporter.step()
         return found
 
-    whole = loss(plan(asked.scores, asked.recipe).routing_map)
+    whole = read(plan(asked.scores, asked.recipe).routing_map)
     losses: dict[int, dict[int, float]] = {layer: {} for layer in asked.scores.shape.layers}
+    errors: dict[int, dict[int, float]] = {layer: {} for layer in asked.scores.shape.layers}
     for layer, count, routing_map in asked.maps():
-        losses[layer][count] = loss(routing_map) - whole
+        more = [own - before for own, before in zip(read(routing_map), whole, strict=True)]
+        losses[layer][count], errors[layer][count] = mean_and_error(more, domains)
     experts = asked.scores.shape.num_experts
     return Sensitivity(
         base=asked.base.fingerprint(),
         choice=asked.recipe.choice,
-        loss=whole,
+        loss=mean_and_error(whole, domains)[0],
         tokens=sum(len(text) - 1 for domain in domains for text in domain.texts),
         layers=tuple(
-            LayerSensitivity(layer=layer, num_experts=experts[layer], losses=found)
+            LayerSensitivity(
+                layer=layer, num_experts=experts[layer], losses=found, errors=errors[layer]
+            )
             for layer, found in losses.items()
         ),
         provenance=_provenance(asked, domains),
     )
 
 
-def mean_loss(engine: ReadingEngine, domains: Sequence[DomainText]) -> float:
-    """Return the negative log-likelihood of a token, in nats: the mean over the domains' means."""
+def sums_of(engine: ReadingEngine, domains: Sequence[DomainText]) -> list[Sums]:
+    """Return the summed negative log-likelihood of each document, [N] of each domain, in nats."""
     readings = read_texts(engine.reader, domains)
-    return fmean(
-        float(np.concatenate([-one.log_probs for one in texts]).astype(np.float64).mean())
-        for texts in readings.values()
-    )
+    return [
+        np.array([-one.log_probs.astype(np.float64).sum() for one in readings[domain.name]])
+        for domain in domains
+    ]
+
+
+def mean_and_error(sums: Sequence[Sums], domains: Sequence[DomainText]) -> tuple[float, float]:
+    """Return the mean per token, each domain counting the same, and its standard error.
+
+    The error is over documents (that of a ratio of sums); a domain of one document adds none.
+
+    :param sums: of each domain's documents, [N]
+    """
+    means, variances = [], []
+    for values, domain in zip(sums, domains, strict=True):
+        tokens = np.array([len(text) - 1 for text in domain.texts])
+        mean, count = float(values.sum() / tokens.sum()), len(values)
+        rest = float(((values - mean * tokens) ** 2).sum())
+        means.append(mean)
+        variances.append(count / max(count - 1, 1) * rest / float(tokens.sum()) ** 2)
+    return fmean(means), math.sqrt(sum(variances)) / len(means)
 
 
 def _provenance(asked: SensitivityAsked, domains: Sequence[DomainText]) -> Provenance:

@@ -18,7 +18,7 @@ from offline.maps.depth_groups import DepthGroup
 from offline.plan.plan import plan
 from offline.plan.recipe import PlanRecipe
 from offline.plan.sensitivity import SensitivityAsked, counts_of, measure
-from offline.results.sensitivity import LayerSensitivity, Sensitivity
+from offline.results.sensitivity import LayerSensitivity, Sensitivity, shrunk
 from tests.command import invoke, one_error, run
 from tests.criteria.scores import scores_of
 from tests.sample_files import write_text
@@ -78,9 +78,33 @@ def test_floors_and_protection_hold() -> None:
     assert {0, 1, 2, 3} <= set(found.layers[2].experts.kept or ())
 
 
-def test_between_what_was_measured_it_is_straight() -> None:
-    layer = LayerSensitivity(layer=0, num_experts=6, losses={2: 3.0, 4: 1.0})
-    assert layer.curve().tolist() == [3, 3, 3, 2, 1, 0.5, 0]
+def test_a_curve_is_convex_and_near_what_was_measured() -> None:
+    layer = LayerSensitivity(layer=0, num_experts=8, losses={2: 1.4, 4: 0.8, 6: 0.2})
+    curve = layer.curve()
+    assert curve.shape == (9,) and curve[8] == 0
+    assert np.abs(curve[[2, 4, 6]] - [1.4, 0.8, 0.2]).max() < 0.15
+    steps = -np.diff(curve)  # what one expert fewer costs, from few left to many
+    assert (steps >= 0).all() and (np.diff(steps) <= 1e-12).all()
+    harmless = LayerSensitivity(layer=0, num_experts=8, losses={2: -0.1, 5: -0.2})
+    assert not harmless.curve().any()  # noise: no layer gains by what it lacks
+
+
+def test_what_is_all_noise_is_the_same_in_every_layer() -> None:
+    def layers(error: float) -> list[LayerSensitivity]:
+        return [
+            LayerSensitivity(layer=n, num_experts=8, losses={2: loss}, errors={2: error})
+            for n, loss in enumerate((0.1, 0.2, 0.3))
+        ]
+
+    assert [one.losses[2] for one in shrunk(layers(0.0))] == [0.1, 0.2, 0.3]
+    assert [one.losses[2] for one in shrunk(layers(0.5))] == pytest.approx([0.2] * 3)
+    # The variance among them is 0.01, of which 0.0064 is noise.
+    part = 0.0036 / 0.01
+    assert [one.losses[2] for one in shrunk(layers(0.08))] == pytest.approx(
+        [0.2 - 0.1 * part, 0.2, 0.2 + 0.1 * part]
+    )
+    odd = LayerSensitivity(layer=9, num_experts=16, losses={2: 5.0}, errors={2: 9.0})
+    assert shrunk([*layers(0.5), odd])[3] == odd  # nothing to compare it with
 
 
 def test_what_does_not_belong_together_is_refused() -> None:
@@ -160,6 +184,8 @@ def test_each_layer_is_measured_alone(tmp_path: Path) -> None:
     }
     assert steps == [13] + [-1] * 13 and asked.passes == 13
     assert [data.name for data in found.provenance.data] == ["prose", "scores"]
+    errors = [error for one in found.layers for error in one.errors.values()]
+    assert errors == pytest.approx([0] * 12)  # every token costs the same here
     assert rows(plan(SCORES, PlanRecipe(budget=12), sensitivity=found).routing_map) == [2, 4, 6]
 
 
