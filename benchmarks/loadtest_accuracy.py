@@ -68,7 +68,7 @@ class _Log:
 
 
 def _ours(summary: Summary) -> Cells:
-    cells = {}
+    cells: Cells = {}
     for name in METRICS:
         found: Quantiles | None = getattr(summary, f"{name}_ms")
         assert found is not None
