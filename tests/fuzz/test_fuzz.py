@@ -14,7 +14,7 @@ from tests.fuzz.judge import Outcome
 from tests.fuzz.running import every, run
 from tests.fuzz.targets import TARGETS
 
-COUNT = 6
+COUNT = 4
 REFUSED = ("a recipe", "a refusal of the hub")  # as they are: its model is not there
 
 
