@@ -47,8 +47,9 @@ _MORE = ("<details><summary>Defaults, and the numbers behind them</summary>\n\n"
 def card_fields(folder: Path) -> dict[str, JsonValue]:
     """Return what a pruned model inherits of its base's card: licence, language, tags."""
     file = folder / "README.md"
-    text = read_text(file, errors="replace").removeprefix("\ufeff") if file.is_file() else ""
-    parts = text.replace("\r\n", "\n").split("---\n", 2)
+    text = read_text(file, errors="replace") if file.is_file() else ""
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    parts = text.split("---\n", 2)
     if len(parts) < 3 or parts[0]:
         return {}
     import yaml
