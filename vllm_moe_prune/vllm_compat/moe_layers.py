@@ -85,7 +85,7 @@ def built_by_layer(
             layer = layers.get(layer_number(prefix))
             if layer is None:
                 return layer_fn(prefix=prefix)
-            with _config_of_layer(layout, layer):
+            with _configs_of_layer(layout, layer, layer_fn):
                 return layer_fn(prefix=prefix)
 
         return make_layers(count, build, prefix=prefix)
@@ -93,6 +93,8 @@ def built_by_layer(
     def factory_each(*given: Any, **named: Any) -> Any:
         arguments = _named(factory, given, named)
         number = layer_number(arguments["prefix"])
+        if number in layers:
+            _check_taken(arguments, layers[number], layout)
         if number not in mapped and number not in vectors:
             return factory(**arguments)
         router = mapped.get(number) or ChoosingRouter(choice_of(arguments, layout))
@@ -173,17 +175,48 @@ def unscaled(function: Any) -> Any:
 
 
 @contextmanager
-def _config_of_layer(layout: MoeLayout, layer: LayerMap) -> Iterator[None]:
-    from vllm.config import get_current_vllm_config
-
-    # Of the model now being built: vLLM copies the config for one that is part of another.
-    config = get_current_vllm_config().model_config.hf_config.get_text_config()
-    before = counts_in(config, layout)
-    set_counts(config, layout, layer.gate_rows, layer.top_k)
+def _configs_of_layer(
+    layout: MoeLayout, layer: LayerMap, layer_fn: Callable[..., Any]
+) -> Iterator[None]:
+    configs = _configs_asked(layer_fn)
+    before = [counts_in(config, layout) for config in configs]
+    for config in configs:
+        set_counts(config, layout, layer.gate_rows, layer.top_k)
     try:
         yield
     finally:
-        put_counts(config, before)
+        for config, counts in zip(configs, before, strict=True):
+            put_counts(config, counts)
+
+
+def _configs_asked(layer_fn: Callable[..., Any]) -> list[Any]:
+    """Return the configs that making a layer may ask: vLLM copies them for a part of a model.
+
+    That is the one of the model now being built, and those that the maker of layers has in its
+    closure: Qwen3-VL's language model has a copy that is never the current one.
+    """
+    from vllm.config import VllmConfig, get_current_vllm_config
+
+    cells = (cell.cell_contents for cell in getattr(layer_fn, "__closure__", None) or ())
+    settings = [get_current_vllm_config(), *(one for one in cells if isinstance(one, VllmConfig))]
+    models = [one.model_config for one in settings]
+    found = [c for m in models for c in (m.hf_config.get_text_config(), m.hf_text_config)]
+    return list({id(config): config for config in found}.values())
+
+
+def _check_taken(arguments: Mapping[str, Any], layer: LayerMap, layout: MoeLayout) -> None:
+    """Refuse to serve a layer that was made with other counts than its map has.
+
+    :raises PruneError: naming the layer
+    """
+    made = arguments.get("num_experts"), arguments.get("top_k")
+    wanted = layer.gate_rows, layer.top_k
+    if layout.zero_experts_key is None and made != wanted:
+        raise PruneError(
+            f"vLLM's code for {layout.model_type} makes layer {layer.layer} with {made[0]} experts "
+            f"and top-{made[1]}; its map has {wanted[0]} and top-{wanted[1]}",
+            hint="build a plain checkpoint: as many experts in every layer, sliced routers",
+        )
 
 
 def layer_number(prefix: str) -> int:
