@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,7 +71,7 @@ def with_measurements(card: str, folder: Path, name: str) -> str:
     made.data.model_name = name if results else None
     made.data.eval_results = results or None
     state = judged.verdict
-    parts = [_HEADING, f"**{state.word}** {state.said}", *map(markdown, shown)]
+    parts = [_HEADING, f"**{state.word}** {_plain(state.said)}", *map(markdown, shown)]
     section = "\n\n".join(parts) + "\n\n"
     made.text = _NEXT.sub(lambda _: section, _OWN.sub("", made.text), count=1)
     return str(made)
@@ -80,10 +81,16 @@ def markdown(table: Table) -> str:
     """Return a table with its caption in GitHub's Markdown."""
 
     def line(cells: tuple[str, ...]) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        return f"| {' | '.join(map(_plain, cells))} |"
 
     rule = line(tuple("---" if n in table.text else "---:" for n in range(len(table.head))))
-    return "\n".join([f"{table.caption}:", "", line(table.head), rule, *map(line, table.rows)])
+    caption = f"{_plain(table.caption)}:"
+    return "\n".join([caption, "", line(table.head), rule, *map(line, table.rows)])
+
+
+def _plain(text: str) -> str:
+    """Return a text that Markdown takes for nothing else: names are what users call things."""
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
 
 
 def _quality(run: RunResult | None, recovery: Recovery | None) -> Iterator[Table]:

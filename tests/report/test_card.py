@@ -108,8 +108,8 @@ def test_gates_that_come_later_are_on_page_and_card(out: Path) -> None:
 
 
 def test_cells_are_cells_whatever_they_hold() -> None:
-    table = Table("What", ("a", "b"), (("x|y", "1"),), frozenset({0}))
-    assert markdown(table) == "What:\n\n| a | b |\n| --- | ---: |\n| x\\|y | 1 |"
+    table = Table("What", ("a", "b"), (("x|y\n<b>", "1"),), frozenset({0}))
+    assert markdown(table) == "What:\n\n| a | b |\n| --- | ---: |\n| x\\|y &lt;b&gt; | 1 |"
 
 
 def _results(text: str) -> list[EvalResult]:

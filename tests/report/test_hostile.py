@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,10 +16,13 @@ from loadtest.metrics import Record
 from loadtest.report import PAGE, write_comparison, write_records
 from loadtest.results import CompareResult
 from offline.report import analysis_page, recovery_page
+from offline.report.judged import Judged
 from offline.report.render import render
 from tests.loadtest.test_compare import life
+from tests.report.judgements import answer_check, gates, text_quality
 from tests.report.page import Page
 from tests.report.samples import check_json, compare_json, run_result
+from tests.report.test_leftovers import PAGES as ALL_PAGES
 from tests.report.test_leftovers import analysis, lottery
 from tests.results.test_recovery import FULL
 
@@ -88,15 +92,17 @@ def records(file: Path) -> Path:
     return file
 
 
+JUDGED = Judged(hostile(gates()), hostile(answer_check()), hostile(text_quality()))
 PAGES: dict[str, Callable[[Path], str]] = {
     "report": lambda _: render(
         hostile(run_result(num_layers=2)),
         serving=everywhere(compare_json((1,))),
         check=everywhere(check_json()),
+        judged=JUDGED,
     ),
     "lottery": lambda _: render(hostile(lottery(tuned=True))),
     "analysis": lambda _: analysis_page.render(hostile(analysis())),
-    "recovery": lambda _: recovery_page.render(hostile(FULL)),
+    "recovery": lambda _: recovery_page.render(hostile(FULL), JUDGED),
     "a comparison": compared,
     "records": recorded,
 }
@@ -132,10 +138,27 @@ def test_the_browser_would_run_them(tmp_path: Path) -> None:
     assert 'data-ran="1"' in opened(f"<html><body>{HOSTILE}</body></html>", tmp_path)
 
 
-def opened(page: str, folder: Path) -> str:
+WIDTHS = """<script>addEventListener("load", () => {
+  const page = document.documentElement;
+  page.setAttribute("data-widths", [page.scrollWidth, innerWidth]);
+});</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium")
+def test_no_page_is_wider_than_a_narrow_window(tmp_path: Path) -> None:
+    """What is wide scrolls by itself; the smallest window of a browser without a screen."""
+    for name, make in ALL_PAGES.items():
+        shown = opened(make().replace("</body>", WIDTHS), tmp_path, "--window-size=390,844")
+        found = re.search(r'data-widths="(\d+),(\d+)"', shown)
+        assert found is not None, name
+        assert int(found[1]) <= int(found[2]) <= 600, name
+
+
+def opened(page: str, folder: Path, *more: str) -> str:
     """Return what is in a page after a browser has shown it."""
     (folder / "page.html").write_text(page)
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", *more]
     command += [f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=5000"]
     done = subprocess.run(
         [*command, (folder / "page.html").as_uri()], capture_output=True, text=True, timeout=120

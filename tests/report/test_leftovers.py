@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from offline.analysis.analyse import analyse
-from offline.report import analysis_page, recovery_page, sweep_page
+from offline.report import analysis_page, recovery_page, sweep_page, template
 from offline.report.judged import Judged
 from offline.report.render import render
 from offline.results.analysis import Analysis
@@ -136,6 +137,12 @@ PAGES: dict[str, Callable[[], str]] = {
 @pytest.fixture(scope="module", params=PAGES, ids=str)
 def page(request: pytest.FixtureRequest) -> Page:
     return Page(PAGES[request.param]())
+
+
+def test_every_page_of_the_product_is_one_of_these() -> None:
+    own = Path(template.__file__).parent.glob("*.html")
+    pages = {file.stem for file in own if file.read_text().startswith("{% extends")}
+    assert pages | {"load"} == {re.split(r"\W", name)[0] for name in PAGES}
 
 
 def strings(value: Any) -> Iterator[str]:
