@@ -6,8 +6,10 @@
 For each share of the experts that goes, every method of `benchmarks.evidence_methods` makes a
 model with as many experts, from the same scores, and is measured on held-out items and documents:
 accuracy, perplexity by the base's, agreement. Seeds are of the text that is scored, of searches and
-of random maps. What was measured is not measured again: the same command continues. Prints a
-Markdown table for each share; the last line of stdout is one JSON object.
+of random maps. The sweep has the criteria that are compared, dropped, substituted and merged,
+uniform and by budgets; its choice is its best on search items. What was measured is not measured
+again: the same command continues. Prints a Markdown table for each share; the last line of stdout
+is one JSON object.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import click
 from benchmarks.criteria import Bed
 from benchmarks.evidence_methods import METHODS, SWEEP
 from benchmarks.evidence_runs import Bench, Found
+from offline.criteria.registry import CRITERIA
 from offline.results.estimate import Estimate
 
 Rows = Mapping[str, Sequence[Found]]  # by method, one for each seed
@@ -47,11 +50,12 @@ def main(
 ) -> None:
     """Make and measure what is not there yet and print the tables."""
     out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(bed, model, out, settings)
-    base = bench.whole()
     begins = tuple(name.strip() for name in methods.split(","))
     chosen = [m for m in METHODS if settings["gradients"] or not m.needs_gradients]
     chosen = [m for m in chosen if m.name.startswith(begins)]
+    settings["criteria"] = ",".join(m.name for m in chosen if m.name in CRITERIA)
+    bench = Bench(bed, model, out, settings)
+    base = bench.whole()
     found: dict[str, Rows] = {}
     for ratio in ratios.split(","):
         found[ratio] = {m.name: [bench.of(m, ratio, s) for s in range(seeds)] for m in chosen}

@@ -27,9 +27,10 @@ class Method:
     """A way to make a smaller model.
 
     In ``commands`` the names of `benchmarks.evidence` stand in braces: ``model``, ``scores``,
-    ``tasks``, ``text`` (to learn from), ``ratio``, ``keep`` (experts of a layer), ``total`` (of
-    all), ``floor``, ``search_items``, ``evaluations``, ``seed``. ``{out}`` is what is measured: a
-    routing map or a checkpoint that holds one, or the folder of a sweep.
+    ``tasks``, ``criteria`` (that are compared), ``text`` (to learn from), ``ratio``, ``keep``
+    (experts of a layer), ``total`` (of all), ``floor``, ``search_items``, ``evaluations``,
+    ``seed``. ``{out}`` is what is measured: a routing map or a checkpoint that holds one, or the
+    folder of a sweep.
     """
 
     name: str
@@ -72,7 +73,8 @@ METHODS: tuple[Method, ...] = (
         SWEEP,
         (
             "sweep --model {model} --scores {scores} --task {tasks} --ratios {ratio} --seed {seed} "
-            "--merges output-similarity,router-similarity --engine transformers "
+            "--criteria {criteria} --fates dropped,substituted --engine transformers "
+            "--merges output-similarity,router-similarity --speed-rounds 0 "
             "--search-items {search_items} --test-items 16 --finalists 1 --out {out}",
         ),
     ),
