@@ -231,4 +231,4 @@ def test_a_checkpoint_and_its_base_are_taken_from_the_hub(
     assert (told["model"], told["base_model"]) == ("me/half", "Org/Tiny")
     assert (told["commit"], told["base_commit"]) == commits
     card = (tmp_path / "out" / "README.md").read_text()
-    assert card.startswith("---\nbase_model: tiny\ntags: [mixture-of-experts,")
+    assert card.startswith("---\nbase_model: tiny\ntags:\n- mixture-of-experts\n")
