@@ -64,6 +64,30 @@ METHODS: tuple[Method, ...] = (
     ),
     *(
         Method(
+            f"{word}, budget by sensitivity",
+            (
+                "sensitivity --model {model} --scores {scores} --text {text} "
+                f"--criterion {word} --out {{out}}-sensitivity",
+                f"{_PLAN} --criterion {word} --budget {{total}} --floor {{floor}} "
+                "--sensitivity {out}-sensitivity",
+            ),
+        )
+        for word in ("min-ean", "min-reap")
+    ),
+    *(
+        Method(
+            f"min-ean, {trained} distilled",
+            (
+                "plan --scores {scores} --criterion min-ean --keep {keep} --out {out}-map",
+                "build --model {model} --map {out}-map --out {out}-pruned",
+                f"recover --model {{out}}-pruned --base {{model}} --distill {trained} "
+                "--data {text} --out {out}",
+            ),
+        )
+        for trained in ("router", "all")
+    ),
+    *(
+        Method(
             f"{word}, substituted", (f"{_PLAN} --criterion {word} --keep {{keep}} --substitute",)
         )
         for word in ("min-ean", "min-euf")
