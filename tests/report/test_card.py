@@ -85,13 +85,13 @@ def test_a_card_of_somebodys_own_stays(out: Path) -> None:
 
 def test_what_was_trained_and_not_pruned_has_its_bases_card(out: Path) -> None:
     own = "---\ntags: [moe]\n---\n# Base\n\n## Use\n"
-    assert with_measurements(own, out) == own
+    assert with_measurements(own, out, "out") == own
 
 
 def test_a_recovered_model_has_what_the_finetune_left(tmp_path: Path) -> None:
     FULL.save(tmp_path)
     card = "---\ntags: [vllm-moe-prune]\n---\n# A model\n\n## How to serve it\n"
-    made = with_measurements(card, tmp_path)
+    made = with_measurements(card, tmp_path, "out")
     tuned = [cell for cell in FULL.cells if (cell.subject, cell.mode) == ("model", "sft")]
     assert [r.metric_value for r in _results(made)] == [cell.accuracy for cell in tuned]
     assert "| won back |" in made
