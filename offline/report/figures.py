@@ -159,7 +159,8 @@ def quality_bars(result: RunResult) -> Figure:
         f"({words.interval(q.low, q.high)})"
         for q in measured
     )
-    return Figure("quality", drawing, f"Held-out accuracy with 95% intervals: {'; '.join(said)}.")
+    label = f"Held-out accuracy with 95% intervals: {'; '.join(said)}."
+    return Figure("quality", drawing, label, min_width=84 * len(measured))
 
 
 def _bar_name(q: Quality, several: bool, between: str = "<br>") -> str:

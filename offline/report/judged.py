@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from offline.report import answers, words
+from offline.report import answers
 from offline.report.tables import Table
 from offline.results.check import ANSWERS_FILE, AnswerCheck
 from offline.results.estimate import Estimate
@@ -62,7 +62,7 @@ class Judged:
         worst = None if self.text is None else self.text.worst_ratio
         if worst is not None:
             small = f"pruned / base, {_interval(worst)}".removesuffix(", ")
-            found.insert(0, ("Perplexity, worst domain", f"x{worst.value:.3f}", small))
+            found.insert(0, ("Perplexity, worst domain", f"x{_digits(worst.value)}", small))
         return found
 
 
@@ -95,7 +95,7 @@ def _said(gate: GateResult) -> str:
     limit = f"{gate.bound} {gate.limit:g}"
     if gate.measured is None:
         return f"{gate_name(gate)} ({limit}) was not measured"
-    return f"{gate_name(gate)} {gate.measured}, {limit}"
+    return f"{gate_name(gate)} {_estimate(gate.measured)}, {limit}"
 
 
 def gate_name(gate: GateResult) -> str:
@@ -109,7 +109,7 @@ def gates_table(result: GatesResult) -> Table:
         (
             gate_name(gate),
             gate.verdict.upper(),
-            "" if gate.measured is None else str(gate.measured),
+            _estimate(gate.measured),
             f"{gate.bound} {gate.limit:g}",
             gate.detail,
         )
@@ -124,8 +124,7 @@ def text_table(text: TextQuality) -> Table:
     rows = tuple(
         (
             domain.name,
-            str(domain.perplexity),
-            *map(_estimate, (domain.base_perplexity, domain.ratio)),
+            *map(_estimate, (domain.perplexity, domain.base_perplexity, domain.ratio)),
             *map(_estimate, (domain.same_first, domain.divergence)),
             f"{domain.documents:,}{' pieces' if domain.pieces else ''}",
         )
@@ -146,10 +145,20 @@ def tables_of(judged: Judged) -> Iterator[Table]:
 
 
 def _estimate(found: Estimate | None) -> str:
-    return "" if found is None else str(found)
+    """Write a value with its interval, in three digits: more say nothing beside the interval."""
+    if found is None:
+        return ""
+    value, ends = _digits(found.value), _interval(found)
+    return f"{value} ({ends})" if ends else value
 
 
 def _interval(found: Estimate) -> str:
     if found.low is None or found.high is None:
         return ""
-    return f"{words.number(found.low, 3)} to {words.number(found.high, 3)}"
+    return f"{_digits(found.low)} to {_digits(found.high)}"
+
+
+def _digits(value: float) -> str:
+    if abs(value) >= 10:
+        return f"{value:.1f}"
+    return f"{round(value, 3) + 0.0:.3f}".rstrip("0").rstrip(".")  # no zero has a sign

@@ -32,19 +32,19 @@ from tests.report.samples import run_result
             (PASSED, FAILED, OPEN, UNMEASURED),
             "fail",
             "Fails 1 of 4 gates (1 passes, 2 undecided): perplexity ratio: worst "
-            "1.31 (1.27 - 1.35), at most 1.15.",
+            "1.31 (1.27 to 1.35), at most 1.15.",
         ),
         (
             (PASSED, PASSED, OPEN, UNMEASURED),
             "undecided",
-            "Undecided: 2 of 4 gates (2 pass, none fails): agreement: code 0.86 (0.83 - 0.89), "
+            "Undecided: 2 of 4 gates (2 pass, none fails): agreement: code 0.86 (0.83 to 0.89), "
             "at least 0.85; loops: more (at most 0.02) was not measured.",
         ),
         (
             (FAILED,) * 5,
             "fail",
             "Fails 5 of 5 gates (0 pass, 0 undecided): "
-            + "perplexity ratio: worst 1.31 (1.27 - 1.35), at most 1.15; " * 3
+            + "perplexity ratio: worst 1.31 (1.27 to 1.35), at most 1.15; " * 3
             + "and 2 more.",
         ),
     ],
