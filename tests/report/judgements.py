@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from offline.check.answer import read_answer
 from offline.check.built_in import built_in
 from offline.check.comparison import Answers, compare
@@ -78,6 +80,7 @@ def text_quality() -> TextQuality:
     return TextQuality(model="pruned", base="base", domains=(whole, few), provenance=provenance())
 
 
+@functools.cache
 def answer_check(*, with_base: bool = True, healthy: bool = False) -> AnswerCheck:
     """Return what 100 probes find of a model that loops, thinks on and misspells its calls."""
     probes, samplings = built_in(100), ("greedy", "own")
