@@ -25,7 +25,16 @@ def test_loops_open_thinking_and_wrong_calls_of_real_weights_are_found(tmp_path:
     pruned = make_speaking_mixtral(tmp_path / "pruned", BROKEN)
     again = make_speaking_mixtral(tmp_path / "again", HEALTHY)
     prompts = write_prompts(tmp_path / "prompts.jsonl", COUNT)
-    words = ("--base", base, "--no-parity", "--eager", "--prompts", prompts, "--tokens", 512)
+    words: tuple[object, ...] = (
+        "--base",
+        base,
+        "--no-parity",
+        "--eager",
+        "--prompts",
+        prompts,
+        "--tokens",
+        512,
+    )
     words = (*words, "--dtype", "float32")
     ask = [*map(str, words), "--sampling", "greedy", "--sampling", "own", "--json", "--", *ARGS]
     done = invoke("check", str(pruned), *ask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from offline.build.card import model_card
 from offline.report.card import markdown, with_measurements, write_card
@@ -41,16 +41,16 @@ def out(tmp_path: Path) -> Path:
 def test_it_has_the_table_and_the_index_of_the_hub(out: Path) -> None:
     write_card(out)
     text = (out / "README.md").read_text()
-    card = ModelCard(text)  # reads the index back
-    assert card.data.model_name == "out"
-    (found,) = card.data.eval_results or ()
+    data = read(text)
+    assert data.model_name == "out"
+    (found,) = _results(text)
     assert (found.dataset_name, found.metric_type, found.metric_value) == (
         "sciq",
         "accuracy",
         0.764,
     )
     assert found.metric_name == "accuracy (1000 items, 95% interval 0.7367 to 0.7893)"
-    fields = card.data.to_dict()
+    fields = data.to_dict()  # type: ignore[no-untyped-call]
     assert fields["model-index"][0]["results"][0]["dataset"] == {"name": "sciq", "type": "sciq"}
     assert (fields["license"], fields["language"]) == ("other", ["no", "en"])
     assert "1.0" in fields["tags"] and fields["base_model"] == "Org/base"
@@ -113,4 +113,11 @@ def test_cells_are_cells_whatever_they_hold() -> None:
 
 
 def _results(text: str) -> list[EvalResult]:
-    return ModelCard(text).data.eval_results or []
+    return read(text).eval_results or []
+
+
+def read(text: str) -> ModelCardData:
+    """Read a card as the hub does, its index too."""
+    data = ModelCard(text).data
+    assert isinstance(data, ModelCardData)
+    return data
