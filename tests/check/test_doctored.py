@@ -25,18 +25,9 @@ def test_loops_open_thinking_and_wrong_calls_of_real_weights_are_found(tmp_path:
     pruned = make_speaking_mixtral(tmp_path / "pruned", BROKEN)
     again = make_speaking_mixtral(tmp_path / "again", HEALTHY)
     prompts = write_prompts(tmp_path / "prompts.jsonl", COUNT)
-    words: tuple[object, ...] = (
-        "--base",
-        base,
-        "--no-parity",
-        "--eager",
-        "--prompts",
-        prompts,
-        "--tokens",
-        512,
-    )
-    words = (*words, "--dtype", "float32")
-    ask = [*map(str, words), "--sampling", "greedy", "--sampling", "own", "--json", "--", *ARGS]
+    ask = ["--base", str(base), "--prompts", str(prompts), "--no-parity", "--eager", "--json"]
+    ask += ["--tokens", "512", "--dtype", "float32", "--sampling", "greedy", "--sampling", "own"]
+    ask += ["--", *ARGS]
     done = invoke("check", str(pruned), *ask)
     result = AnswerCheck.model_validate(json.loads(done.stdout)["answers"])
     expected: dict[tuple[Measure, str], int] = {
