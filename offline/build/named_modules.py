@@ -21,6 +21,7 @@ _WILD = re.compile(r"[*?\[]")
 _REGEX = re.compile(r"[\\^$|(]")  # which no wildcard has
 _EXPERT = re.compile(r"(.*experts\.\d+)((?:\..*)?)")
 _NUMBERED = re.compile(r"experts\\?\.\d")
+_MOST_SETS = 100  # of letters, in a wildcard
 _FLAGS = re.compile(r"\(\?[aiLmsux]+\)")
 _NO_EXPERT = r"(?!.*experts\.\d)"  # for names that are of no single expert
 
@@ -134,6 +135,11 @@ def _matcher(entry: str) -> Callable[[str], bool] | None:
     if mark is None:
         if not _WILD.search(entry):
             return None
+        if entry.count("[") > _MOST_SETS:  # their translation takes the square of their number
+            raise PruneError(
+                f"the quantisation settings have the pattern {entry}, which is too long",
+                hint="mend it in the base's config",
+            )
         whole = re.compile(translate(entry))
         return lambda name: whole.match(name) is not None
     try:
