@@ -40,7 +40,7 @@ class Command:
 
     def kill(self, name: str, when: Callable[[], bool]) -> None:
         """Kill the first of its processes with a word in its name, once something is so."""
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while not (when() and (found := list(self._named(name)))):
             assert self.process.poll() is None, self.process.communicate()[1]
             assert time.monotonic() < deadline
@@ -57,7 +57,7 @@ class Command:
 
     def end(self) -> tuple[int, list[str]]:
         """Wait for the end; return the exit status and the lines that say error."""
-        _, said = self.process.communicate(timeout=300)
+        _, said = self.process.communicate(timeout=900)
         assert "Traceback" not in said, said
         lines = [line for line in said.splitlines() if line.startswith("error: ")]
         return self.process.returncode, lines
