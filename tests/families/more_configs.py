@@ -121,6 +121,7 @@ MORE: dict[str, dict[str, Any]] = {
     "glm4v_moe": {
         **_ROUTED,
         "head_dim": 32,
+        "use_qk_norm": False,  # for vLLM
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 1e4,
