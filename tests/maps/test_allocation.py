@@ -19,19 +19,20 @@ Case = tuple[Groups, int, list[NDArray[np.float64]]]
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """Groups of one or two layers, with steps of one or two, a budget and their losses."""
-    groups, losses = [], []
+    groups: Groups = ()
+    losses = []
     step = draw(st.integers(1, 2))
     for number in range(draw(st.integers(1, 4))):
         experts = step * draw(st.integers(1, 4))
         least = step * draw(st.integers(1, experts // step))
         size = draw(st.integers(1, 2))
         layers = tuple(range(10 * number, 10 * number + size))
-        groups.append(DepthGroup(layers, experts, least, experts, step))
+        groups += (DepthGroup(layers, experts, least, experts, step),)
         found = st.lists(st.floats(-1, 3), min_size=experts + 1, max_size=experts + 1)
         losses.append(np.array(draw(found)))
     least = total_kept([group.least for group in groups], groups)
     most = total_kept([group.most for group in groups], groups)
-    return tuple(groups), draw(st.integers(least, most + 1)), losses
+    return groups, draw(st.integers(least, most + 1)), losses
 
 
 @settings(max_examples=150, deadline=None)
