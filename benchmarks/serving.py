@@ -46,7 +46,7 @@ _SHOWN = {
     help="per measurement  [default: 4 a user, at least 16]",
 )
 @click.option("--layers", default=Shape().layers)
-@click.option("--hidden", default=Shape().hidden)
+@click.option("--hidden", default=Shape().hidden, help="64 for each head")
 @click.option("--intermediate", default=Shape().intermediate)
 @click.option("--experts", default=8, help="of the base")
 @click.option("--kept", default=4, help="of the pruned model")
@@ -69,7 +69,8 @@ def main(
     **sizes: int,
 ) -> None:
     """Measure the serving ratio and print it as one line of JSON."""
-    base = replace(Shape(), experts=experts, **sizes)
+    heads = sizes["hidden"] // 64  # smaller ones vLLM's attention on a CPU does not have
+    base = replace(Shape(), experts=experts, heads=heads, kv_heads=min(4, heads), **sizes)
     pruned = replace(base, experts=kept)
     shapes = {BASE: base, "pruned": pruned, "top-1": replace(pruned, top_k=1)}
     progress = Console(stderr=True, highlight=False, markup=False)
