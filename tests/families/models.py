@@ -172,6 +172,7 @@ CONFIGS |= {
         "first_k_dense_replace": 1,
         "expert_hidden_dim": 32,
         "route_norm": True,
+        "qk_norm": True,
     },
     "exaone_moe": {**_EXPERTS, "num_shared_experts": 1, "first_k_dense_replace": 1},
     "solar_open": _ROUTED,
@@ -186,6 +187,7 @@ CONFIGS |= {
         # For vLLM; transformers has no other.
         "score_func": "sigmoid",
         "route_norm": True,
+        "qk_norm": True,
     },
     "laguna": {**_EXPERTS, "shared_expert_intermediate_size": 32},
     "hunyuan_v1_moe": {"num_experts": EXPERTS, "head_dim": 32, "moe_topk": 2},

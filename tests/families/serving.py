@@ -89,6 +89,7 @@ SERVING: dict[str, Serving] = {
     "nemotron_h": Serving(
         refused="is_act_and_mul=False is supported only for CUDA, XPU and ROCm for now"
     ),
+    "mimo_v2_flash": Serving(refused="module 'triton' has no attribute 'next_power_of_2'"),
     "kimi_linear": Serving(refused="No module named 'cutlass'"),
     **dict.fromkeys(
         ("minimax_m3_vl", "minimax_m3_vl_text", "qwen4_exp", "qwen4_exp_text"),
