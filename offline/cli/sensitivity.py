@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 import cloup
 
-from offline.cli.engine_flags import check_engine
+from offline.cli.engine_flags import check_engine, engine_options
 from offline.cli.models import NAMES, model_folder
 from offline.cli.options import Command, option_of
 from offline.cli.quiet import QUIET_SETTINGS
@@ -68,25 +68,7 @@ Example:
         "--seed", type=int, default=0, show_default=True, help="of the order of documents"
     ),
 )
-@cloup.option_group(
-    "Engine",
-    cloup.option(
-        "--engine",
-        type=click.Choice(get_args(EngineName)),
-        default="transformers",
-        show_default=True,
-        help="what measures; vllm takes all maps in one live engine, also quantised",
-    ),
-    cloup.option(
-        "--tensor-parallel",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="with --engine vllm: ranks that share the model",
-    ),
-    cloup.option("--device", default="auto", show_default=True, help="of --engine transformers"),
-    cloup.option("--dtype", type=click.Choice(get_args(DType)), default="auto", show_default=True),
-)
+@engine_options
 @cloup.option_group(
     "Writing",
     cloup.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 import cloup
 
-from offline.cli.engine_flags import check_engine
+from offline.cli.engine_flags import check_engine, engine_options
 from offline.cli.gated import GATE_SETTINGS
 from offline.cli.models import NAMES, model_folder
 from offline.cli.options import Command, option_of
@@ -56,25 +56,7 @@ Example:
     help="what the choices are measured on: NAME[:METRIC][:WEIGHT],... as of compress",
 )
 @_setting_options
-@cloup.option_group(
-    "Engine",
-    cloup.option(
-        "--engine",
-        type=click.Choice(["transformers", "vllm"]),
-        default="transformers",
-        show_default=True,
-        help="what measures; vllm takes all maps in one live engine, also quantised",
-    ),
-    cloup.option(
-        "--tensor-parallel",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="with --engine vllm: ranks that share the model",
-    ),
-    cloup.option("--device", default="auto", show_default=True, help="of --engine transformers"),
-    cloup.option("--dtype", type=click.Choice(get_args(DType)), default="auto", show_default=True),
-)
+@engine_options
 @cloup.option_group(
     "Writing",
     cloup.option("--gate", **GATE_SETTINGS),
