@@ -149,7 +149,7 @@ def _failure(folder: Path, code: int) -> PruneError:
         said = read_object(reasons[0])
         return PruneError(f"training failed: {said['message']}", hint=said["hint"])
     text = read_text(folder / "stderr", errors="replace")
-    if "Signal 9" in text or "SIGKILL" in text:
+    if code == -signal.SIGKILL or "Signal 9" in text or "SIGKILL" in text:
         return PruneError(
             "training failed: a process was killed, as the system does when memory is short",
             hint="a smaller --micro-batch, --checkpointing, or fewer --processes",
