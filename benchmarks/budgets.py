@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 import click
 
-from benchmarks.criteria import Bed, Bench, Measured, scores_of, sequences_of, texts_of
+from benchmarks.criteria import Bed, Measured, scored_bench
 from offline.calibration.scores import Scores, identity_of
 from offline.cli.progress import progress
 from offline.engines.local.transformers import TransformersEngine
@@ -31,7 +31,6 @@ from offline.plan.plan import plan
 from offline.plan.recipe import PlanRecipe
 from offline.plan.sensitivity import SensitivityAsked, measure
 from offline.results.sensitivity import Sensitivity
-from offline.runs.device import pick_device, pick_dtype
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.routing_map import RoutingMap
 
@@ -76,19 +75,12 @@ def main(
     **sizes: int,
 ) -> None:
     """Measure what is not there yet and print the table."""
-    out.mkdir(parents=True, exist_ok=True)
-    device = pick_device("auto")
-    engine = TransformersEngine(model, device=device, dtype=pick_dtype("auto", device))
-    train, held_out = texts_of(bed)
-    scores = scores_of(engine, train, out, {**sizes, "gradients": 0})
-    ids = {name: sequences_of(engine, held_out[name], sizes) for name in held_out}
-    names = [name for name in tasks.split(",") if name]
-    bench = Bench(engine, ids, names, sizes["test_items"], out / "measured.jsonl")
+    scores, bench = scored_bench(bed, model, tasks, out, {**sizes, "gradients": 0})
     base = bench.measure(None)
     rows = []
     for word in criteria.split(","):
         recipe = PlanRecipe(criterion=word, top_k=top_k, ratio=0.0)
-        known = _sensitivity(engine, scores, recipe, list(train), out, sizes)
+        known = _sensitivity(bench.engine, scores, recipe, list(bench.ids), out, sizes)
         for ratio in map(float, ratios.split(",")):
             for spread, routing_map in _maps(scores, recipe, ratio, known).items():
                 found = bench.measure(routing_map)

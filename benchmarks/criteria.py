@@ -73,14 +73,7 @@ class Measured:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to work in")
 def main(bed: Bed, model: Path, tasks: str, ratios: str, out: Path, **sizes: int) -> None:
     """Measure what is not there yet and print the tables."""
-    out.mkdir(parents=True, exist_ok=True)
-    device = pick_device("auto")
-    engine = TransformersEngine(model, device=device, dtype=pick_dtype("auto", device))
-    train, held_out = texts_of(bed)
-    scores = scores_of(engine, train, out, sizes)
-    ids = {name: sequences_of(engine, held_out[name], sizes) for name in held_out}
-    names = [name for name in tasks.split(",") if name]
-    bench = Bench(engine, ids, names, sizes["test_items"], out / "measured.jsonl")
+    scores, bench = scored_bench(bed, model, tasks, out, sizes)
     base = bench.measure(None)
     detail: dict[str, Any] = {"base": _shown(base, base)}
     for ratio in map(float, ratios.split(",")):
@@ -125,6 +118,24 @@ class Bench:
             row = {"map": digest, "losses": losses, "accuracies": accuracies}
             log.write(json.dumps(row) + "\n")
         return Measured(losses, accuracies)
+
+
+def scored_bench(
+    bed: Bed, model: Path, tasks: str, out: Path, sizes: Mapping[str, int]
+) -> tuple[Scores, Bench]:
+    """Open a model: its scores, on training text, and what measures its maps, on held-out text.
+
+    :param tasks: names or YAML files, comma between them
+    :param out: folder to work in
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    device = pick_device("auto")
+    engine = TransformersEngine(model, device=device, dtype=pick_dtype("auto", device))
+    train, held_out = texts_of(bed)
+    scores = scores_of(engine, train, out, sizes)
+    ids = {name: sequences_of(engine, held_out[name], sizes) for name in held_out}
+    names = [name for name in tasks.split(",") if name]
+    return scores, Bench(engine, ids, names, sizes["test_items"], out / "measured.jsonl")
 
 
 def texts_of(bed: Bed) -> tuple[Texts, Texts]:

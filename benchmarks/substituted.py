@@ -18,11 +18,9 @@ from typing import Any, get_args
 
 import click
 
-from benchmarks.criteria import Bed, Bench, Measured, scores_of, sequences_of, texts_of
-from offline.engines.local.transformers import TransformersEngine
+from benchmarks.criteria import Bed, Measured, scored_bench
 from offline.plan.plan import plan
 from offline.plan.recipe import PlanRecipe
-from offline.runs.device import pick_device, pick_dtype
 
 
 @click.command(context_settings={"show_default": True})
@@ -40,14 +38,7 @@ def main(
     bed: Bed, model: Path, tasks: str, ratios: str, criteria: str, out: Path, **sizes: int
 ) -> None:
     """Measure what is not there yet and print the table."""
-    out.mkdir(parents=True, exist_ok=True)
-    device = pick_device("auto")
-    engine = TransformersEngine(model, device=device, dtype=pick_dtype("auto", device))
-    train, held_out = texts_of(bed)
-    scores = scores_of(engine, train, out, {**sizes, "gradients": 0})
-    ids = {name: sequences_of(engine, held_out[name], sizes) for name in held_out}
-    names = [name for name in tasks.split(",") if name]
-    bench = Bench(engine, ids, names, sizes["test_items"], out / "measured.jsonl")
+    scores, bench = scored_bench(bed, model, tasks, out, {**sizes, "gradients": 0})
     found = {("base", "", ""): bench.measure(None)}
     for ratio in ratios.split(","):
         for word in criteria.split(","):

@@ -48,6 +48,15 @@ def check_alike(projections: Iterable[Mapping[int, Parts]]) -> None:
                 )
 
 
+def check_all_alike(matrices: Matrices) -> None:
+    """Refuse a checkpoint with a layer whose experts cannot be added to one another.
+
+    :raises PruneError: as `check_alike`
+    """
+    for projections in matrices.values():
+        check_alike(projections.values())
+
+
 def is_unquantised(parts: Parts) -> bool:
     """Whether a matrix is what it was before any quantiser, as some leave single ones."""
     return parts.keys() <= _UNQUANTISED and all(one.dtype in COMBINABLE for one in parts.values())

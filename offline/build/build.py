@@ -23,6 +23,8 @@ from vllm_moe_prune.rewrite import Combine, Drop, Mix, Operation, rewrite
 from vllm_moe_prune.routing_map import Form, RoutingMap
 from vllm_moe_prune.writer import DEFAULT_SHARD_BYTES, Progress, write_shards
 
+Finish = Callable[[Path], object]  # is given an output before that has its name
+
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
@@ -102,7 +104,7 @@ def build(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     progress: Progress | None = None,
     beside: Mapping[str, str] | None = None,
-    finish: Callable[[Path], object] | None = None,
+    finish: Finish | None = None,
 ) -> BuildPlan:
     """Write the pruned checkpoint: weights, config, map, tokenizer and model card.
 
@@ -141,7 +143,7 @@ def write_checkpoint(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     progress: Progress | None = None,
     beside: Mapping[str, str] | None = None,
-    finish: Callable[[Path], object] | None = None,
+    finish: Finish | None = None,
 ) -> None:
     """Write what the operations make of ``source``, with all else that the base's folder has.
 

@@ -38,8 +38,8 @@ def engine_options(command: Command) -> Command:
             "--dtype", type=click.Choice(get_args(DType)), default="auto", show_default=True
         ),
     )
-    command = group(command)
-    return command
+    made: Command = group(command)
+    return made
 
 
 def check_engine(engine: EngineName, tensor_parallel: int, device: str) -> None:

@@ -86,7 +86,7 @@ def _incomplete(scores: Scores, model: Path, *, merges: bool) -> dict[int, tuple
     from offline.data.models import FACTS
     from offline.maps.moe_shape import incomplete_of
     from vllm_moe_prune.checkpoint import Checkpoint
-    from vllm_moe_prune.completeness import check_alike, matrices_of
+    from vllm_moe_prune.completeness import check_all_alike, matrices_of
 
     checkpoint = Checkpoint.open(model_folder(model, FACTS))
     if checkpoint.expert_counts() != dict(scores.shape.num_experts):
@@ -94,10 +94,8 @@ def _incomplete(scores: Scores, model: Path, *, merges: bool) -> dict[int, tuple
             f"--model: {model} has other layers or numbers of experts than what was scored",
             hint="a copy of the scored model, quantised or not",
         )
-    for projections in (
-        matrices_of(checkpoint.tensors, checkpoint.layout).values() if merges else ()
-    ):
-        check_alike(projections.values())
+    if merges:
+        check_all_alike(matrices_of(checkpoint.tensors, checkpoint.layout))
     return incomplete_of(checkpoint)
 
 

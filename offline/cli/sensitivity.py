@@ -12,7 +12,7 @@ from offline.cli.engine_flags import check_engine, engine_options
 from offline.cli.models import NAMES, model_folder
 from offline.cli.options import Command, option_of
 from offline.cli.quiet import QUIET_SETTINGS
-from offline.cli.text_flags import LENGTH
+from offline.cli.text_flags import LENGTH_SETTINGS
 from offline.engines.opened import EngineName, Where
 from offline.plan.recipe import PlanRecipe
 from offline.runs.device import DType
@@ -57,13 +57,7 @@ Example:
         help="numbers of experts with which each layer is measured, at most: as many passes over "
         "the text for each layer; a convex curve is fitted to them",
     ),
-    cloup.option(
-        "--length",
-        type=click.IntRange(min=2),
-        default=LENGTH,
-        show_default=True,
-        help="tokens that are read of a document",
-    ),
+    cloup.option("--length", **LENGTH_SETTINGS),
     cloup.option(
         "--seed", type=int, default=0, show_default=True, help="of the order of documents"
     ),

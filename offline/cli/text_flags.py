@@ -14,6 +14,12 @@ from offline.cli.options import Command
 TITLE = "Plain text"
 # Those of offline/fitness/documents.py, which a test holds: that file costs time to import.
 DOCUMENTS, LENGTH = 100, 512
+LENGTH_SETTINGS: dict[str, Any] = {
+    "type": click.IntRange(min=2),
+    "default": LENGTH,
+    "show_default": True,
+    "help": "tokens that are read of a document",
+}
 
 
 def text_options(command: Command) -> Command:
@@ -37,13 +43,7 @@ def text_options(command: Command) -> Command:
             help=f"what text is compared with, where that is not the base of --map: {NAMES}, or "
             "the address of a server",
         ),
-        cloup.option(
-            "--length",
-            type=click.IntRange(min=2),
-            default=LENGTH,
-            show_default=True,
-            help="tokens that are read of a document",
-        ),
+        cloup.option("--length", **LENGTH_SETTINGS),
         cloup.option(
             "--seed",
             type=int,

@@ -6,10 +6,9 @@ base -> engine -> method (search split) -> finalists (selection split) -> routin
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-from offline.build.build import build, plan_build
+from offline.build.build import Finish, build, plan_build
 from offline.compress.engines import EngineFactory, load_engine, open_engines
 from offline.compress.held_out import measure_quality
 from offline.compress.methods import METHODS
@@ -27,8 +26,6 @@ from offline.runs.output import check_room
 from offline.runs.owner import owned
 from offline.runs.progress import Reporter
 from offline.runs.resume import check_outputs, run_folder
-
-Finish = Callable[[Path], object]
 
 
 def compress(

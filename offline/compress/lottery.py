@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from offline.analysis.analyse import analyse
-from offline.build.trained import cast_operations, finish
+from offline.build import trained
+from offline.build.build import Finish
 from offline.calibration.corpus import parse_calibration, uses_of
 from offline.calibration.scores import Scores
 from offline.compress.engines import EngineFactory, open_engines
@@ -47,7 +47,7 @@ def compress_lottery(
     reporter: Reporter,
     *,
     force: bool = False,
-    finish: Callable[[Path], object] | None = None,
+    finish: Finish | None = None,
 ) -> RunResult:
     """Play the rounds in ``OUT.run``, measure base and result, and write ``out``.
 
@@ -154,10 +154,10 @@ class _Compression:
         if not folder.exists():
             last, base = Checkpoint.open(played.checkpoint), self.lottery.base
             reporter = self.lottery.reporter
-            made = cast_operations(last, base)
+            made = trained.cast_operations(last, base)
             num_bytes = sum(op.target.num_bytes for op in made)
             reporter.stage("writing the checkpoint", num_bytes)
-            finish(last, base, played.routing_map, folder, progress=reporter.step)
+            trained.finish(last, base, played.routing_map, folder, progress=reporter.step)
         return folder
 
     def base_quality(self) -> tuple[Run, Observations, tuple[Quality, ...]]:

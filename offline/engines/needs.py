@@ -16,7 +16,7 @@ from vllm_moe_prune.checkpoint import (
     Checkpoint,
     read_config,
 )
-from vllm_moe_prune.completeness import check_alike, matrices_of
+from vllm_moe_prune.completeness import check_all_alike, matrices_of
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layer_map import LayerMap
 from vllm_moe_prune.layout import MoeLayout
@@ -164,8 +164,7 @@ def check_mergeable(base: Checkpoint) -> None:
 
     :raises PruneError: naming a tensor
     """
-    for projections in matrices_of(base.tensors, base.layout).values():
-        check_alike(projections.values())
+    check_all_alike(matrices_of(base.tensors, base.layout))
     for name, info in base.tensors.items():
         role = base.layout.classify(name)
         if role is not None and role.kind != "router" and info.dtype not in COMBINABLE:

@@ -65,8 +65,7 @@ def lint_tensors(
     """
     settings = _found_by_vllm(config, beside)
     told = settings or settings_of(config)
-    text = config.get("text_config")
-    hidden = {**config, **(text if isinstance(text, Mapping) else {})}.get("hidden_size")
+    hidden = layout.text_config(config).get("hidden_size")
     stored = _Stored(tensors, layout, matrices_of(tensors, layout), settings, told, hidden)
     return [finding for rule in _RULES for finding in rule(stored)]
 
