@@ -15,6 +15,7 @@ from offline.check.probe import Probe, read_probes
 from offline.check.served import Target, as_deployed, spec_of
 from offline.results.check import KINDS, AnswerCheck, Served, Side
 from offline.runs.owned import run_path
+from offline.runs.owner import owned
 from offline.runs.resume import run_folder
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.hub import snapshot_of
@@ -93,16 +94,18 @@ def check_answers(
     :param targets: the base first, if there is one
     :param source: of the probes
     :param force: forget answers of other models or flags
-    :raises PruneError: if a server does not start or fails; what was answered is kept
+    :raises PruneError: if a server does not start or fails; what was answered is kept; or if
+        another process asks for the same ``out``
     """
     identity: dict[str, Any] = {"recipe": "answers"}
     identity.update((one.side, one.identity) for one in targets)
-    folder = run_folder(_named(out), identity, force=force, otherwise=_FORCE)
-    ours = all(one.spec is not None for one in targets)
-    log = AnswerLog(folder / LOG_FILE, asked.tokens, keeps_skipped=ours)
-    served = {one.side: _ask(one, asked, log, folder, reporter) for one in targets}
-    result = _result(served, asked, log, source)
-    result.save(folder)
+    with owned(_named(out)):
+        folder = run_folder(_named(out), identity, force=force, otherwise=_FORCE)
+        ours = all(one.spec is not None for one in targets)
+        log = AnswerLog(folder / LOG_FILE, asked.tokens, keeps_skipped=ours)
+        served = {one.side: _ask(one, asked, log, folder, reporter) for one in targets}
+        result = _result(served, asked, log, source)
+        result.save(folder)
     return result
 
 

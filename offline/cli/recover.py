@@ -66,9 +66,6 @@ def recover(out: Path, force: bool, as_json: bool, **flags: Any) -> None:
 
     with progress() as reporter:
         result = run_recover(recipe, settings, out, reporter=reporter, force=force)
-    from offline.report.card import write_card
-
-    write_card(out)
     if as_json:
         click.echo(result.model_dump_json())
     else:

@@ -68,7 +68,7 @@ def recover(
 
 def _write(session: Session, result: Recovery, out: Path, *, force: bool) -> None:
     """Put the trained checkpoint with its map and the evidence into place."""
-    from offline.report.recovery_page import write_page
+    from offline.report.pages import draw
 
     tuned = session.tuned("model")
     with staged(out, force=force) as partial:
@@ -79,7 +79,7 @@ def _write(session: Session, result: Recovery, out: Path, *, force: bool) -> Non
             before = session.checkpoints.model
             _save_map(session.checkpoints.routing_map, session.tuning, partial, before)
         result.save(partial)
-        write_page(partial)
+        draw(partial, out.name)
     shutil.rmtree(tuned)
 
 

@@ -16,6 +16,7 @@ from offline.results.compression import RESULT_FILE, RunResult
 from offline.results.recovery import RECOVERY_FILE, Recovery
 from offline.results.text_quality import TextQuality
 from offline.runs.owned import replace_own
+from vllm_moe_prune.provenance import write_atomic
 from vllm_moe_prune.reading import read_text
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def write_card(folder: Path, name: str | None = None) -> None:
             return
         if name is None:
             replace_own(folder, CARD, after)
-        else:  # nobody else has it yet
-            file.write_text(after, encoding="utf-8")
+        else:  # nobody else has it yet, but its bytes may have another name, too
+            write_atomic(file, after)
 
 
 def with_measurements(card: str, folder: Path, name: str) -> str:

@@ -35,6 +35,7 @@ _NAMES = re.compile(
     r"|answers\.jsonl?|(base|pruned)\.log|teacher"
     r"|\.[\w.-]+\.(tmp|partial)|\.vmprune-run\.json"
 )
+_HALF_WRITTEN = re.compile(r"\.[\w.-]+\.[0-9a-f]{16}\.tmp")
 _OF_WEIGHTS = ("weights", "whole")  # in a base's fingerprint
 # What may be in the folders of a run; in all others lies an output, which says itself what it has.
 _INSIDE = (
@@ -103,6 +104,7 @@ def run_folder(
     if (same := _same(identity_now, earlier)) is not None:
         if not _is_marked(folder):  # an earlier version began it
             write_atomic(folder / RUN_MARKER, stamp(run_of=out.name))
+        _clear_half_written(folder)
         write_atomic(folder / SETTINGS, json.dumps(same, indent=2, sort_keys=True) + "\n")
         opened(out, settings_digest(folder))
         return folder
@@ -116,6 +118,13 @@ def run_folder(
     _begin(folder, text, out)
     opened(out, settings_digest(folder))
     return folder
+
+
+def _clear_half_written(folder: Path) -> None:
+    """Remove what a run that was killed was just writing: its name is that of `write_atomic`."""
+    for file in folder.rglob(".*.tmp"):
+        if _HALF_WRITTEN.fullmatch(file.name) and file.is_file():
+            file.unlink()
 
 
 def _same(now: dict[str, Any], earlier: Iterable[dict[str, Any]]) -> dict[str, Any] | None:

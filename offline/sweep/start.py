@@ -18,8 +18,9 @@ from offline.results.sensitivity import Sensitivity
 from offline.results.sweep import SweepResult
 from offline.runs.device import check_device
 from offline.runs.output import staged
+from offline.runs.owner import owned
 from offline.runs.progress import Reporter
-from offline.runs.resume import run_folder
+from offline.runs.resume import check_outputs, run_folder
 from offline.sweep.choices import Choices, choices_of
 from offline.sweep.settings import SpeedSettings, SweepSettings
 from offline.sweep.sweep import Say, Sweep
@@ -126,8 +127,14 @@ def run_sweep(asked: Asked, out: Path, *, force: bool, reporter: Reporter, say: 
 
     One that was killed goes on when the same call is made again, with its log in ``OUT.run``.
 
-    :raises PruneError: as `Asked.of` and `Sweep.run`
+    :raises PruneError: as `Asked.of` and `Sweep.run`, or if another process works at ``out``
     """
+    with owned(out):
+        check_outputs(out, force=force)  # another may just be done
+        return _run(asked, out, force=force, reporter=reporter, say=say)
+
+
+def _run(asked: Asked, out: Path, *, force: bool, reporter: Reporter, say: Say) -> SweepResult:
     folder = run_folder(out, asked.identity(), force=force)
     complete(asked.base.folder)
     sweep = asked.sweep(folder, reporter, say)

@@ -31,12 +31,13 @@ def output(found: State) -> State:
 
 
 def difference(found: State, wanted: State) -> str:
-    """Name the first file that is not as it should be; nothing if all are."""
+    """Name the files that are not as they should be; nothing if all are."""
+    wrong = []
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
             what = "missing" if name not in found else "left" if name not in wanted else "other"
-            return f"{name} is {what}"
-    return ""
+            wrong.append(f"{name} is {what}")
+    return ", ".join(wrong)
 
 
 def _digest(file: Path, place: Path) -> str:

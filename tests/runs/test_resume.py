@@ -63,6 +63,17 @@ def test_a_folder_of_the_users_is_never_a_run(
     assert [file.name for file in tmp_path.iterdir()] == ["out.run"]
 
 
+def test_what_a_killed_run_was_just_writing_is_gone_when_it_goes_on(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "out", IDENTITY, force=False)
+    (folder / "on-result").mkdir()
+    mine = [folder / "notes.tmp", folder / ".notes.1234.tmp"]
+    half = [folder / f".cells.json.{'0f' * 8}.tmp", folder / f"on-result/.log.{'1' * 16}.tmp"]
+    for file in (*mine, *half):
+        file.write_text("{")
+    run_folder(tmp_path / "out", IDENTITY, force=False)
+    assert sorted(folder.rglob("*.tmp")) == sorted(mine)
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_a_run_with_a_users_file_in_it_continues_and_is_not_begun_anew(
     force: bool, tmp_path: Path
