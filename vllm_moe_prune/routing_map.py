@@ -159,6 +159,12 @@ class RoutingMap(BaseModel):
         assert layer.substituted is not None
         return self._matrices[layer.substituted.vectors]
 
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of the vectors of substituted experts, which lie beside the map."""
+        layers = (layer for layer in self.layers if layer.substituted is not None)
+        return sum(self.vectors(layer).nbytes for layer in layers)
+
     def _dense(self, selection: Selection, layer: LayerMap) -> Matrix:
         if selection.matrix is not None:
             return self._matrices[selection.matrix]

@@ -86,3 +86,11 @@ class LayerEvidence:
 
 
 Evidence = Mapping[int, LayerEvidence]  # decoder layer -> what criteria look at
+
+
+def mean_outputs(evidence: Evidence) -> dict[int, NDArray[np.float32]]:
+    """Return decoder layer -> the mean output [E, D] of each expert over the tokens routed to it.
+
+    It is what stands for a substituted expert, and 0 of experts that saw no token.
+    """
+    return {layer: one.seen.mean.astype(np.float32) for layer, one in evidence.items()}

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field
 
 from offline.calibration.scores import SOURCE, Scores, tokens_seen
-from offline.calibration.statistics import Evidence
+from offline.calibration.statistics import Evidence, mean_outputs
 from offline.compress.run import Run, Usage
 from offline.compress.scores import blend_of, scores_of
 from offline.engines.base import ExpertUse
@@ -70,15 +70,22 @@ class Observations:
         return self._scores
 
     def maps(self, name: str, rng: random.Random, count: int = 1) -> list[RoutingMap]:
-        """Return ``count`` maps of a method or criterion; all but random are always the same."""
-        made, tokens = self.run.provenance, self.tokens
+        """Return ``count`` maps of a method or criterion; all but random are always the same.
+
+        In a run that substitutes all of them do, each what it does not keep.
+        """
+        made, tokens, outputs = self.run.provenance, self.tokens, None
+        if self.run.space.substitutes:
+            self.scores()
+            outputs = mean_outputs(self._evidence)
         if name not in ONE_SHOT:
             scores = self.scores()  # not the task's items, but this text has decided
             data = (*scores.provenance.data, *(d for d in made.data if d.name == SOURCE))
             made = made.model_copy(update={"data": data})
             tokens = tokens_seen(scores, blend_of(self.run.recipe))
         return [
-            self.run.space.routing_map(self.kept(name, rng), made, tokens) for _ in range(count)
+            self.run.space.routing_map(self.kept(name, rng), made, tokens, outputs)
+            for _ in range(count)
         ]
 
     def genomes(self, names: tuple[str, ...], groups: Groups) -> list[Genome]:

@@ -92,7 +92,7 @@ class Prepared:
 
     @property
     def least_bytes(self) -> int:
-        """Bytes that the pruned checkpoint will have, or a few more: gates lose rows as well."""
+        """Bytes that the pruned weights will have, or a few more: gates lose rows as well."""
         experts = self.base.expert_bytes()
         kept, whole = self.space.even_counts(), self.space.num_experts
         share = sum(kept.values()) / sum(whole.values())
@@ -164,6 +164,7 @@ def check_model(recipe: CompressRecipe) -> tuple[Checkpoint, Space]:
         budget=method.total,
         floor=method.least,
         router=method.router,
+        substitutes=method.substitutes,
     )
     _check_recorded(recipe, space)
     _check_complete(space)

@@ -27,11 +27,13 @@ def sized(recipe: CompressRecipe) -> tuple[CompressRecipe, tuple[str, ...]]:
     keep, changes = method.keep, tuple[str, ...]()
     if method.ratio is not None:
         router = RouterGroups.of(base.layout, base.config)
+        router = RouterGroups() if method.substitutes else router
         counts = PlanRecipe(ratio=method.ratio).counts(base.expert_counts(), router)
         assert isinstance(counts, dict)
         keep = _one_count("--ratio", counts)
     if method.friendly:
-        space = Space.of(MoeShape.of(base), keep, method.active)
+        shape, active = MoeShape.of(base), method.active
+        space = Space.of(shape, keep, active, substitutes=method.substitutes)
         rounded, changes = friendly(space, space.even_counts())
         keep = _one_count("--friendly", rounded.even_counts())
     kept = method.model_copy(update={"keep": keep, "ratio": None, "friendly": False})

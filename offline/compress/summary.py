@@ -71,9 +71,9 @@ def size_of(checkpoint: Checkpoint) -> Size:
 
 
 def planned_size(routing_map: RoutingMap, plan: BuildPlan) -> Size:
-    """Count what a build will write."""
+    """Count what a build will write, with the vectors that stand for experts."""
     return Size(
         experts=sum(layer.num_kept for layer in routing_map.layers),
-        num_bytes=plan.num_bytes,
+        num_bytes=plan.num_bytes + routing_map.vector_bytes,
         expert_bytes=plan.expert_bytes,
     )

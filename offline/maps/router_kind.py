@@ -1,4 +1,7 @@
-"""Which kind of router a map gives to layers that lose experts: sliced, mapped, or by itself."""
+"""Which kind of router a map gives to layers that lose experts: sliced, mapped, or by itself.
+
+Where experts are substituted it stays what it is.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,10 @@ ROUTER_HELP = (
     "is not exact where the model does not renormalise its top-k weights; mapped keeps them all, "
     "exact and for vLLM alone; auto, if not given, is sliced where that is exact"
 )
+SUBSTITUTE_HELP = (
+    "let the router go on choosing among all experts, with the mean output of each in place of "
+    "those not kept; for vLLM alone (docs/substituted.md)"
+)
 
 
 def given_kind(value: object) -> object:
@@ -26,6 +33,19 @@ def slices(shape: MoeShape, kind: RouterKind) -> bool:
         # A router that chooses groups first cannot be mapped: it can only be sliced.
         return shape.slices or shape.num_groups > 1
     return kind == "sliced"
+
+
+def check_substitute(**others: object) -> None:
+    """Refuse another fate beside --substitute, or a router of another kind.
+
+    :param others: name of a flag -> what is given, None if nothing is
+    :raises ValueError: naming the first that is given
+    """
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(
+                f"--substitute leaves the router as it is and drops nothing; leave out --{name}"
+            )
 
 
 def check_router(shape: MoeShape, kind: RouterKind) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 from pydantic import JsonValue
 
 from offline.calibration.scores import Scores, tokens_seen
-from offline.calibration.statistics import Evidence
+from offline.calibration.statistics import Evidence, mean_outputs
 from offline.lint.friendly import friendly
 from offline.lint.lint import Finding, ModelFacts, Target, lint
-from offline.maps.genome import Matrix
 from offline.maps.map_space import Space
 from offline.maps.moe_shape import MoeShape
 from offline.maps.router_groups import RouterGroups
@@ -108,7 +106,7 @@ def plan(
     provenance = _provenance(scores, recipe, protected, lacking, source, sensitivity)
     seen = tokens_seen(scores, recipe.blend)
     if recipe.merge is None:
-        outputs = _mean_outputs(evidence) if recipe.substitute else None
+        outputs = mean_outputs(evidence) if recipe.substitute else None
         routing_map = space.routing_map(kept, provenance, seen, outputs)
     else:
         counts = {layer: len(ids) for layer, ids in kept.items()}
@@ -128,14 +126,6 @@ def _losses(scores: Scores, recipe: PlanRecipe, sensitivity: Sensitivity | None)
     if recipe.budget is None:
         raise PruneError("--sensitivity changes nothing without --budget")
     return sensitivity.losses(scores.shape.base, recipe.choice)
-
-
-def _mean_outputs(evidence: Evidence) -> dict[int, Matrix]:
-    """Return decoder layer -> the mean output [E, D] of each expert over the tokens routed to it.
-
-    It is 0 of experts that saw no token.
-    """
-    return {layer: one.seen.mean.astype(np.float32) for layer, one in evidence.items()}
 
 
 def space_of(shape: MoeShape, recipe: PlanRecipe) -> Space:

@@ -12,7 +12,13 @@ from offline.calibration.blend import parse_blend
 from offline.criteria.registry import Rule
 from offline.maps.per_layer import parse_numbers
 from offline.maps.router_groups import RouterGroups
-from offline.maps.router_kind import ROUTER_HELP, RouterKind, given_kind
+from offline.maps.router_kind import (
+    ROUTER_HELP,
+    SUBSTITUTE_HELP,
+    RouterKind,
+    check_substitute,
+    given_kind,
+)
 from offline.methods.merging import MergeKind, MergeRouter
 from offline.plan.protection import PERCENTILE, SHARE
 from vllm_moe_prune.reading import validated
@@ -96,11 +102,7 @@ class PlanRecipe(BaseModel):
     serve_tp: int | None = Field(
         default=None, ge=1, description="tensor-parallel ranks to lint for"
     )
-    substitute: bool = Field(
-        default=False,
-        description="let the router go on choosing among all experts, with the mean output of each "
-        "in place of those not kept; for vLLM alone (docs/substituted.md)",
-    )
+    substitute: bool = Field(default=False, description=SUBSTITUTE_HELP)
     merge: MergeKind | None = Field(
         default=None,
         description="merge experts instead of dropping them: by how alike their mean outputs are "
@@ -124,11 +126,8 @@ class PlanRecipe(BaseModel):
             raise ValueError("give one of --keep, --ratio, --keep-per-layer and --budget")
         if self.merge is not None and (self.protect is not None or self.protect_outliers):
             raise ValueError("--merge leaves no expert as it is; drop --protect and its like")
-        if self.substitute and (self.merge is not None or self.router is not None):
-            other = "merge" if self.merge is not None else "router"
-            raise ValueError(
-                f"--substitute leaves the router as it is and drops nothing; leave out --{other}"
-            )
+        if self.substitute:
+            check_substitute(merge=self.merge, router=self.router)
         if self.merge is not None and self.merge_router == "sum" and self.router == "sliced":
             raise ValueError(
                 "--router sliced: a router that adds up the scores of merged experts is mapped; "

@@ -46,8 +46,7 @@ class Choice:
     @property
     def vector_bytes(self) -> int:
         """Bytes of the vectors of substituted experts, which are beside the map."""
-        layers = (layer for layer in self.routing_map.layers if layer.substituted is not None)
-        return sum(self.routing_map.vectors(layer).nbytes for layer in layers)
+        return self.routing_map.vector_bytes
 
     @property
     def experts(self) -> int:

@@ -76,6 +76,11 @@ class MethodSection(Section):
         """Return how many experts every layer keeps at least."""
         return 1
 
+    @property
+    def substitutes(self) -> bool:
+        """Whether vectors stand for the experts that are not kept."""
+        return False
+
 
 class WithTopK(MethodSection):
     """Told how many experts are active."""
