@@ -10,18 +10,17 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping
-from fnmatch import translate
+from functools import partial
 from typing import Any
 
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.module_patterns import ModulePatterns, inner, mark_of
 
 Moves = Mapping[str, str | None]  # module -> its new name, None if it is gone
-_MARKS = ("re:", "+:", "-:")
 _WILD = re.compile(r"[*?\[]")
 _REGEX = re.compile(r"[\\^$|(]")  # which no wildcard has
 _EXPERT = re.compile(r"(.*experts\.\d+)((?:\..*)?)")
 _NUMBERED = re.compile(r"experts\\?\.\d")
-_MOST_SETS = 100  # of letters, in a wildcard
 _FLAGS = re.compile(r"\(\?[aiLmsux]+\)")
 _NO_EXPERT = r"(?!.*experts\.\d)"  # for names that are of no single expert
 
@@ -36,26 +35,30 @@ class Names:
 
     def __init__(self, moves: Moves) -> None:
         self._moves = moves
+        self._patterns = ModulePatterns()
 
-    def followed(self, value: Any) -> Any:
+    def followed(self, value: Any, where: str = "the quantiser") -> Any:
         """Return settings with all names in them, in lists and as keys, as they are afterwards.
 
-        :raises PruneError: for an expert that there is not, or a pattern that cannot be read
+        :param where: the file and the key that the settings are from
+        :raises PruneError: for an expert that there is not, or a pattern that cannot be read or
+            takes too long to match
         """
         if isinstance(value, dict):
             settled: dict[str, Any] = {}
             for key, inside in value.items():
-                for new in self.entries(key):  # of several that fit, readers take the first
-                    settled.setdefault(new, self.followed(inside))
+                for new in self.entries(key, where):  # of several that fit, readers take the first
+                    settled.setdefault(new, self.followed(inside, inner(where, key)))
             return settled
         if isinstance(value, list):
             found: list[Any] = []
             for one in value:
-                found += self.entries(one) if isinstance(one, str) else [self.followed(one)]
+                is_name = isinstance(one, str)
+                found += self.entries(one, where) if is_name else [self.followed(one, where)]
             return found
         return value
 
-    def entries(self, entry: str) -> list[str]:
+    def entries(self, entry: str, where: str) -> list[str]:
         """Return what names the same modules afterwards: one entry, several, or none.
 
         :raises PruneError: as `followed`
@@ -63,7 +66,7 @@ class Names:
         if entry in self._moves:
             new = self._moves[entry]
             return [] if new is None else [new]
-        matches = _matcher(entry)
+        matches = self._matcher(entry, where)
         if matches is not None:
             return self._of_pattern(entry, matches)
         if not _NUMBERED.search(entry):
@@ -93,6 +96,15 @@ class Names:
         for name in self._moves:
             found.setdefault(_tail(name), []).append(name)
         return found
+
+    def _matcher(self, entry: str, where: str) -> Callable[[str], bool] | None:
+        """Return what says whether a pattern is about a module; None for a name."""
+        mark, _ = _split(entry)
+        if mark is None and not _WILD.search(entry):
+            return None
+        own = self._patterns
+        how = own.is_like if mark is None else own.begins if mark else own.is_in
+        return partial(how, entry, where)
 
     def _of_pattern(self, entry: str, matches: Callable[[str], bool]) -> list[str]:
         """Leave a pattern that says the same before and after; else write out what it meant."""
@@ -124,31 +136,6 @@ def _tail(name: str) -> str:
 
 def _split(entry: str) -> tuple[str | None, str]:
     """Return a regular expression's mark, which may be empty, and itself; None for a wildcard."""
-    mark = next((mark for mark in _MARKS if entry.startswith(mark)), "")
+    mark = mark_of(entry)
     is_regex = mark or entry.startswith(".*") or _REGEX.search(entry)
     return (mark, entry.removeprefix(mark)) if is_regex else (None, entry)
-
-
-def _matcher(entry: str) -> Callable[[str], bool] | None:
-    """Return what says whether a pattern is about a module; None for a name."""
-    mark, regex = _split(entry)
-    if mark is None:
-        if not _WILD.search(entry):
-            return None
-        if entry.count("[") > _MOST_SETS:  # their translation takes the square of their number
-            raise PruneError(
-                f"the quantisation settings have the pattern {entry}, which is too long",
-                hint="mend it in the base's config",
-            )
-        whole = re.compile(translate(entry))
-        return lambda name: whole.match(name) is not None
-    try:
-        pattern = re.compile(regex)
-    except re.error as error:
-        raise PruneError(
-            f"the quantisation settings have the pattern {entry}, which cannot be read: {error}",
-            hint="mend it in the base's config",
-        ) from None
-    if mark:
-        return lambda name: pattern.match(name) is not None
-    return lambda name: pattern.search(name) is not None

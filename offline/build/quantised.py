@@ -11,6 +11,7 @@ from offline.build.named_modules import Moves, Names, module_of
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layout import MoeLayout
+from vllm_moe_prune.module_patterns import inner
 from vllm_moe_prune.quantisation import FILES, KEYS, places, quantiser_of
 from vllm_moe_prune.reading import read_object
 from vllm_moe_prune.rewrite import Combine, Copy, Drop, Operation
@@ -35,23 +36,26 @@ def follow(
 
     What names single experts in them names them as they are called after the operations.
 
-    :raises PruneError: for an expert that there is not, or a pattern that cannot be read
+    :raises PruneError: as `Names.followed`
     """
     files = [base.folder / name for name in FILES if (base.folder / name).exists()]
     if not files and not any(places(base.config)):
         return base.config, {}
     names = Names(moves_of(operations, base.layout))
-    contents = {f.name: json.dumps(names.followed(read_object(f)), indent=2) + "\n" for f in files}
+    contents = {}
+    for file in files:
+        settled = names.followed(read_object(file), file.name)
+        contents[file.name] = json.dumps(settled, indent=2) + "\n"
     return _settled(base.config, names), contents
 
 
-def _settled(config: dict[str, Any], names: Names) -> dict[str, Any]:
+def _settled(config: dict[str, Any], names: Names, where: str = "config.json") -> dict[str, Any]:
     """Return a config, or a section of it, whose entries about quantisation have new numbers."""
 
     def settled(key: str, value: Any) -> Any:
         if key in KEYS:
-            return names.followed(value)
-        return _settled(value, names) if isinstance(value, dict) else value
+            return names.followed(value, inner(where, key))
+        return _settled(value, names, inner(where, key)) if isinstance(value, dict) else value
 
     return {key: settled(key, value) for key, value in config.items()}
 

@@ -8,13 +8,12 @@ what is left over ends the start with "has no parameter".
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import Any
 
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.module_patterns import ModulePatterns, inner
 from vllm_moe_prune.reading import DAMAGED
 
 Settings = Mapping[str, Any]
@@ -47,12 +46,55 @@ _MODELOPT = {
 }
 
 
-def kinds_of(settings: Settings, experts: str, projections: Sequence[str]) -> Kinds | None:
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Asks entries of settings for a layer's experts.
+
+    ``experts`` is the module that holds them, such as ``model.layers.0.mlp.experts``, and ``where``
+    the file, and the key in it, that the settings are from.
+    """
+
+    experts: str
+    projections: Sequence[str]
+    where: str
+    patterns: ModulePatterns
+
+    @property
+    def first(self) -> list[str]:
+        """The modules of the first expert, which speaks for all."""
+        return [f"{self.experts}.0.{one}" for one in self.projections]
+
+    def begins(self, entry: str, key: str, name: str) -> bool:
+        """Whether a regular expression among those of a key matches a name."""
+        return self.patterns.begins(entry, inner(self.where, key), name)
+
+    def is_like(self, entry: str, key: str) -> bool:
+        """Whether a wildcard among those of a key is like the experts' module."""
+        return self.patterns.is_like(entry, inner(self.where, key), self.experts)
+
+    def has(self, entries: Iterable[str], key: str, name: str) -> bool:
+        """Whether names and marked expressions of compressed-tensors are about a module."""
+        return any(
+            self.begins(entry, key, name) if entry.startswith("re:") else entry == name
+            for entry in entries
+        )
+
+
+def kinds_of(
+    settings: Settings,
+    experts: str,
+    projections: Sequence[str],
+    where: str = "config.json: quantization_config",
+    patterns: ModulePatterns | None = None,
+) -> Kinds | None:
     """Return what vLLM expects of a layer's experts; None where that is not known here.
 
     :param settings: nothing for an unquantised checkpoint
     :param experts: the module that holds them, such as ``model.layers.0.mlp.experts``
-    :raises PruneError: if the settings are of other types than the method's
+    :param where: the file, and the key in it, that the settings are from
+    :param patterns: what matches those of all layers
+    :raises PruneError: if the settings are of other types than the method's, or a pattern cannot be
+        read or takes too long to match
     """
     if not settings:
         return PLAIN
@@ -60,8 +102,10 @@ def kinds_of(settings: Settings, experts: str, projections: Sequence[str]) -> Ki
     if find is None:
         return None
     try:
-        return find(settings, experts, projections)
-    except (*DAMAGED, re.error) as error:
+        return find(settings, Listed(experts, projections, where, patterns or ModulePatterns()))
+    except PruneError:
+        raise
+    except DAMAGED as error:
         raise PruneError(
             f"the settings of {method} are not as its tools write them: {error}",
             hint="compare config.json (and hf_quant_config.json) with the ones on the hub",
@@ -74,9 +118,9 @@ def method_of(settings: Settings) -> str:
     return method or ("modelopt" if "quantization" in settings else "")
 
 
-def _fp8(settings: Settings, experts: str, _: Sequence[str]) -> Kinds:
+def _fp8(settings: Settings, asked: Listed) -> Kinds:
     listed = settings.get("ignored_layers") or settings.get("modules_to_not_convert") or ()
-    if any("experts" in entry and experts in entry for entry in listed):
+    if any("experts" in entry and asked.experts in entry for entry in listed):
         return _LEFT_OUT  # one name of a single expert is enough
     if settings.get("weight_block_size"):
         return Kinds.of("FP8 in blocks", ["weight", "weight_scale_inv"])
@@ -84,11 +128,12 @@ def _fp8(settings: Settings, experts: str, _: Sequence[str]) -> Kinds:
     return Kinds.of("FP8", ["weight", "weight_scale", *static])
 
 
-def _modelopt(settings: Settings, experts: str, _: Sequence[str]) -> Kinds | None:
-    older = settings.get("quantization")
+def _modelopt(settings: Settings, asked: Listed) -> Kinds | None:
+    older, experts = settings.get("quantization"), asked.experts
     inside = older if isinstance(older, Mapping) else settings
     listed = inside.get("exclude_modules" if inside is older else "ignore") or ()
-    if any(entry in experts or fnmatch(experts, entry) for entry in listed):
+    key = "quantization.exclude_modules" if inside is older else "ignore"
+    if any(one in experts or asked.is_like(one, key) for one in listed):
         return _LEFT_OUT
     algorithm = str(inside.get("quant_algo") or "").upper()
     if algorithm == "MIXED_PRECISION":
@@ -101,20 +146,15 @@ def _modelopt(settings: Settings, experts: str, _: Sequence[str]) -> Kinds | Non
     return Kinds.of(f"ModelOpt {algorithm}", parts, ["input_scale"]) if parts else None
 
 
-def _compressed(settings: Settings, experts: str, projections: Sequence[str]) -> Kinds | None:
-    names = [f"{experts}.0.{one}" for one in projections]  # the first expert speaks for all
-    if names and all(_is_listed(one, settings.get("ignore") or ()) for one in names):
+def _compressed(settings: Settings, asked: Listed) -> Kinds | None:
+    names = asked.first
+    if names and all(asked.has(settings.get("ignore") or (), "ignore", one) for one in names):
         return _LEFT_OUT
-    groups = (settings.get("config_groups") or {}).values()
-    targeted = (
-        group
-        for group in groups
-        if any(
-            t == "Linear" or _is_listed(n, [t]) for t in group.get("targets") or () for n in names
-        )
-    )
-    group = next(targeted, None)
-    return _of_group(group, str(group.get("format") or settings.get("format"))) if group else None
+    for name, group in (settings.get("config_groups") or {}).items():
+        targets, key = group.get("targets") or (), f"config_groups.{name}.targets"
+        if any(t == "Linear" or asked.has([t], key, n) for t in targets for n in names):
+            return _of_group(group, str(group.get("format") or settings.get("format")))
+    return None
 
 
 def _of_group(group: Settings, stored: str) -> Kinds | None:
@@ -140,33 +180,26 @@ def _of_group(group: Settings, stored: str) -> Kinds | None:
     return None
 
 
-def _is_listed(name: str, entries: Iterable[str]) -> bool:
-    return any(
-        re.match(entry.removeprefix("re:"), name) if entry.startswith("re:") else entry == name
-        for entry in entries
-    )
-
-
-def _gptq(settings: Settings, experts: str, _: Sequence[str]) -> Kinds:
+def _gptq(settings: Settings, asked: Listed) -> Kinds:
     for pattern in settings.get("dynamic") or {}:
-        if re.match(pattern.removeprefix("-:").removeprefix("+:"), experts):
+        if asked.begins(pattern, "dynamic", asked.experts):
             if pattern.startswith("-:"):
                 return _LEFT_OUT
             break
     return Kinds.of("GPTQ", ["qweight", "qzeros", "scales"], ["g_idx"])
 
 
-def _awq(settings: Settings, experts: str, _: Sequence[str]) -> Kinds:
-    if any(entry in experts for entry in settings.get("modules_to_not_convert") or ()):
+def _awq(settings: Settings, asked: Listed) -> Kinds:
+    if any(entry in asked.experts for entry in settings.get("modules_to_not_convert") or ()):
         return _LEFT_OUT
     return Kinds.of("AWQ", ["qweight", "qzeros", "scales"])
 
 
-def _mxfp4(_: Settings, __: str, ___: Sequence[str]) -> Kinds:
+def _mxfp4(_: Settings, __: Listed) -> Kinds:
     return Kinds.of("MXFP4", ["blocks", "scales"])
 
 
-_METHODS: Mapping[str, Callable[[Settings, str, Sequence[str]], Kinds | None]] = {
+_METHODS: Mapping[str, Callable[[Settings, Listed], Kinds | None]] = {
     "fp8": _fp8,
     "modelopt": _modelopt,
     "modelopt-fp4": _modelopt,

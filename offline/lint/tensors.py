@@ -6,7 +6,7 @@ Told from names, types and settings, before a checkpoint is built and of one tha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from offline.lint.counts import spans
@@ -14,7 +14,8 @@ from offline.lint.lint import Finding
 from offline.lint.schemes import Kinds, Settings, kinds_of, method_of
 from vllm_moe_prune.completeness import Matrices, is_unquantised, matrices_of, missing_tensors
 from vllm_moe_prune.layout import MoeLayout
-from vllm_moe_prune.quantisation import KEYS, settings_of
+from vllm_moe_prune.module_patterns import ModulePatterns
+from vllm_moe_prune.quantisation import FILES, KEYS, settings_of
 from vllm_moe_prune.rewrite import TensorInfo, expert_counts
 
 # What parts of stacked tensors are called where experts are stored one by one.
@@ -40,15 +41,18 @@ _TURNED = frozenset({"qwen3_vl_moe", "qwen3_vl_moe_text"})
 class _Stored:
     """A checkpoint by its names: what it has of experts, and what its settings say of them.
 
-    ``settings`` are those that vLLM finds, ``told`` any that there are.
+    ``settings`` are those that vLLM finds, ``where`` the file and the key that they are from, and
+    ``told`` any that there are.
     """
 
     tensors: Mapping[str, TensorInfo]
     layout: MoeLayout
     matrices: Matrices
     settings: Settings
+    where: str
     told: Settings
     hidden: int | None
+    patterns: ModulePatterns = field(default_factory=ModulePatterns)
 
 
 def lint_tensors(
@@ -62,20 +66,31 @@ def lint_tensors(
     :param tensors: of a checkpoint that is there, or that is to be built
     :param config: its config.json
     :param beside: its hf_quant_config.json, if there is one
+    :raises PruneError: as `kinds_of`
     """
-    settings = _found_by_vllm(config, beside)
+    settings, where = _found_by_vllm(config, beside)
     told = settings or settings_of(config)
     hidden = layout.text_config(config).get("hidden_size")
-    stored = _Stored(tensors, layout, matrices_of(tensors, layout), settings, told, hidden)
+    stored = _Stored(tensors, layout, matrices_of(tensors, layout), settings, where, told, hidden)
     return [finding for rule in _RULES for finding in rule(stored)]
 
 
-def _found_by_vllm(config: Mapping[str, Any], beside: Mapping[str, Any] | None) -> Settings:
-    """Return the settings that vLLM goes by: at the top, in a file beside, or in text_config."""
+def _found_by_vllm(
+    config: Mapping[str, Any], beside: Mapping[str, Any] | None
+) -> tuple[Settings, str]:
+    """Return the settings that vLLM goes by, and where they stand.
+
+    They are at the top, in a file beside, or in text_config.
+    """
     inner = config.get("text_config")
-    sections = (config, inner if isinstance(inner, Mapping) else {})
-    found = [config.get(KEYS[0]), beside, *(one.get(key) for one in sections for key in KEYS)]
-    return next((one for one in found if isinstance(one, Mapping) and one), {})
+    sections = {"": config, "text_config.": inner if isinstance(inner, Mapping) else {}}
+    found = [(config.get(KEYS[0]), f"config.json: {KEYS[0]}"), (beside, FILES[0])]
+    for begin, section in sections.items():
+        found += [(section.get(key), f"config.json: {begin}{key}") for key in KEYS]
+    for settings, where in found:
+        if isinstance(settings, Mapping) and settings:
+            return settings, where
+    return {}, ""
 
 
 def _place(stored: _Stored) -> Iterator[Finding]:
@@ -223,7 +238,8 @@ def _expected(stored: _Stored, layer: int) -> Kinds | None:
     name = form.expert or form.stacked[0]
     before, inside, _ = (stored.layout.layer.format(layer=layer) + name).partition("experts")
     module = before + inside if inside else before.rstrip(".")
-    return kinds_of(stored.settings, module, form.projections)
+    settings, where = stored.settings, stored.where
+    return kinds_of(settings, module, form.projections, where, stored.patterns)
 
 
 def _by_kind(stored: _Stored) -> dict[int, tuple[list[int], frozenset[str]]]:

@@ -24,6 +24,7 @@ _VALUES: list[Any] = [
     *(None, True, False, 0, -1, 1, 2, 2.0, 0.5, 1e308, 2**31, 2**63, 10**30, 20_000_000),
     *(float("nan"), float("inf"), "", "2", "x", "y" * 4000, "[/x]", "pruned[keep4]"),
     *("\x1b[31mred", "\u202eleft", "two\nlines", "../../out", "/etc/hostname", "nul\0", "é", "😀"),
+    *("re:(", "-:(", r"re:(\w|\w\w|\.)+[^\w.]", "re:(?:a{60000}){60000}", "*[" * 2000),
     *([], {}, [[]], [{}], {"": None}, [1, "2", None], {"a": {"b": {"c": []}}}),
     *_RAW,
 ]
@@ -52,7 +53,10 @@ def _changed(draw: Draw, node: Any, depth: int) -> Any:
     how = draw(st.sampled_from(["replace", "replace", "remove", "add", "repeat", "empty"]))
     if isinstance(node, dict) and how in ("remove", "add", "empty"):
         if how == "add":
-            return {**node, draw(st.sampled_from(["extra", "", "é", "\x1b", "layers"])): None}
+            return {
+                **node,
+                draw(st.sampled_from(["extra", "", "é", "\x1b", "layers", "-:("])): None,
+            }
         left = dict(node)
         if left and how == "remove":
             del left[keys[draw(st.integers(0, len(keys) - 1))]]
