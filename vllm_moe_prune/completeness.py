@@ -100,6 +100,7 @@ def _parts_of_any(matrices: Iterable[Parts]) -> tuple[str, ...]:
 
 
 def _lacking(parts: Parts, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    if WEIGHT in parts and is_unquantised(parts) and not _UNQUANTISED.issuperset(wanted):
-        return ()  # left as it was, among quantised ones
-    return tuple(one for one in wanted if one not in parts)
+    lacking = tuple(one for one in wanted if one not in parts)
+    if lacking and WEIGHT in parts and not _UNQUANTISED.issuperset(wanted):
+        return () if is_unquantised(parts) else lacking  # left as it was, among quantised ones
+    return lacking

@@ -41,7 +41,7 @@ class Form:
         :param name: what follows the layer's name in ``whole``, that of the tensor
         :raises PruneError: for a gate that is stored so that it cannot lose rows
         """
-        if (of_experts := self._of_experts(layer, name)) is not None:
+        if (of_experts := self.of_experts(layer, name)) is not None:
             return of_experts
         if any(name_pattern(one).fullmatch(name) for one in (self.router, *self.rows)):
             return Role("router", layer)
@@ -52,9 +52,12 @@ class Form:
 
     def holds(self, name: str) -> bool:
         """Whether the tensor with this name after its layer's is one of experts."""
-        return name.startswith(self.blocks) and self._of_experts(0, name) is not None
+        return self.of_experts(0, name) is not None
 
-    def _of_experts(self, layer: int, name: str) -> Role | None:
+    def of_experts(self, layer: int, name: str) -> Role | None:
+        """Return the role of a tensor of experts, by its name after its layer's; None of others."""
+        if not name.startswith(self.blocks):
+            return None
         if self.expert and (found := name_pattern(self.expert, self.projections).fullmatch(name)):
             number, (begin, end) = int(found["expert"]), found.span("expert")
             places = (begin - len(name), end - len(name))

@@ -10,20 +10,12 @@ from vllm_moe_prune.config_keys import count_at, value_at, with_value
 from vllm_moe_prune.draft_names import draft_beginnings, draft_names_in
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.form import Form
+from vllm_moe_prune.layer_names import INSIDE, STEMS, layer_names_in
 from vllm_moe_prune.roles import WEIGHT, Role, name_pattern
 
 Score = Literal["softmax", "sigmoid", "sqrtsoftplus"]
 _BIASES = ("correction_bias", "expert_bias", "router_bias")  # which choose experts, no more
 LAYER = "model.layers.{layer}."
-_INSIDE = "model.language_model."  # beside which the head is, not inside
-# What may stand before "layers.N.", and what all names of the language model begin with then.
-_STEMS = {
-    "model.": "",
-    "language_model.model.": "language_model.",
-    _INSIDE: _INSIDE,
-    "language_model.": "language_model.",
-    "": "",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +80,9 @@ class MoeLayout:
     vllm_module: str | None = None
     vllm_layers_module: str | None = None
     found: Mapping[int, Form] = field(default_factory=dict, repr=False)
+    _roles: dict[str, Role | None] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )  # of names that were asked for: whatever is said of a checkpoint asks for all of them again
 
     @property
     def slices(self) -> bool:
@@ -121,6 +116,11 @@ class MoeLayout:
 
         :raises PruneError: if the name looks like MoE and fits no template of this family
         """
+        if name not in self._roles:
+            self._roles[name] = self._classified(name)
+        return self._roles[name]
+
+    def _classified(self, name: str) -> Role | None:
         layer, rest = self.place(name)
         inside = [form for form in self._forms(layer) if rest.startswith(form.blocks)]
         for form in inside:
@@ -173,10 +173,12 @@ class MoeLayout:
         listed = list(names)
         layout = self._named_as(listed)
         found: dict[int, tuple[Form, str]] = {}
+        roles: dict[str, Role | None] = {}
         for name in listed:
             layer, rest = layout.place(name)
             known = found.get(layer)
-            if known is not None and known[0].holds(rest):
+            if known is not None and (role := known[0].of_experts(layer, rest)) is not None:
+                roles[name] = role
                 continue
             form = next((one for one in layout.forms if one.holds(rest)), None) if rest else None
             if form is None:
@@ -187,7 +189,9 @@ class MoeLayout:
                     hint="leave the tensors of one of them out of the checkpoint",
                 )
             found[layer] = (form, name)
-        return replace(layout, found={layer: form for layer, (form, _) in sorted(found.items())})
+        layout = replace(layout, found={n: form for n, (form, _) in sorted(found.items())})
+        layout._roles.update(roles)
+        return layout
 
     def _named_as(self, names: list[str]) -> MoeLayout:
         """Return the layout with what the names of decoder and of draft layers begin with."""
@@ -197,35 +201,22 @@ class MoeLayout:
         return self._trunk_named_as(names)
 
     def _trunk_named_as(self, names: list[str]) -> MoeLayout:
-        routers = [one for one in names if one.endswith(tuple(form.router for form in self.forms))]
-
-        def fits(layer: str) -> bool:
-            pattern = name_pattern(layer)
-            places = (pattern.match(name) for name in routers)
-            return any(
-                name[place.end() :] == form.router
-                for name, place in zip(routers, places, strict=True)
-                if place
-                for form in self.forms
-            )
-
-        if fits(self.layer):
+        layer = layer_names_in(names, self.layer, [form.router for form in self.forms])
+        if layer in (None, self.layer):
             return self
-        for stem, prefix in _STEMS.items():
-            if fits(layer := stem + "layers.{layer}."):
-                return replace(self, layer=layer, prefix=prefix)
-        return self
+        prefix = STEMS[layer.partition("layers.")[0]]
+        return replace(self, layer=layer, prefix=prefix)
 
     def own_name(self, name: str) -> str | None:
         """Return what the language model by itself calls a tensor; None for what is beside it."""
         if name.startswith(self.prefix):
             own = name.removeprefix(self.prefix)
-            return "model." + own if self.prefix == _INSIDE else own
-        return name if self.prefix == _INSIDE and name.startswith("lm_head.") else None
+            return "model." + own if self.prefix == INSIDE else own
+        return name if self.prefix == INSIDE and name.startswith("lm_head.") else None
 
     def whole_name(self, own: str) -> str:
         """Return the checkpoint's name of a tensor that the language model by itself calls so."""
-        if self.prefix != _INSIDE:
+        if self.prefix != INSIDE:
             return self.prefix + own
         if own.startswith(self.prefix):  # transformers puts it back where it took it from
             return own

@@ -41,6 +41,7 @@ _TURNED = frozenset({"qwen3_vl_moe", "qwen3_vl_moe_text"})
 class _Stored:
     """A checkpoint by its names: what it has of experts, and what its settings say of them.
 
+    ``kinds`` is layer -> experts that are not quantised, and the parts that matrices have.
     ``settings`` are those that vLLM finds, ``where`` the file and the key that they are from, and
     ``told`` any that there are.
     """
@@ -48,6 +49,7 @@ class _Stored:
     tensors: Mapping[str, TensorInfo]
     layout: MoeLayout
     matrices: Matrices
+    kinds: Mapping[int, tuple[list[int], frozenset[str]]]
     settings: Settings
     where: str
     told: Settings
@@ -71,7 +73,9 @@ def lint_tensors(
     settings, where = _found_by_vllm(config, beside)
     told = settings or settings_of(config)
     hidden = layout.text_config(config).get("hidden_size")
-    stored = _Stored(tensors, layout, matrices_of(tensors, layout), settings, where, told, hidden)
+    matrices = matrices_of(tensors, layout)
+    kinds = _by_kind(tensors, layout, matrices)
+    stored = _Stored(tensors, layout, matrices, kinds, settings, where, told, hidden)
     return [finding for rule in _RULES for finding in rule(stored)]
 
 
@@ -134,7 +138,7 @@ def _whole(stored: _Stored) -> Iterator[Finding]:
 
 def _alike(stored: _Stored) -> Iterator[Finding]:
     """All experts of a layer are one tensor to vLLM."""
-    for layer, (plain, _) in _by_kind(stored).items():
+    for layer, (plain, _) in stored.kinds.items():
         if plain and _quantised(stored, layer):
             yield Finding(
                 "mixed-experts",
@@ -148,7 +152,7 @@ def _alike(stored: _Stored) -> Iterator[Finding]:
 def _kinds(stored: _Stored) -> Iterator[Finding]:
     """Kinds of tensor that vLLM wants of experts and the checkpoint lacks, and the reverse."""
     found: dict[tuple[str, str, str], list[int]] = {}
-    for layer, (plain, parts) in _by_kind(stored).items():
+    for layer, (plain, parts) in stored.kinds.items():
         kinds = _expected(stored, layer)
         if kinds is None or (plain and _quantised(stored, layer)):
             continue
@@ -242,15 +246,16 @@ def _expected(stored: _Stored, layer: int) -> Kinds | None:
     return kinds_of(settings, module, form.projections, where, stored.patterns)
 
 
-def _by_kind(stored: _Stored) -> dict[int, tuple[list[int], frozenset[str]]]:
-    """Return layer -> experts that are not quantised, and the parts that matrices have."""
+def _by_kind(
+    tensors: Mapping[str, TensorInfo], layout: MoeLayout, matrices: Matrices
+) -> dict[int, tuple[list[int], frozenset[str]]]:
     found: dict[int, tuple[list[int], frozenset[str]]] = {}
-    for layer, projections in stored.matrices.items():
+    for layer, projections in matrices.items():
         each = [(expert, parts) for of in projections.values() for expert, parts in of.items()]
         plain = sorted({expert for expert, parts in each if is_unquantised(parts)})
         found[layer] = plain, frozenset(part for _, parts in each for part in parts)
-    for name in stored.tensors:
-        role = stored.layout.classify(name)
+    for name in tensors:
+        role = layout.classify(name)
         if role is not None and role.kind == "stacked" and "_bias" not in name:
             part = role.part.strip("_")
             plain, parts = found.get(role.layer, ([], frozenset()))

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from offline.cli.inspect import describe
+from tests.families.released.reader import Released, write
 from tests.tiny import make_tiny_mixtral
 from tests.vllm_moe_prune.bare import MIXTRAL
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
+from vllm_moe_prune.form import Form
 from vllm_moe_prune.layouts import LAYOUTS, layout_of
 from vllm_moe_prune.rewrite import TensorInfo, expert_counts
 from vllm_moe_prune.roles import Role
@@ -86,3 +89,35 @@ def test_experts_are_counted_by_name_and_a_gap_is_refused() -> None:
         expert_counts(infos([MIXTRAL.router_name(5)]), MIXTRAL)
     with pytest.raises(PruneError, match="no expert tensors of a mixtral model were found"):
         expert_counts(infos(["model.norm.weight"]), MIXTRAL)
+
+
+def test_what_a_tensor_is_is_asked_of_its_name_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of hundreds of thousands of names that would take most of what `inspect` takes."""
+    model = Released.read("deepseek-ai--DeepSeek-V3", small=True)
+    tensors = [*model.tensors(model.experts), *model.tensors(model.experts, part="drafts")]
+    write(tmp_path / "base", model.config(model.experts, model.top_k), tensors, contents=False)
+    asked: Counter[str] = Counter()
+    read = Form.of_experts
+
+    def counted(form: Form, layer: int, name: str) -> Role | None:
+        asked[f"{layer}.{name}"] += 1
+        return read(form, layer, name)
+
+    monkeypatch.setattr(Form, "of_experts", counted)
+    assert describe(tmp_path / "base")["experts_per_layer"]
+    experts = [n for name, n in asked.items() if ".experts." in name and name[:2] != "61"]
+    assert len(experts) > 40  # 61 is a draft layer, with a layout of its own
+    assert sum(experts) < 1.2 * len(experts)  # of a layer's first one each form is asked
+
+
+def test_roles_are_those_of_the_form_that_was_found() -> None:
+    """What is remembered of one layout says nothing of another that is made of it."""
+    layout, one = LAYOUTS["qwen3_moe"], "model.layers.0.mlp.experts.0.gate_proj.weight"
+    before = layout.classify(one)
+    assert before is not None and before.kind == "expert"
+    stacked = layout.settled(["model.layers.0.mlp.experts.gate_up_proj"])
+    with pytest.raises(PruneError, match="is not known"):
+        stacked.classify(one)
+    assert layout.classify(one) == before == layout.settled([one, one]).classify(one)
