@@ -7,6 +7,9 @@ from typing import Any
 
 from vllm_moe_prune.errors import PruneError
 
+# Of Kimi-Linear the second, of DBRX the third.
+_LENGTHS = ("max_position_embeddings", "model_max_length", "max_seq_len")
+
 
 def value_at(config: Mapping[str, Any], key: str) -> Any:
     """Return the value of a key, or None if it or its section is not there."""
@@ -26,6 +29,12 @@ def with_value(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any
     elif isinstance(before, list) and isinstance(value, int):
         value = [value] * len(before)
     return {**config, section: value}
+
+
+def most_tokens(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens a language model's config says that it takes, None if nothing."""
+    found = (config.get(key) for key in _LENGTHS)
+    return next((int(value) for value in found if value), None)
 
 
 def count_at(config: Mapping[str, Any], key: str) -> int:

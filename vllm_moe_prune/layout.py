@@ -35,7 +35,8 @@ class MoeLayout:
     the config's ``renormalise_key`` has it; `layout_of` fills it in. ``mappable`` says whether a
     W_RM can act on the scores: not where a correction bias or more than a top-k chooses.
     ``weights_on_input`` says that routing weights multiply what an expert is given, in place of
-    what it gives.
+    what it gives. ``torch_rotary`` says that vLLM's CPU kernel for rotary embeddings is wrong for
+    its queries and keys; PyTorch's is not.
 
     ``interleaved`` says that gate and up take turns in the first of the stacked tensors; otherwise
     up follows gate.
@@ -71,6 +72,7 @@ class MoeLayout:
     interleaved: bool = False
     mappable: bool = True
     weights_on_input: bool = False
+    torch_rotary: bool = False
     section: str | None = None
     prefix: str = ""
     mtp_layer: str | None = None

@@ -25,6 +25,7 @@ from offline.engines.live.start import OwnsVllm, start
 from offline.engines.needs import check_whole
 from offline.maps.moe_shape import MoeShape
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.config_keys import most_tokens
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance
 
@@ -87,7 +88,7 @@ def engine_settings(
     :raises PruneError: if a sequence is longer than the model can take
     """
     length = max(domain.token_ids.shape[1] for domain in corpora)
-    own = int(checkpoint.text_config.get("max_position_embeddings", length + 1))
+    own = most_tokens(checkpoint.text_config) or length + 1
     if length >= own:  # vLLM wants room for a token after a text
         raise PruneError(
             f"--length {length}: the model takes at most {own - 1} tokens in vLLM",

@@ -8,6 +8,7 @@ from offline.build.whole import check_whole_base
 from offline.engines.needs import check_tokenizer, check_vllm, check_whole
 from offline.engines.quantised.need import check_dequantisable
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.config_keys import most_tokens
 from vllm_moe_prune.errors import PruneError
 
 
@@ -16,7 +17,7 @@ def check_length(base: Checkpoint, length: int) -> None:
 
     :raises PruneError: naming both
     """
-    most = int(base.text_config.get("max_position_embeddings", length))
+    most = most_tokens(base.text_config) or length
     if length > most:
         raise PruneError(
             f"--length {length}: the model takes at most {most} tokens",

@@ -16,6 +16,7 @@ from offline.engines.reading import Ids, Reading
 from offline.engines.replies import Message, completion, message, prompt_reading, prompt_score
 from offline.engines.server import Body, Endpoint
 from vllm_moe_prune.checkpoint import Checkpoint, read_config
+from vllm_moe_prune.config_keys import most_tokens
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.fingerprint import BaseFingerprint
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
@@ -79,7 +80,7 @@ class EndpointLM(Encoder):
         if endpoint.root is not None and (Path(endpoint.root) / "config.json").is_file():
             _check_same(folder, Path(endpoint.root), endpoint.url)
         text = config.get("text_config") or config  # a server may serve any family
-        return cls(endpoint, tokenizer, int(text.get("max_position_embeddings", _DEFAULT_LENGTH)))
+        return cls(endpoint, tokenizer, most_tokens(text) or _DEFAULT_LENGTH)
 
     def apply_chat_template(
         self, chat_history: Messages, add_generation_prompt: bool = True

@@ -25,6 +25,7 @@ from offline.finetune.where import Where
 from offline.runs.output import check_output, staged
 from offline.runs.resume import check_run, remove_run, run_folder
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
+from vllm_moe_prune.config_keys import most_tokens
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import write_atomic
 from vllm_moe_prune.reading import read_model
@@ -167,7 +168,7 @@ def _check(
     teacher: Teacher | None,
 ) -> None:
     """Refuse before loading what could only fail later."""
-    length, longest = examples.input_ids.shape[1], base.text_config.get("max_position_embeddings")
+    length, longest = examples.input_ids.shape[1], most_tokens(base.text_config)
     if longest is not None and length > longest:
         raise PruneError(
             f"the examples are {length} tokens long and the model takes at most {longest}",

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from offline.tasks.generation_options import LENGTHS
 from offline.tasks.prompting import Prompting, gen_kwargs_of
 from vllm_moe_prune.checkpoint import read_config
+from vllm_moe_prune.config_keys import most_tokens
 from vllm_moe_prune.errors import PruneError
 
 CONFIG_FILE = "config.json"
@@ -84,7 +85,7 @@ def check_chat(settings: PromptingSettings, folder: Path) -> None:
     if settings.max_gen_tokens is not None and (folder / CONFIG_FILE).is_file():
         config = read_config(folder)
         text = config.get("text_config") or config
-        sees = int(text.get("max_position_embeddings") or settings.max_gen_tokens + 1)
+        sees = most_tokens(text) or settings.max_gen_tokens + 1
         if settings.max_gen_tokens >= sees:
             raise PruneError(
                 f"--max-gen-tokens {settings.max_gen_tokens}: {folder} sees {sees} tokens, prompt "

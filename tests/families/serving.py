@@ -18,6 +18,7 @@ class Serving:
     :param model: what `make_family` is asked for beside the family's own config
     :param refused: a part of what vLLM says where it cannot run the family on a CPU
     :param uncompact: a part of what is said where it runs what is plain only
+    :param live: how the live engine is asked, where that is another way
     :param images: that vLLM wants torchvision for it
     :param note: for readers of docs/families.md
     """
@@ -27,6 +28,7 @@ class Serving:
     model: dict[str, Any] = field(default_factory=dict)
     refused: str | None = None
     uncompact: str | None = None
+    live: Serving | None = None
     images: bool = False
     note: str = ""
 
@@ -67,11 +69,13 @@ SERVING: dict[str, Serving] = {
     "deepseek_v3": _MLA,
     "ernie4_5_moe": Serving(
         model={"correction": 0.0},
+        live=Serving(),  # its own routers add the bias
         note="vLLM's CPU router ignores the correction bias, of the base too: tested with a bias "
         "of zero",
     ),
     "llama4": _text_only(_IMAGES, "image"),
-    "qwen3_5_moe": _text_only(replace(_IMAGES, model=_ATTENTION), "image", "video"),
+    # vLLM caches prefixes of this class, as the live engine asks, with linear attention only.
+    "qwen3_5_moe": _text_only(replace(_IMAGES, model=_ATTENTION, live=_DELTA), "image", "video"),
     **dict.fromkeys(("qwen3_vl_moe", "glm4v_moe"), _text_only(_IMAGES, "image", "video")),
     "gemma4": _text_only(_IMAGES, "image", "video", "audio"),
     "kimi_k25": _text_only(replace(_MLA, images=True), "vision_chunk"),

@@ -6,6 +6,7 @@ Whatever a family's router does: masks, one-hot and mapped routers, merged exper
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,6 +74,20 @@ def kept_map(base: Checkpoint, kept: Mapping[int, tuple[int, ...]], **more: Any)
     return map_of(base.folder, layers, **matrices)
 
 
+def add_words(folder: Path) -> None:
+    """Let words be tokens for a tokenizer, too, that has its family's own way to split text."""
+    file = folder / "tokenizer_config.json"
+    words = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    added = {
+        str(number): {
+            **{"content": word, "lstrip": True, "rstrip": False, "single_word": True},
+            **{"normalized": False, "special": False},
+        }
+        for word, number in words.items()
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"added_tokens_decoder": added}))
+
+
 def maps_of(base: Checkpoint) -> dict[str, RoutingMap | None]:
     """Return the candidates that a family's router can take, in the order of trying."""
     layout, rng = base.layout, np.random.default_rng(3)
@@ -136,8 +151,11 @@ def expected(
 def test_candidates_are_those_of_transformers(case: str, tmp_path: Path, matrix: Matrix) -> None:
     family, more = CASES[case]
     serving, folder = serving_of(family), tmp_path / "model"
-    make_family(family, folder, **more)
+    serving = serving.live or serving
+    make_family(family, folder, **(serving.model | more))
     write_tokenizer(folder, 60)
+    if LAYOUTS[family].model_type.startswith("qwen3_5"):
+        add_words(folder)
     base = Checkpoint.open(folder)
     maps, dtype = maps_of(base), serving.arguments.get("dtype", "float32")
     if refusal := serving.refusal("live"):

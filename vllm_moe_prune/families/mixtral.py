@@ -108,6 +108,7 @@ _LFM2 = MoeLayout(
     score="sigmoid",
     renormalise_key="norm_topk_prob",
     mappable=False,
+    torch_rotary=True,
 )
 _JAMBA = MoeLayout(
     "jamba",

@@ -33,6 +33,9 @@ class WatchedLayer:
     fused method is called once for each column of the choice, with a weight of 1: that gives the
     raw output of every token's expert, in whatever format and kernel the experts have, for the
     arithmetic of the layer itself. The weighted sum is the layer's output.
+
+    ``block`` is given where transformers' code chooses: vLLM's router is handed the weights then,
+    and the logits are those of the gate beside the experts.
     """
 
     number: int
@@ -40,6 +43,7 @@ class WatchedLayer:
     hidden: int
     see: Callable[[int, SeenLayer], None]
     watching: Callable[[], bool]
+    block: torch.nn.Module | None = None
     _logits: torch.Tensor | None = None
 
     @property
@@ -62,7 +66,8 @@ class WatchedLayer:
         select, apply = router.select_experts, experts.forward_modular
 
         def selected(*, router_logits: torch.Tensor, **named: Any) -> Any:
-            self._logits = router_logits
+            if self.block is None:
+                self._logits = router_logits
             return select(router_logits=router_logits, **named)
 
         def applied(
@@ -78,6 +83,15 @@ class WatchedLayer:
             return self._apply(apply, x, topk_weights, topk_ids, shared)
 
         router.select_experts, experts.forward_modular = selected, applied
+        for name, part in self.block.named_children() if self.block is not None else ():
+            if name != "experts":
+                part.register_forward_hook(self._note_logits)
+
+    def _note_logits(self, _: torch.nn.Module, __: Any, output: Any) -> None:
+        """Note the logits [T, E] of a gate, which comes before the experts, if it is one."""
+        first = output[0] if isinstance(output, tuple) else output
+        if isinstance(first, torch.Tensor) and first.dim() == 2 and first.shape[1] == self.num_experts:
+            self._logits = first
 
     def _apply(
         self,
@@ -146,7 +160,9 @@ def watch_layers(
     found = {}
     for name, module in model.named_modules():
         if hasattr(module, "routed_experts") and hasattr(module, "router"):
-            layer = WatchedLayer(layer_number(name), module, hidden, see, watching)
+            chosen_before = hasattr(module, "_moe_state")  # in transformers' code
+            block = model.get_submodule(name.rpartition(".")[0]) if chosen_before else None
+            layer = WatchedLayer(layer_number(name), module, hidden, see, watching, block)
             layer.watch()
             found[layer.number] = layer.num_experts
     return found

@@ -21,6 +21,7 @@ from offline.tasks.catalog import Split, Task
 from offline.tasks.harness import local_task, run, texts_of, without_examples
 from offline.tasks.results import ItemResult, TaskResult
 from vllm_moe_prune.checkpoint import Checkpoint, read_config
+from vllm_moe_prune.config_keys import most_tokens
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.fingerprint import BaseFingerprint
 from vllm_moe_prune.layout import MoeLayout
@@ -72,7 +73,7 @@ class VllmEngine(OwnsVllm):
         self.folder = model
         self._recorded = not enforce_eager
         check_whole(model)
-        own = int(self.layout.text_config(config).get("max_position_embeddings", 2048))
+        own = most_tokens(self.layout.text_config(config)) or 2048
         length = max_model_len or min(own, _MAX_LENGTH + answer_tokens)
         settings = {
             "dtype": dtype,

@@ -31,6 +31,7 @@ _SETTINGS: Mapping[str, Any] = {
     "worker_extension_cls": "offline.engines.live.worker.LiveWorker",
     "enable_prefix_caching": True,
     "disable_log_stats": True,
+    "language_model_only": True,  # text is all that is asked: no processor, no room for pictures
 }
 
 
@@ -109,10 +110,12 @@ def _of_platform(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     # vLLM would take nearly all memory of the machine for its cache.
     found |= {"kv_cache_memory_bytes": _GIB, "block_size": _CPU_BLOCK_TOKENS}
     config = read_config(folder)
-    if layout_of(config).text_config(config).get("kv_lora_rank"):  # MLA (docs/families.md)
+    layout = layout_of(config)
+    latent = layout.text_config(config).get("kv_lora_rank")  # MLA (docs/families.md)
+    if latent or layout.torch_rotary:
         found["compilation_config"] = {"custom_ops": ["-rotary_embedding"]}  # its kernel is wrong
-        if settings.get("dtype") == "float32":
-            found["attention_backend"] = "CPU_MLA"
+    if latent and settings.get("dtype") == "float32":
+        found["attention_backend"] = "CPU_MLA"
     return found
 
 

@@ -34,6 +34,7 @@ from offline.tasks.catalog import Split, Task
 from offline.tasks.harness import local_task, run, texts_of, without_examples
 from offline.tasks.results import TaskResult
 from vllm_moe_prune.checkpoint import Checkpoint, read_config
+from vllm_moe_prune.config_keys import most_tokens
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.fingerprint import BaseFingerprint
 from vllm_moe_prune.layout import MoeLayout
@@ -83,8 +84,7 @@ class TransformersEngine:
         self.model: Any = from_pretrained(model, dtype, **placed).eval()
         self._layers = find_layers(self.model, self.layout)
         self.tokens_per_batch = tokens_per_batch or batch_tokens(device)
-        text = self.layout.text_config(config)
-        self.max_length = int(text.get("max_position_embeddings", 2048))
+        self.max_length = most_tokens(self.layout.text_config(config)) or 2048
         self._scorer = PackedLM(
             self.model,
             self.tokenizer,
