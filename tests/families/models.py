@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.families.as_released import rename, turn_experts
+from tests.families.as_released import (
+    as_transformers,
+    put_beside,
+    rename,
+    turn_experts,
+    write_config,
+)
 from tests.families.more_configs import EXPERTS, MORE, MORE_DENSE, VISIONS
 from vllm_moe_prune.layouts import LAYOUTS
 
@@ -202,9 +208,11 @@ _CLASSES = {
 }
 # Names that transformers writes and the releases, as it reads them, do not have.
 _RENAMED = {
-    "kimi_k25": (".blocks.", ".layers."),
-    "minimax_m3_vl": ("layers.0.block_sparse_moe.", "layers.0.mlp."),
+    "kimi_k25": {".blocks.": ".layers.", "model.mm_projector.": "mm_projector."},
+    "minimax_m3_vl": {"layers.0.block_sparse_moe.": "layers.0.mlp."},
 }
+# What its config says beside its sections.
+_WHOLE: dict[str, dict[str, Any]] = {"kimi_k25": {"tie_word_embeddings": False}}
 # What transformers calls a family that it knows under another name.
 _KNOWN_AS = {"kimi_k2": "deepseek_v3"}
 FAMILIES = [
@@ -229,6 +237,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """Return the model in a folder as transformers has it: with what is beside it, if need be."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+    folder = as_transformers(folder)
     fields = json.loads((folder / "config.json").read_text())
     if known := _KNOWN_AS.get(fields["model_type"]):
         config = AutoConfig.for_model(
@@ -240,11 +249,6 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     if type(config) not in auto._model_mapping:
         auto = AutoModelForImageTextToText
     return auto.from_pretrained(folder, config=config, dtype=dtype).eval()
-
-
-def _write_config(folder: Path, **fields: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | fields))
 
 
 def make_family(family: str, folder: Path, *, correction: float = 0.3, **more: Any) -> Path:
@@ -259,10 +263,8 @@ def make_family(family: str, folder: Path, *, correction: float = 0.3, **more: A
         del sizes["num_experts_per_tok"]  # it has a name of its own
     auto: Any = AutoModelForCausalLM
     if section := LAYOUTS[family].section:
-        sizes, auto = (
-            {section: sizes, "vision_config": VISIONS[family]},
-            AutoModelForImageTextToText,
-        )
+        sizes = {section: sizes, "vision_config": VISIONS[family], **_WHOLE.get(family, {})}
+        auto = AutoModelForImageTextToText
     config = AutoConfig.for_model(_KNOWN_AS.get(family, family), **sizes)
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -281,11 +283,12 @@ def make_family(family: str, folder: Path, *, correction: float = 0.3, **more: A
                     weight.normal_(std=1.5 / weight.shape[-1] ** 0.5)
     model.save_pretrained(folder)
     if family in _RENAMED:
-        rename(folder / "model.safetensors", *_RENAMED[family])
+        rename(folder / "model.safetensors", _RENAMED[family])
     if family == "qwen3_vl_moe":
         turn_experts(folder / "model.safetensors")
     if family in _CLASSES:
-        _write_config(folder, architectures=[_CLASSES[family]])
+        write_config(folder, architectures=[_CLASSES[family]])
     if family in _KNOWN_AS:
-        _write_config(folder, model_type=family)
+        put_beside(folder)
+        write_config(folder, model_type=family)
     return folder

@@ -69,7 +69,12 @@ MORE: dict[str, dict[str, Any]] = {
     "axk1": _MLA,
     # saved as DeepSeek-V3's, which it is
     "kimi_k2": {**_MLA, "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
-    "kimi_k25": {**_MLA, "model_type": "deepseek_v3", "topk_method": "noaux_tc"},
+    "kimi_k25": {
+        **_MLA,
+        "model_type": "deepseek_v3",
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
+    },
     "kimi_linear": {
         **_MLA,
         "q_lora_rank": None,

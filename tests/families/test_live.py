@@ -20,6 +20,7 @@ from benchmarks.dummy_model import write_tokenizer
 from offline.build.build import build
 from offline.engines.local.transformers import TransformersEngine
 from tests.engines.served import requests
+from tests.families.as_released import as_transformers
 from tests.families.constants import constant, is_substitutable, substituted_map
 from tests.families.masking import without
 from tests.families.matrix import Matrix
@@ -153,8 +154,9 @@ def test_candidates_are_those_of_transformers(case: str, tmp_path: Path, matrix:
     serving, folder = serving_of(family), tmp_path / "model"
     serving = serving.live or serving
     make_family(family, folder, **(serving.model | more))
-    write_tokenizer(folder, 60)
-    if LAYOUTS[family].model_type.startswith("qwen3_5"):
+    for one in {folder, as_transformers(folder)}:
+        write_tokenizer(one, 60)
+    if family.startswith("qwen3_5"):
         add_words(folder)
     base = Checkpoint.open(folder)
     maps, dtype = maps_of(base), serving.arguments.get("dtype", "float32")
@@ -164,7 +166,8 @@ def test_candidates_are_those_of_transformers(case: str, tmp_path: Path, matrix:
         matrix.add(family, "live", "TP1", f"vLLM: {refusal}")
         return
     answers = probe_live(folder, PAIRS, list(maps.values()), tmp_path, dtype=dtype)
-    wanted = expected(base, maps, tmp_path / "merged")
+    read = Checkpoint.open(as_transformers(folder))
+    wanted = expected(read, maps_of(read), tmp_path / "merged")
     worst, limit = 0.0, LIMIT if dtype == "float32" else 3 * serving.limit  # of 3 tokens
     for name, found in zip(maps, answers, strict=True):
         apart = np.abs(np.array(found) - [value for value, _ in wanted[name]]).max()

@@ -16,6 +16,7 @@ from offline.calibration.calibrate import calibrate
 from offline.calibration.scores import Scores
 from offline.engines.local.transformers import TransformersEngine
 from tests.calibration.test_walk import domain
+from tests.families.as_released import as_transformers
 from tests.families.matrix import Matrix
 from tests.families.models import CONFIGS, make_family
 from tests.families.scoring import Distance, distance
@@ -88,7 +89,7 @@ def measured(
     """How far the two engines are from each other on a family's tiny model."""
     made(family, folder / "model", **model)
     found = live(folder / "model", folder / "scores", **arguments)
-    engine = TransformersEngine(folder / "model", dtype=arguments["dtype"])
+    engine = TransformersEngine(as_transformers(folder / "model"), dtype=arguments["dtype"])
     apart = distance(found, calibrate(engine, DOMAINS))
     print(f"{family} {model} {arguments}: {apart}")
     return apart
@@ -96,7 +97,8 @@ def measured(
 
 def made(family: str, folder: Path, **more: Any) -> Path:
     make_family(family, folder, **more)
-    write_tokenizer(folder, 60)
+    for one in {folder, as_transformers(folder)}:
+        write_tokenizer(one, 60)
     return folder
 
 
