@@ -1,8 +1,9 @@
 """Run prompts through vLLM and return what it answered.
 
 Starting vLLM takes far longer than a tiny model does, so one process answers for one model after
-another, with the engine inside of it. What needs processes or an environment of its own (tensor or
-pipeline parallel, compiled models) gets a process for itself.
+another, with the engine inside of it; another process does for two tensor-parallel ranks, which are
+its forks. What else needs processes or an environment of its own (pipeline parallel, compiled
+models) gets a process for itself.
 
 A tiny model's time is not its arithmetic: of 4.4 s of CPU per model 3.2 s went into looking for
 garbage among a million objects of modules (`Garbage`), 0.7 s into looking through all modules for
@@ -42,6 +43,8 @@ _SHARED = {
     "TORCH_COMPILE_DISABLE": "1",  # all its models are eager
     "OMP_NUM_THREADS": "1",  # tiny tensors lose more to waiting threads than they gain
 }
+# Of two tensor-parallel ranks, which are forks of the process that asks for them.
+RANKS = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
 CACHE_BYTES = 2**26  # a model of 128 tokens needs far less
 _MARK = "PROBE-RESULT "
 Answer = tuple[list[int], list[list[float]]]
@@ -63,8 +66,9 @@ def probe(
     :raises RuntimeError: with what vLLM said, if it does not answer
     """
     request = _request(model, prompts, steps, adapters, arguments)
-    parallel = {"tensor_parallel_size", "pipeline_parallel_size"} & arguments.keys()
-    alone = bool(env or parallel) or not arguments.get("enforce_eager", True)
+    stages = "pipeline_parallel_size" in arguments
+    ranks = "tensor_parallel_size" in arguments and env != RANKS
+    alone = stages or ranks or not arguments.get("enforce_eager", True)
     return ask(request, env, alone=alone)
 
 
@@ -96,13 +100,13 @@ def probe_scores(
     from offline.calibration.scores import Scores
 
     request = {"model": str(model), "domains": domains, "out": str(out), "arguments": arguments}
-    ask(request, env, alone=bool(env))
+    ask(request, env, alone=False)
     return Scores.load(out)
 
 
 def ask(request: dict[str, Any], env: dict[str, str] | None, *, alone: bool) -> list[Answer]:
-    if not alone:
-        return _shared_process().ask(request)
+    if not alone and env in (None, {}, RANKS):
+        return _shared_process(ranks=env == RANKS).ask(request)
     with _Process(env or {}) as process:
         return process.ask(request)
 
@@ -124,8 +128,8 @@ def _request(
 
 
 @functools.cache
-def _shared_process() -> _Process:
-    process = _Process(_SHARED)
+def _shared_process(*, ranks: bool) -> _Process:
+    process = _Process({**_SHARED, **RANKS} if ranks else _SHARED)
     atexit.register(process.close)
     return process
 
@@ -245,12 +249,19 @@ def _main() -> None:
 
     from tests.draft_probe import drafting
     from tests.live_probe import live
-    from tests.vllm_process import Garbage, let_sigmoids_choose, rebind_new_modules_only
+    from tests.vllm_process import (
+        Garbage,
+        fork_ranks,
+        let_sigmoids_choose,
+        rebind_new_modules_only,
+    )
 
     # vLLM looks at every new model class in a process of its own, which takes longer than all else.
     registry._run_in_subprocess = lambda look: look()
     rebind_new_modules_only()
     let_sigmoids_choose()
+    if os.environ.items() >= RANKS.items():
+        fork_ranks()
     garbage = Garbage()
     for line in sys.stdin:
         garbage.is_gone()

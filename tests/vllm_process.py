@@ -42,6 +42,19 @@ def rebind_new_modules_only() -> None:
     dispatcher._rebind_kernels = rebind_if_new
 
 
+def fork_ranks() -> None:
+    """Let tensor-parallel ranks be forks of this process, with all that it has imported.
+
+    vLLM spawns them on a CPU, which imports everything anew for each model and rank. This process
+    has computed nothing yet when they begin, and has no threads of OpenMP's.
+    """
+    import multiprocessing
+
+    from vllm.v1.executor import multiproc_executor
+
+    multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
+
+
 def let_sigmoids_choose() -> None:
     """Let vLLM's CPU router choose by sigmoids without groups as it does with one.
 

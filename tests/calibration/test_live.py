@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from tests.tiny import make_tiny_mixtral
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.vllm_compat.steps import PromptRows
-from vllm_moe_prune.vllm_compat.watched_layers import SeenLayer
+from vllm_moe_prune.vllm_compat.watched_layers import SeenLayer, watch_layers
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,70 @@ def test_a_domain_is_one_step_of_vllm(model: Path) -> None:
     longest = int(checkpoint.config["max_position_embeddings"])
     with pytest.raises(PruneError, match=f"at most {longest - 1} tokens in vLLM"):
         engine_settings(checkpoint, [domain("a", 1, length=longest)], step_tokens=50)
+
+
+class Runner(torch.nn.Module):
+    """As vLLM runs experts that transformers' code has chosen: it is given ids and weights."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._moe_state, self.routed_scaling_factor = SimpleNamespace(topk_ids=None), 1.0
+        self.moe_config = SimpleNamespace(tp_size=1, ep_size=1)
+        self.router = SimpleNamespace(select_experts=self._chosen)
+        self.routed_experts = SimpleNamespace(
+            global_num_experts=count,
+            quant_method=SimpleNamespace(is_monolithic=False),
+            apply_router_weight_on_input=False,
+            forward_modular=lambda x, weights, ids, *_: x * weights * (1 + ids),
+        )
+
+    def _chosen(self, *, router_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return router_logits, self._moe_state.topk_ids
+
+    def forward(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        self._moe_state.topk_ids = ids
+        found: torch.Tensor = self.routed_experts.forward_modular(
+            x, *self.router.select_experts(router_logits=weights)
+        )
+        return found
+
+
+class Gate(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wg = torch.nn.Linear(4, 6, bias=False)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logits = self.wg(x)
+        return (logits, *logits.softmax(-1).topk(2))
+
+
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts, self.shared = Gate(), Runner(6), torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _, weights, ids = self.gate(x)
+        routed: torch.Tensor = self.experts(x, ids, weights)
+        return routed + self.shared(x)
+
+
+@torch.no_grad()
+def test_logits_are_the_gates_where_code_of_transformers_chooses() -> None:
+    """Hunyuan's, which vLLM runs so: what its router is given there are the weights."""
+    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([Block()])})
+    seen: list[SeenLayer] = []
+    found = watch_layers(model, 4, lambda _, one: seen.append(one), lambda: True)
+    assert found == {0: 6}
+    x = torch.randn(3, 4)
+    block: Block = model["layers"][0]
+    out = block(x)
+    logits, weights, ids = block.gate(x)
+    assert torch.equal(seen[0].logits, logits) and torch.equal(seen[0].ids, ids)
+    assert torch.equal(seen[0].weights, weights)
+    expected = (x * (weights * (1 + ids)).sum(1, keepdim=True)) + block.shared(x)
+    torch.testing.assert_close(out, expected)
 
 
 def test_the_cache_holds_keys_and_values_or_one_latent_vector() -> None:

@@ -12,14 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.families.as_released import (
-    as_transformers,
-    put_beside,
-    rename,
-    turn_experts,
-    write_config,
-)
-from tests.families.more_configs import EXPERTS, MORE, MORE_DENSE, VISIONS
+from tests.families.as_released import as_transformers, release
+from tests.families.more_configs import EXPERTS, MORE, MORE_DENSE, UNREAD, VISIONS
 from vllm_moe_prune.layouts import LAYOUTS
 
 _SIZES: dict[str, Any] = {
@@ -200,25 +194,17 @@ CONFIGS |= {
     **MORE,
 }
 CONFIGS["qwen4_exp"] = CONFIGS["qwen4_exp_text"]
-# Classes that transformers spells in another way than the hub and vLLM.
-_CLASSES = {
-    "phimoe": "PhiMoEForCausalLM",
-    "kimi_k25": "KimiK25ForConditionalGeneration",
-    "minimax_m3_vl_text": "MiniMaxM3SparseForCausalLM",
-}
-# Names that transformers writes and the releases, as it reads them, do not have.
-_RENAMED = {
-    "kimi_k25": {".blocks.": ".layers.", "model.mm_projector.": "mm_projector."},
-    "minimax_m3_vl": {"layers.0.block_sparse_moe.": "layers.0.mlp."},
-}
 # What its config says beside its sections.
 _WHOLE: dict[str, dict[str, Any]] = {"kimi_k25": {"tie_word_embeddings": False}}
-# What transformers calls a family that it knows under another name.
-_KNOWN_AS = {"kimi_k2": "deepseek_v3"}
+# What transformers calls a family that it knows under another name, or as a part of another.
+_KNOWN_AS = {"kimi_k2": "deepseek_v3", "step3p5": "step3p7"}
 FAMILIES = [
     pytest.param(family, marks=() if family in ALWAYS else pytest.mark.slow)
     for family in sorted(CONFIGS)
 ]
+# Families of which vLLM is asked, too: transformers reads them in part, or as a part of others.
+READ_IN_PART = (*UNREAD, "step3p5")
+SERVED = [*FAMILIES, *(pytest.param(one, marks=pytest.mark.slow) for one in READ_IN_PART)]
 # Decoder layers without experts; of other families all three have them.
 DENSE: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("qwen2_moe", "qwen3_moe"), (1,)),
@@ -258,14 +244,16 @@ def make_family(family: str, folder: Path, *, correction: float = 0.3, **more: A
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-    sizes = {**_SIZES, **CONFIGS[family], **more}
+    known = _KNOWN_AS.get(family, family)
+    own = UNREAD[family][0] if family in UNREAD else _SIZES | (CONFIGS.get(family) or CONFIGS[known])
+    sizes = {**own, **more}
     if family == "ernie4_5_moe":
         del sizes["num_experts_per_tok"]  # it has a name of its own
     auto: Any = AutoModelForCausalLM
-    if section := LAYOUTS[family].section:
-        sizes = {section: sizes, "vision_config": VISIONS[family], **_WHOLE.get(family, {})}
+    if section := LAYOUTS[known].section:
+        sizes = {section: sizes, "vision_config": VISIONS[known], **_WHOLE.get(family, {})}
         auto = AutoModelForImageTextToText
-    config = AutoConfig.for_model(_KNOWN_AS.get(family, family), **sizes)
+    config = AutoConfig.for_model(known, **sizes)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = auto.from_config(config).eval().float()
@@ -282,13 +270,5 @@ def make_family(family: str, folder: Path, *, correction: float = 0.3, **more: A
                 elif weight.dim() > 1 and weight.is_floating_point():
                     weight.normal_(std=1.5 / weight.shape[-1] ** 0.5)
     model.save_pretrained(folder)
-    if family in _RENAMED:
-        rename(folder / "model.safetensors", _RENAMED[family])
-    if family == "qwen3_vl_moe":
-        turn_experts(folder / "model.safetensors")
-    if family in _CLASSES:
-        write_config(folder, architectures=[_CLASSES[family]])
-    if family in _KNOWN_AS:
-        put_beside(folder)
-        write_config(folder, model_type=family)
+    release(family, folder)
     return folder

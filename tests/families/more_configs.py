@@ -197,6 +197,7 @@ VISIONS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "intermediate_size": 64,
+        "img_token_compression_config": {},  # for vLLM
     },
     "gemma4": {
         "hidden_size": 32,
@@ -228,7 +229,8 @@ UNREAD: dict[str, tuple[dict[str, Any], str]] = {
             **_SIZES,
             **{"num_layers": 2, "num_hidden_layers": 4, "q_lora_rank": 32, "moe_topk": 2},
             **{"n_routed_experts": EXPERTS, "zero_expert_num": 4, "ffn_hidden_size": 96},
-            "expert_ffn_hidden_size": 32,
+            **{"expert_ffn_hidden_size": 32, "kv_lora_rank": 512, "max_position_embeddings": 128},
+            **{"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128},
         },
         "routers of longcat_flash choose zero experts, too, which show nothing",
     ),
@@ -239,7 +241,7 @@ UNREAD: dict[str, tuple[dict[str, Any], str]] = {
             **{"n_routed_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
             **{"q_lora_rank": 32, "o_groups": 2, "o_lora_rank": 32},
             "mlp_layer_types": ["hash_moe", "moe", "moe"],
-            "layer_types": ["sliding_attention"] * 3,
+            **{"layer_types": ["sliding_attention"] * 3, "max_position_embeddings": 128},
         },
         "the layers of this model are given the tokens, too: not to be taken one by one",
     ),

@@ -62,8 +62,14 @@ _IMAGES = Serving(
     note="vLLM reads images with torchvision, which its CPU build does not bring along, and "
     "refuses the model without it, the base too",
 )
-# Whose router vLLM's CPU build has not: tests/vllm_process.py lets it choose as with one group.
-TAUGHT = ("minimax_m2", "hy_v3", "laguna", "step3p5", "step3p7")
+# Sections of other configs that nothing reads as a model of its own.
+SECTIONS = {
+    text: f"no checkpoint has this model type: it is the language model's of {whole}"
+    for text, whole in (
+        ("glm4v_moe_text", "glm4v_moe"),
+        ("qwen3_vl_moe_text", "qwen3_vl_moe"),
+    )
+}
 SERVING: dict[str, Serving] = {
     "deepseek_v2": _MLA,
     "deepseek_v3": _MLA,
@@ -79,7 +85,10 @@ SERVING: dict[str, Serving] = {
     **dict.fromkeys(("qwen3_vl_moe", "glm4v_moe"), _text_only(_IMAGES, "image", "video")),
     "gemma4": _text_only(_IMAGES, "image", "video", "audio"),
     "kimi_k25": _text_only(replace(_MLA, images=True), "vision_chunk"),
-    "step3p7": _text_only(_IMAGES, "image"),
+    "step3p7": replace(
+        _text_only(_IMAGES, "image"),
+        refused="'Step3p7VisionConfig' object has no attribute",  # transformers' class, vLLM's keys
+    ),
     "phimoe": Serving(
         note="vLLM does not add the bias of Phi-MoE's output head, of the base too: tested with a "
         "bias of zero"
@@ -94,10 +103,26 @@ SERVING: dict[str, Serving] = {
         refused="is_act_and_mul=False is supported only for CUDA, XPU and ROCm for now"
     ),
     "mimo_v2_flash": Serving(refused="module 'triton' has no attribute 'next_power_of_2'"),
-    "kimi_linear": Serving(refused="No module named 'cutlass'"),
+    "kimi_linear": Serving(
+        refused="No module named 'cutlass'",
+        live=Serving(refused="--mamba-block-size can only be set with --enable-prefix-caching"),
+    ),
+    "minimax_m3_vl_text": Serving(
+        images=True, refused="'MiniMaxM3VLTextConfig' object has no attribute 'rope_theta'"
+    ),
+    "minimax_m3_vl": _text_only(_IMAGES, "image", "video"),
     **dict.fromkeys(
-        ("minimax_m3_vl", "minimax_m3_vl_text", "qwen4_exp", "qwen4_exp_text"),
-        Serving(refused="failed to be inspected"),
+        ("qwen4_exp", "qwen4_exp_text"),
+        Serving(
+            {"dtype": "bfloat16", "language_model_only": True},
+            model={"output_gate_type": "silu"},
+            images=True,
+            refused="Qwen4Exp QSA requires FlashAttention",
+        ),
+    ),
+    "dbrx": Serving(refused="KeyError: 'blocks.0.ffn.experts.w13_weight'"),
+    "longcat_flash": replace(
+        _MLA, refused="'_OpNamespace' '_moe_C' object has no attribute 'topk_softmax'"
     ),
     "jamba": Serving(refused="object has no attribute 'selective_scan_fwd'"),
     "lfm2_moe": Serving(

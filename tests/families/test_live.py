@@ -24,7 +24,7 @@ from tests.families.as_released import as_transformers
 from tests.families.constants import constant, is_substitutable, substituted_map
 from tests.families.masking import without
 from tests.families.matrix import Matrix
-from tests.families.models import CONFIGS, EXPERTS, make_family
+from tests.families.models import CONFIGS, EXPERTS, READ_IN_PART, make_family
 from tests.families.quantised import FORMATS, SERVED, config_of, dequantise, quantise
 from tests.families.serving import serving_of
 from tests.live_probe import probe_live
@@ -48,7 +48,7 @@ SPECIAL: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "glm4_moe, groups": ("glm4_moe", {"n_group": 2}),
 }
-CASES = {family: (family, dict[str, Any]()) for family in CONFIGS} | SPECIAL
+CASES = {one: (one, dict[str, Any]()) for one in (*CONFIGS, *READ_IN_PART)} | SPECIAL
 PAIRS = tuple(
     (" ".join(f"w{5 + (7 * n + 3 * i) % 50}" for i in range(length)), f"w{9 + n} w{n + 4} w8")
     for n, length in enumerate((4, 9, 17, 30, 1, 12))

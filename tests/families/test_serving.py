@@ -5,6 +5,7 @@ With ``--matrix`` the outcomes are written into docs/families.md.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +19,11 @@ from offline.build.build import build
 from offline.engines.local.experts import find_layers
 from tests.families.masking import without
 from tests.families.matrix import Matrix
-from tests.families.models import EXPERTS, FAMILIES, load, make_family
-from tests.families.serving import TAUGHT, serving_of
+from tests.families.models import EXPERTS, SERVED, load, make_family
+from tests.families.serving import serving_of
 from tests.reference import greedy
 from tests.sample_maps import map_of
-from tests.vllm_probe import Answer, probe
+from tests.vllm_probe import RANKS, Answer, probe
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.layer_map import LayerMap, Selection
 from vllm_moe_prune.routing_map import RoutingMap
@@ -35,7 +36,7 @@ UNIFORM = {0: (0, 3, 4, 6), 1: (1, 2, 5, 7), 2: (2, 3, 6, 7)}  # two of each of 
 DIFFERENT = {0: (0, 3, 4, 6), 1: (0, 1, 2, 4, 5, 7), 2: tuple(range(EXPERTS))}
 PARALLEL: dict[str, dict[str, Any]] = {
     "TP1": {},
-    "TP2": {"tensor_parallel_size": 2, "env": {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}},
+    "TP2": {"tensor_parallel_size": 2, "env": RANKS},
 }
 Make = Callable[[str], Checkpoint]
 
@@ -140,13 +141,11 @@ MAPS: dict[str, Callable[[Checkpoint], RoutingMap]] = {
 
 @pytest.mark.parametrize("parallel", ["TP1", pytest.param("TP2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", sorted(MAPS))
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SERVED)
 def test_served_as_the_reference_says(
     base_of: Make, tmp_path: Path, matrix: Matrix, family: str, form: str, parallel: str
 ) -> None:
     serving, base = serving_of(family), base_of(family)
-    if parallel != "TP1" and family in TAUGHT:
-        pytest.skip("the processes of ranks are not taught")
     if form == "mapped" and not base.layout.mappable:
         pytest.skip("a router that cannot be mapped: refused when it is built, see test_build")
     routing_map = MAPS[form](base)
@@ -175,3 +174,19 @@ def test_served_as_the_reference_says(
     worst = difference(ask(), expected, same_tokens=exact)
     matrix.add(family, form, parallel, worst)
     assert worst <= serving.limit
+
+
+@pytest.mark.slow
+def test_a_family_with_code_of_its_own_is_not_run(tmp_path: Path, matrix: Matrix) -> None:
+    """Neither transformers nor vLLM has Ling's config: the checkpoint brings its code along."""
+    family, said = "bailing_moe_v2", "contains custom code which must be executed"
+    config = {
+        "model_type": family,
+        "architectures": ["BailingMoeV2ForCausalLM"],
+        "auto_map": {"AutoConfig": "configuration_bailing_moe_v2.BailingMoeV2Config"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RuntimeError, match=said):
+        probe(tmp_path, PROMPTS, skip_tokenizer_init=True)
+    for column in ("scores", "plain", "compact", "live"):
+        matrix.add(family, column, "TP1", f"vLLM: {said} (trust_remote_code)")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vllm_moe_prune.config_keys import count_at, value_at, with_value
+from vllm_moe_prune.config_keys import count_at, most_tokens, value_at, with_value
 from vllm_moe_prune.draft_config import without_drafts
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import layout_of
@@ -35,6 +35,19 @@ def test_a_list_of_one_number_is_a_count(value: Any, count: int) -> None:
 def test_anything_else_is_refused(value: Any) -> None:
     with pytest.raises(PruneError, match="no usable k"):
         count_at({"k": value}, "k")
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        ({"max_position_embeddings": 128, "max_seq_len": 64}, 128),
+        ({"model_max_length": 1048576}, 1048576),  # Kimi-Linear
+        ({"max_seq_len": 32768}, 32768),  # DBRX
+        ({"max_position_embeddings": None}, None),
+    ],
+)
+def test_a_length_has_one_of_several_keys(config: dict[str, Any], tokens: int | None) -> None:
+    assert most_tokens(config) == tokens
 
 
 @pytest.mark.parametrize(

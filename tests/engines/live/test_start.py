@@ -48,6 +48,9 @@ def test_settings_are_those_of_the_platform(
     mla = {"custom_ops": ["-rotary_embedding"]}
     own = starting._of_platform(tmp_path, {"dtype": "float32"})
     assert (own["compilation_config"], own["attention_backend"]) == (mla, "CPU_MLA")
+    (tmp_path / "config.json").write_text('{"model_type": "lfm2_moe"}')
+    own = starting._of_platform(tmp_path, {"dtype": "float32"})
+    assert own["compilation_config"] == mla and "attention_backend" not in own
     own = starting._of_platform(base, {"tensor_parallel_size": 2})
     assert own == {
         "distributed_executor_backend": "mp",
