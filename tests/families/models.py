@@ -245,7 +245,8 @@ def make_family(family: str, folder: Path, *, correction: float = 0.3, **more: A
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     known = _KNOWN_AS.get(family, family)
-    own = UNREAD[family][0] if family in UNREAD else _SIZES | (CONFIGS.get(family) or CONFIGS[known])
+    needs = CONFIGS.get(family) or CONFIGS.get(known, {})
+    own = UNREAD[family][0] if family in UNREAD else _SIZES | needs
     sizes = {**own, **more}
     if family == "ernie4_5_moe":
         del sizes["num_experts_per_tok"]  # it has a name of its own

@@ -90,7 +90,7 @@ class WatchedLayer:
     def _note_logits(self, _: torch.nn.Module, __: Any, output: Any) -> None:
         """Note the logits [T, E] of a gate, which comes before the experts, if it is one."""
         first = output[0] if isinstance(output, tuple) else output
-        if isinstance(first, torch.Tensor) and first.dim() == 2 and first.shape[1] == self.num_experts:
+        if isinstance(first, torch.Tensor) and first.shape[1:] == (self.num_experts,):
             self._logits = first
 
     def _apply(
