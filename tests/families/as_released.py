@@ -40,7 +40,7 @@ _RENAMED = {
     },
 }
 # Whose save transformers alone, or the release alone, can be read by.
-_BESIDE = ("kimi_k2", "longcat_flash", "deepseek_v4", "step3p5")
+_BESIDE = ("kimi_k2", "longcat_flash", "deepseek_v4", "step3p5", "qwen3_omni_moe")
 _PICTURES = {
     **{"patch_size": 14, "merge_kernel_size": 2, "temporal_merge_kernel_size": 4},
     **{"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "in_patch_limit": 64},
@@ -63,6 +63,8 @@ def release(family: str, folder: Path) -> None:
     if family == "step3p5":
         keep(file, lambda name: name.startswith(("model.", "lm_head.")))
         _only_text(folder)
+    if family == "qwen3_omni_moe":
+        _inside(folder)
     if family in _FIELDS:
         _write_config(folder, _FIELDS[family])
     if family in _PROCESSORS:
@@ -100,6 +102,19 @@ def _only_text(folder: Path) -> None:
     gone = ("n_routed_experts", "num_experts_per_tok", "rope_parameters", "mlp_layer_types")
     kept = {key: value for key, value in text.items() if key not in gone}
     (folder / "config.json").write_text(json.dumps(kept | fields))
+
+
+def _inside(folder: Path) -> None:
+    """Make the thinker of a Qwen3-Omni the part that it is of a release, without the talker."""
+    file = folder / "model.safetensors"
+    named = {"thinker." + name: tensor for name, tensor in load_file(file).items()}
+    save_file(named, file, metadata={"format": "pt"})
+    config = {
+        **{"model_type": "qwen3_omni_moe", "enable_audio_output": False},
+        "architectures": ["Qwen3OmniMoeForConditionalGeneration"],
+        "thinker_config": json.loads((folder / "config.json").read_text()),
+    }
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def keep(file: Path, wanted: Callable[[str], bool]) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.families.as_released import as_transformers, release
-from tests.families.more_configs import EXPERTS, MORE, MORE_DENSE, UNREAD, VISIONS
+from tests.families.more_configs import AUDIO, EXPERTS, MORE, MORE_DENSE, THINKER, UNREAD, VISIONS
 from vllm_moe_prune.layouts import LAYOUTS
 
 _SIZES: dict[str, Any] = {
@@ -195,15 +195,19 @@ CONFIGS |= {
 }
 CONFIGS["qwen4_exp"] = CONFIGS["qwen4_exp_text"]
 # What its config says beside its sections.
-_WHOLE: dict[str, dict[str, Any]] = {"kimi_k25": {"tie_word_embeddings": False}}
+_WHOLE: dict[str, dict[str, Any]] = {
+    "kimi_k25": {"tie_word_embeddings": False},
+    "qwen3_omni_moe": {"audio_config": AUDIO},
+}
 # What transformers calls a family that it knows under another name, or as a part of another.
 _KNOWN_AS = {"kimi_k2": "deepseek_v3", "step3p5": "step3p7"}
+_KNOWN_AS |= {"qwen3_omni_moe": "qwen3_omni_moe_thinker"}
 FAMILIES = [
     pytest.param(family, marks=() if family in ALWAYS else pytest.mark.slow)
     for family in sorted(CONFIGS)
 ]
 # Families of which vLLM is asked, too: transformers reads them in part, or as a part of others.
-READ_IN_PART = (*UNREAD, "step3p5")
+READ_IN_PART = (*UNREAD, "step3p5", "qwen3_omni_moe")
 SERVED = [*FAMILIES, *(pytest.param(one, marks=pytest.mark.slow) for one in READ_IN_PART)]
 # Decoder layers without experts; of other families all three have them.
 DENSE: dict[str, tuple[int, ...]] = {
@@ -245,13 +249,13 @@ def make_family(family: str, folder: Path, *, correction: float = 0.3, **more: A
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     known = _KNOWN_AS.get(family, family)
-    needs = CONFIGS.get(family) or CONFIGS.get(known, {})
+    needs = (CONFIGS | {"qwen3_omni_moe": THINKER}).get(family) or CONFIGS.get(known, {})
     own = UNREAD[family][0] if family in UNREAD else _SIZES | needs
     sizes = {**own, **more}
     if family == "ernie4_5_moe":
         del sizes["num_experts_per_tok"]  # it has a name of its own
     auto: Any = AutoModelForCausalLM
-    if section := LAYOUTS[known].section:
+    if section := "text_config" if known not in LAYOUTS else LAYOUTS[known].section:
         sizes = {section: sizes, "vision_config": VISIONS[known], **_WHOLE.get(family, {})}
         auto = AutoModelForImageTextToText
     config = AutoConfig.for_model(known, **sizes)

@@ -138,6 +138,8 @@ MORE: dict[str, dict[str, Any]] = {
     "gemma4_text": _GEMMA4,
     "gemma4": _GEMMA4,
 }
+# Of a checkpoint of which transformers reads a part alone.
+THINKER: dict[str, Any] = {**_QWEN3, "moe_intermediate_size": 96}
 # Decoder layers without experts.
 MORE_DENSE: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("axk1", "kimi_k2", "kimi_k25", "kimi_linear", "glm4v_moe", "step3p7"), (0,)),
@@ -169,6 +171,7 @@ VISIONS: dict[str, dict[str, Any]] = {
     "qwen3_5_moe": _QWEN_VISION,
     "qwen4_exp": _QWEN_VISION,
     "qwen3_vl_moe": {**_QWEN_VISION, "deepstack_visual_indexes": [0]},
+    "qwen3_omni_moe_thinker": {**_QWEN_VISION, "deepstack_visual_indexes": [0]},
     "glm4v_moe": {
         "hidden_size": 32,
         "depth": 2,
@@ -209,7 +212,10 @@ VISIONS: dict[str, dict[str, Any]] = {
         "position_embedding_size": 16,
     },
 }
-
+AUDIO: dict[str, Any] = {
+    **{"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 64, "d_model": 32},
+    **{"output_dim": 64, "downsample_hidden_size": 32},
+}
 _SIZES: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 2, "vocab_size": 60}
 # Models that are not scored by transformers, and what is said.
 UNREAD: dict[str, tuple[dict[str, Any], str]] = {

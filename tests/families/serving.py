@@ -82,6 +82,7 @@ SERVING: dict[str, Serving] = {
     "llama4": _text_only(_IMAGES, "image"),
     # vLLM caches prefixes of this class, as the live engine asks, with linear attention only.
     "qwen3_5_moe": _text_only(replace(_IMAGES, model=_ATTENTION, live=_DELTA), "image", "video"),
+    "qwen3_omni_moe": _text_only(_IMAGES, "image", "video", "audio"),
     **dict.fromkeys(("qwen3_vl_moe", "glm4v_moe"), _text_only(_IMAGES, "image", "video")),
     "gemma4": _text_only(_IMAGES, "image", "video", "audio"),
     "kimi_k25": _text_only(replace(_MLA, images=True), "vision_chunk"),
