@@ -11,7 +11,7 @@ from vllm.config import ModelConfig, VllmConfig
 from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-from vllm_moe_prune.layouts import layout_of
+from vllm_moe_prune.layouts import LAYOUTS, layout_of
 from vllm_moe_prune.live_routing import LiveRouting
 from vllm_moe_prune.vllm_compat.live_layers import live_routing
 from vllm_moe_prune.vllm_compat.moe_layers import routed_by
@@ -35,7 +35,10 @@ class LiveMoELoader(DefaultModelLoader):
         self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
     ) -> torch.nn.Module:
         """Build the model with a `LiveRouting` in every layer that has experts."""
-        layout = layout_of(model_config.hf_text_config.to_dict())
+        config = model_config.hf_text_config.to_dict()
+        if config.get("model_type") not in LAYOUTS:  # MiniMax-M3's, which vLLM's class renames
+            config = model_config.hf_config.to_dict()
+        layout = layout_of(config)
         fixed = not model_config.enforce_eager
         # Enters the key of vLLM's compile cache, which does not know load formats: what is compiled
         # for the model as it is must not stand in for this one.

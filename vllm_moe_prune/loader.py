@@ -49,7 +49,7 @@ from vllm_moe_prune.vllm_compat.limits import check_pruned
 from vllm_moe_prune.vllm_compat.lora import experts_without_lora
 from vllm_moe_prune.vllm_compat.moe_layers import built_by_layer
 from vllm_moe_prune.vllm_compat.version import check_version
-from vllm_moe_prune.vllm_compat.weights_by_count import load_by_count, views_by_count
+from vllm_moe_prune.vllm_compat.weights_by_count import askers_by_count, load_by_count
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -126,9 +126,9 @@ class PrunedMoELoader(DefaultModelLoader):
         constant = _constants(routing_map)
         with built_by_layer(layout, layers, _routers(routing_map, layout), constant):
             model = super().create_model(vllm_config, model_config, prefix)
-        if views_by_count(mapped.checkpoint):
+        if asked := askers_by_count(model, config, mapped.checkpoint):
             kept = {number: layer.num_kept for number, layer in layers.items()}
-            load_by_count(model, config, layout, kept)
+            load_by_count(model, asked, layout, kept)
         return model
 
     def get_all_weights(

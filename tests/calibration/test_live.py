@@ -131,7 +131,11 @@ def test_the_cache_holds_keys_and_values_or_one_latent_vector() -> None:
     config = {"num_hidden_layers": 3, "num_attention_heads": 8, "hidden_size": 64}
     assert cache_numbers({**config, "num_key_value_heads": 4}, ranks=1) == 3 * 2 * 4 * 8
     assert cache_numbers({**config, "num_key_value_heads": 4}, ranks=8) == 3 * 2 * 8
-    assert cache_numbers({**config, "kv_lora_rank": 16, "qk_rope_head_dim": 4}, ranks=2) == 3 * 20
+    latent = {"kv_lora_rank": 16, "qk_rope_head_dim": 4}
+    assert cache_numbers({**config, **latent}, ranks=2) == 3 * 20
+    assert cache_numbers({"num_layers": 3, **latent}, ranks=2) == 2 * 3 * 20  # LongCat-Flash
+    dbrx = {"n_layers": 3, "n_heads": 8, "d_model": 64, "attn_config": {"kv_n_heads": 4}}
+    assert cache_numbers(dbrx, ranks=1) == 3 * 2 * 4 * 8
 
 
 def test_memory_is_shared_by_ranks_but_for_what_the_host_keeps(model: Path) -> None:

@@ -19,7 +19,10 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "phimoe": {"architectures": ["PhiMoEForCausalLM"]},
     "kimi_k25": {"architectures": ["KimiK25ForConditionalGeneration"]},
     "minimax_m3_vl_text": {"architectures": ["MiniMaxM3SparseForCausalLM"]},
-    "minimax_m3_vl": {"text_config.hidden_act": "swigluoai"},
+    "minimax_m3_vl": {
+        **{"text_config.hidden_act": "swigluoai", "text_config.moe_layer_freq": [0, 1, 1]},
+        "text_config.sparse_attention_config": {"sparse_attention_freq": [0, 0, 0]},
+    },
     "kimi_k2": {"model_type": "kimi_k2"},
     "longcat_flash": {
         **{"mla_scale_q_lora": True, "mla_scale_kv_lora": True, "zero_expert_type": "identity"},

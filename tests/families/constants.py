@@ -73,7 +73,7 @@ def substituted_map(
         others = tuple(expert for expert in range(count) if expert not in kept[layer])
         entry = None
         if others:
-            drawn = rng.normal(0, 0.5, (len(others), base.text_config["hidden_size"]))
+            drawn = rng.normal(0, 0.5, (len(others), base.text_config.get("hidden_size", 64)))
             matrices[f"v{layer}"] = drawn.astype(np.float32)
             entry = Substituted(experts=others, vectors=f"v{layer}")
             vectors[layer] = dict(zip(others, matrices[f"v{layer}"].tolist(), strict=True))

@@ -111,7 +111,9 @@ SERVING: dict[str, Serving] = {
     "minimax_m3_vl_text": Serving(
         images=True, refused="'MiniMaxM3VLTextConfig' object has no attribute 'rope_theta'"
     ),
-    "minimax_m3_vl": _text_only(_IMAGES, "image", "video"),
+    "minimax_m3_vl": replace(
+        _text_only(_IMAGES, "image", "video"), refused="No module named 'flashinfer'"
+    ),
     **dict.fromkeys(
         ("qwen4_exp", "qwen4_exp_text"),
         Serving(
@@ -122,6 +124,7 @@ SERVING: dict[str, Serving] = {
         ),
     ),
     "dbrx": Serving(refused="KeyError: 'blocks.0.ffn.experts.w13_weight'"),
+    "deepseek_v4": Serving(refused="TypeError: 'function' object is not subscriptable"),
     "longcat_flash": replace(
         _MLA, refused="'_OpNamespace' '_moe_C' object has no attribute 'topk_softmax'"
     ),
