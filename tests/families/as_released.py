@@ -21,7 +21,12 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "minimax_m3_vl_text": {"architectures": ["MiniMaxM3SparseForCausalLM"]},
     "minimax_m3_vl": {
         **{"text_config.hidden_act": "swigluoai", "text_config.moe_layer_freq": [0, 1, 1]},
-        "text_config.sparse_attention_config": {"sparse_attention_freq": [0, 0, 0]},
+        "text_config.sparse_attention_config": {
+            **{"sparse_attention_freq": [0, 0, 0], "sparse_disable_index_value": [0, 0, 0]},
+            **{"sparse_num_index_heads": 1, "sparse_index_dim": 128, "sparse_block_size": 128},
+            **{"sparse_topk_blocks": 16, "sparse_init_block": 0, "sparse_local_block": 1},
+            **{"use_sparse_attention": True, "sparse_score_type": "max"},
+        },
     },
     "kimi_k2": {"model_type": "kimi_k2"},
     "longcat_flash": {

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.families.serving import SECTIONS
+from tests.families.serving import SECTIONS, UNCOMPARED
 from vllm_moe_prune.layouts import LAYOUTS
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
@@ -79,6 +79,7 @@ class Matrix:
 
     def _cell(self, family: str, column: str, messages: list[str]) -> str:
         text = self.cells.get((family, column), SECTIONS.get(family))
+        text = text or UNCOMPARED.get((family, column))
         if text is None:
             mapped = column != "mapped" or family not in LAYOUTS or LAYOUTS[family].mappable
             return NOT_RUN if mapped else NO_MAP

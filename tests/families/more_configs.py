@@ -171,7 +171,10 @@ VISIONS: dict[str, dict[str, Any]] = {
     "qwen3_5_moe": _QWEN_VISION,
     "qwen4_exp": _QWEN_VISION,
     "qwen3_vl_moe": {**_QWEN_VISION, "deepstack_visual_indexes": [0]},
-    "qwen3_omni_moe_thinker": {**_QWEN_VISION, "deepstack_visual_indexes": [0]},
+    "qwen3_omni_moe_thinker": {
+        **{**_QWEN_VISION, "deepstack_visual_indexes": [0]},
+        "image_size": 56,  # for vLLM
+    },
     "glm4v_moe": {
         "hidden_size": 32,
         "depth": 2,

@@ -70,6 +70,9 @@ SECTIONS = {
         ("qwen3_vl_moe_text", "qwen3_vl_moe"),
     )
 }
+# What cannot be compared, by family and column.
+_THINKER = "no reference: transformers has its thinker alone, as a model type that is none of these"
+UNCOMPARED = {("qwen3_omni_moe", column): _THINKER for column in ("scores", "live")}
 SERVING: dict[str, Serving] = {
     "deepseek_v2": _MLA,
     "deepseek_v3": _MLA,

@@ -121,6 +121,16 @@ def test_scores_are_those_of_a_plain_forward_pass(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", ["step3p5", "qwen3_omni_moe"])
+def test_a_part_of_another_model_is_not_opened(family: str, tmp_path: Path, matrix: Matrix) -> None:
+    said = "Unrecognized configuration class"
+    write_tokenizer(make_family(family, tmp_path / "model"), 60)
+    with pytest.raises(PruneError, match=f"transformers cannot open .*{said}"):
+        TransformersEngine(tmp_path / "model", dtype="float32")
+    matrix.add(family, "transformers", "TP1", f"transformers cannot open it: {said}")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", UNREAD)
 def test_what_is_not_scored_says_why(family: str, tmp_path: Path, matrix: Matrix) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
