@@ -173,7 +173,7 @@ VISIONS: dict[str, dict[str, Any]] = {
     "qwen3_vl_moe": {**_QWEN_VISION, "deepstack_visual_indexes": [0]},
     "qwen3_omni_moe_thinker": {
         **{**_QWEN_VISION, "deepstack_visual_indexes": [0]},
-        "image_size": 56,  # for vLLM
+        **{"image_size": 56, "apply_vit_abs_pos_embed": True},  # for vLLM
     },
     "glm4v_moe": {
         "hidden_size": 32,

@@ -115,7 +115,8 @@ SERVING: dict[str, Serving] = {
         images=True, refused="'MiniMaxM3VLTextConfig' object has no attribute 'rope_theta'"
     ),
     "minimax_m3_vl": replace(
-        _text_only(_IMAGES, "image", "video"), refused="No module named 'flashinfer'"
+        _text_only(_IMAGES, "image", "video"),
+        refused="No Unquantized MoE backend supports the deployment",
     ),
     **dict.fromkeys(
         ("qwen4_exp", "qwen4_exp_text"),
