@@ -139,7 +139,7 @@ MORE: dict[str, dict[str, Any]] = {
     "gemma4": _GEMMA4,
 }
 # Of a checkpoint of which transformers reads a part alone.
-THINKER: dict[str, Any] = {**_QWEN3, "moe_intermediate_size": 96}
+THINKER: dict[str, Any] = {**_QWEN3, "moe_intermediate_size": 96, "tie_word_embeddings": False}
 # Decoder layers without experts.
 MORE_DENSE: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("axk1", "kimi_k2", "kimi_k25", "kimi_linear", "glm4v_moe", "step3p7"), (0,)),
