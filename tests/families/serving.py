@@ -109,7 +109,7 @@ SERVING: dict[str, Serving] = {
     "mimo_v2_flash": Serving(refused="module 'triton' has no attribute 'next_power_of_2'"),
     "kimi_linear": Serving(
         refused="No module named 'cutlass'",
-        live=Serving(refused="--mamba-block-size can only be set with --enable-prefix-caching"),
+        live=Serving(refused="mamba-block-size can only be set with"),
     ),
     "minimax_m3_vl_text": Serving(
         images=True, refused="'MiniMaxM3VLTextConfig' object has no attribute 'rope_theta'"
