@@ -32,7 +32,7 @@ def constant(model: Any, vectors: Vectors) -> Iterator[None]:
     changed = []
     for name, experts in model.named_modules():
         found = re.search(r"\.layers\.(\d+)\.(?:.*\.)?experts$", name)
-        if found and hasattr(experts, "gate_up_proj") and int(found[1]) in vectors:
+        if found and hasattr(experts, "down_proj") and int(found[1]) in vectors:
             experts.forward = _with(experts.forward, vectors[int(found[1])])
             changed.append(experts)
     assert len(changed) == len(vectors)
