@@ -5,8 +5,10 @@
 A small random Mixtral, pruned to a compact checkpoint with experts merged and a mapped router, is
 served by `pruned_moe`, and asked by 16 users for 20 minutes. Every request must be answered, and
 the server's memory (private, and shared once) must not grow: the mean of the last tenth of the
-samples is held against the mean of a tenth after a warm-up of a tenth. The last line of stdout is
-one JSON object, whose value is that growth; exit status 1 if it is above 5 %, or a request failed.
+samples is held against the mean of a tenth after a warm-up of a tenth. With ``--stock`` the
+unpruned model is served by vLLM's own loader, to see what of that is vLLM's. The last line of
+stdout is one JSON object, whose value is that growth; exit status 1 if it is above 5 %, or a
+request failed.
 """
 
 from __future__ import annotations
@@ -36,19 +38,21 @@ _PERIOD_SECONDS = 1.0
 @click.option("--minutes", default=20.0, type=click.FloatRange(min=0, min_open=True))
 @click.option("--users", default=16, type=click.IntRange(min=1))
 @click.option("--expert-metrics", is_flag=True, help="with the tokens of every expert counted")
+@click.option("--stock", is_flag=True, help="the unpruned model, without the plugin")
 @click.option("--out", type=click.Path(path_type=Path), help="keep records and logs here")
-def main(minutes: float, users: int, expert_metrics: bool, out: Path | None) -> None:
+def main(minutes: float, users: int, expert_metrics: bool, stock: bool, out: Path | None) -> None:
     """Load a server for long and print one line of JSON."""
     from tests.sample_maps import build_compact
     from tests.tiny import make_tiny_mixtral  # torch takes seconds
 
+    if stock and expert_metrics:
+        raise click.UsageError("--expert-metrics: only the plugin counts tokens of experts")
     with tempfile.TemporaryDirectory(prefix="bench-soak-") as scratch:
         folder = out or Path(scratch)
         base = make_tiny_mixtral(Path(scratch) / "base", layers=4)
-        compact = build_compact(base, Path(scratch) / "compact")
         spec = ServerSpec(
-            compact,
-            load_format="pruned_moe",
+            base if stock else build_compact(base, Path(scratch) / "compact"),
+            load_format="auto" if stock else "pruned_moe",
             loader_extra_config={"expert_metrics": True} if expert_metrics else None,
             dtype="float32",
             max_model_len=512,
@@ -59,7 +63,13 @@ def main(minutes: float, users: int, expert_metrics: bool, out: Path | None) -> 
         "name": "serving_soak_growth_of_resident_memory",
         "value": found["growth"],
         "unit": "ratio",
-        "detail": {**found, "minutes": minutes, "users": users, "expert_metrics": expert_metrics},
+        "detail": {
+            **found,
+            "minutes": minutes,
+            "users": users,
+            "expert_metrics": expert_metrics,
+            "stock": stock,
+        },
     }
     click.echo(json.dumps(report))
     if found["errors"] or found["growth"] > _MOST_GROWTH:
