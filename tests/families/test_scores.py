@@ -39,6 +39,7 @@ PARALLEL: dict[str, dict[str, Any]] = {
     "TP2": {"tensor_parallel_size": 2, "env": RANKS},
 }
 LIMIT = 1e-5
+MLA_LIMIT = 2e-5  # vLLM's kernel for it on a CPU
 ROUNDED = 0.4  # in bfloat16, in which a few tokens choose other experts
 
 
@@ -63,7 +64,8 @@ def test_scores_are_those_of_transformers(
     apart = measured(family, tmp_path, serving.model, arguments)
     matrix.add(family, "scores", parallel, apart.summed)
     rounded = arguments["dtype"] != "float32"
-    assert apart.summed <= (ROUNDED if rounded else LIMIT)
+    exact = MLA_LIMIT if arguments.get("attention_backend") == "CPU_MLA" else LIMIT
+    assert apart.summed <= (ROUNDED if rounded else exact)
     if rounded:
         assert apart.weights <= 1e-3  # transformers rounds the weights
     else:
