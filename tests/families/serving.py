@@ -128,7 +128,7 @@ SERVING: dict[str, Serving] = {
         ),
     ),
     "dbrx": Serving(refused="KeyError: 'blocks.0.ffn.experts.w13_weight'"),
-    "deepseek_v4": Serving(refused="object is not subscriptable"),  # a Triton kernel, which wants a GPU
+    "deepseek_v4": Serving(refused="object is not subscriptable"),  # in Triton
     "longcat_flash": replace(
         _MLA, refused="'_OpNamespace' '_moe_C' object has no attribute 'topk_softmax'"
     ),
