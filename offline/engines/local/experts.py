@@ -133,7 +133,7 @@ class LayerControl:
             self._constants.set(None)
             return
         check_substitutable(self.layout)
-        device = self.experts.gate_up_proj.device
+        device = self.experts.down_proj.device
         self._constants.set(ConstantExperts.among_all(routing_map, entry, device))
 
     def _restore(self) -> None:
