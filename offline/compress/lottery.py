@@ -28,14 +28,14 @@ from offline.finetune.finetune import check_fits
 from offline.finetune.teaching import Teaching
 from offline.lottery.loaded import Loaded, compute_dtype
 from offline.lottery.lottery import Lottery
-from offline.lottery.play import Played, delete, measured_result, play
+from offline.lottery.play import Played, measured_result, play
 from offline.lottery.text import LotteryText, load_text
 from offline.results.analysis import ANALYSIS_FILE
 from offline.results.compression import RESULT_FILE, Quality, RunResult
 from offline.runs.output import staged
 from offline.runs.owned import MANIFEST
 from offline.runs.progress import Reporter, timed
-from offline.runs.resume import run_folder
+from offline.runs.resume import delete, run_folder
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.provenance import Provenance
 

@@ -22,6 +22,7 @@ from offline.lottery.lottery import Lottery
 from offline.lottery.measure import measure
 from offline.lottery.round import Round
 from offline.results.lottery import LotteryRecord, Measured, RoundRecord, read_measured, read_round
+from offline.runs.resume import delete
 from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.routing_map import RoutingMap
 from vllm_moe_prune.tuning import Tuning
@@ -128,12 +129,3 @@ def _forget(done: Round, before: Path, folder: Path) -> None:
         delete(before)
     if done.result != done.pruned:
         delete(done.pruned)
-
-
-def delete(checkpoint: Path) -> None:
-    """Delete a checkpoint, which is never seen in part."""
-    gone = checkpoint.with_name(checkpoint.name + ".deleted")
-    if checkpoint.exists():
-        shutil.rmtree(gone, ignore_errors=True)
-        checkpoint.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)

@@ -24,7 +24,7 @@ from offline.runs.output import staged
 from offline.runs.owned import MANIFEST
 from offline.runs.owner import owned
 from offline.runs.progress import Reporter
-from offline.runs.resume import check_outputs
+from offline.runs.resume import check_outputs, delete
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.routing_map import RoutingMap
 from vllm_moe_prune.tuning import Tuning
@@ -80,7 +80,7 @@ def _write(session: Session, result: Recovery, out: Path, *, force: bool) -> Non
             _save_map(session.checkpoints.routing_map, session.tuning, partial, before)
         result.save(partial)
         draw(partial, out.name)
-    shutil.rmtree(tuned)
+    delete(tuned)
 
 
 def _save_map(routing_map: RoutingMap, tuning: Tuning, folder: Path, before: Checkpoint) -> None:

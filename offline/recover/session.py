@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from offline.results.text_use import TextUse
 from offline.runs.device import pick_device, pick_dtype
 from offline.runs.memory import give_back
 from offline.runs.progress import Reporter
-from offline.runs.resume import run_folder
+from offline.runs.resume import delete, run_folder
 from offline.tasks.catalog import Task
 from offline.tasks.splits import data_identity
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -94,7 +93,7 @@ class Session:
         self._measure(subject, folder, before, "zero-shot and k-shot")
         self._measure(subject, self.tuned(subject), after, "after the finetune")
         if subject == "base":
-            shutil.rmtree(self.tuned(subject), ignore_errors=True)
+            delete(self.tuned(subject))
 
     def tuned(self, subject: Subject) -> Path:
         """Return where a subject's trained checkpoint is kept."""

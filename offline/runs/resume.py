@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,15 @@ def remove_run(folder: Path) -> bool:
     with working(folder) as work:
         folder.rename(work / "new")  # gone at once, and removed with the working folder
     return True
+
+
+def delete(checkpoint: Path) -> None:
+    """Delete a checkpoint of a run, which is never seen in part."""
+    gone = checkpoint.with_name(checkpoint.name + ".deleted")
+    if checkpoint.exists():
+        shutil.rmtree(gone, ignore_errors=True)
+        checkpoint.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def is_run(folder: Path) -> bool:
