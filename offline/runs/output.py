@@ -22,7 +22,7 @@ from offline.runs.owned import (
     stamp,
     write_manifest,
 )
-from offline.runs.owner import owned, release, run_of
+from offline.runs.owner import WAIT, at_work, owned, release, run_of
 from offline.runs.units import gib
 from vllm_moe_prune.errors import PruneError
 
@@ -44,7 +44,11 @@ def check_output(out: Path, *, force: bool, inputs: Iterable[object] = ()) -> No
     if os.path.lexists(out):
         if not out.is_dir():
             refuse_foreign(out)
-        foreign = first_foreign(out)
+        try:
+            foreign = first_foreign(out)
+        except FileNotFoundError:  # it is just being replaced
+            who = f"{told}," if (told := at_work(out)) else "another process"
+            raise PruneError(f"{who} works at {out}", hint=WAIT) from None
         if foreign is not None:
             refuse_foreign(out / foreign)
 

@@ -19,6 +19,7 @@ from offline.runs.owned import WRITER, read_stamp, refuse_foreign, run_path, sho
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.reading import parse_json
 
+WAIT = "wait until it is done, or choose another --out"
 _LOG = logging.getLogger(__name__)
 _TAKEN = (errno.EACCES, errno.EAGAIN)
 _SAME = 2.0  # seconds by which two readings of one process's start may differ
@@ -117,8 +118,7 @@ def _take(file: Path, out: Path) -> tuple[IO[str], dict[str, Any]]:
                 other = "another process" if told is None else _named(told)
                 raise PruneError(
                     f"{other} works at {out}",
-                    hint="wait until it is done, or choose another --out"
-                    + ("" if locks is False else f"; if it is gone, remove {file}"),
+                    hint=WAIT + ("" if locks is False else f"; if it is gone, remove {file}"),
                 )
             if not _is_named(lock, file):
                 lock.close()

@@ -133,6 +133,21 @@ def test_two_at_once_leave_one_whole_output(tmp_path: Path) -> None:
         assert len(list(out.glob("shard-*"))) == 5
 
 
+def test_an_output_that_is_being_replaced_is_somebodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with staged(out) as partial:
+        (partial / "file").touch()
+    monkeypatch.setattr("offline.runs.output.first_foreign", lambda out: (out / "gone").stat())
+    said = f"another process works at {out}"
+    with pytest.raises(PruneError, match=said), staged(out, force=True):
+        pytest.raises(PruneError, match=f"another process works at {out}"),
+        staged(out, force=True),
+    ):
+        pass
+
+
 def test_a_users_file_of_that_name_is_not_taken_for_a_lock(tmp_path: Path) -> None:
     lock_file(tmp_path / "out").write_text("mine")
     with pytest.raises(PruneError, match="was not written by vmprune"), owned(tmp_path / "out"):
