@@ -35,7 +35,8 @@ class ModulePatterns:
 
     def __init__(self) -> None:
         self._left = _SECONDS
-        self._compiled: dict[str, Any] = {}
+        self._expressions: dict[str, Any] = {}
+        self._wildcards: dict[str, re.Pattern[str]] = {}
 
     def begins(self, entry: str, where: str, name: str) -> bool:
         """Whether a regular expression, behind a mark or not, matches a name from its first letter.
@@ -56,17 +57,17 @@ class ModulePatterns:
 
         :raises PruneError: if it is too long
         """
-        if entry not in self._compiled:  # their translation takes the square of their length
+        if entry not in self._wildcards:  # their translation takes the square of their length
             _check_length(entry, len(entry), _LONGEST, where)
-            self._compiled[entry] = re.compile(translate(entry))
-        return self._compiled[entry].match(name) is not None
+            self._wildcards[entry] = re.compile(translate(entry))
+        return self._wildcards[entry].match(name) is not None
 
     def _asked(self, how: Literal["match", "search"], entry: str, where: str, name: str) -> bool:
         began = time.thread_time()
         try:
-            if entry not in self._compiled:
-                self._compiled[entry] = _compiled(entry, where)
-            found = getattr(self._compiled[entry], how)(name, timeout=self._left)
+            if entry not in self._expressions:
+                self._expressions[entry] = _compiled(entry, where)
+            found = getattr(self._expressions[entry], how)(name, timeout=self._left)
         except (TimeoutError, MemoryError):
             raise _too_long(entry, where) from None
         self._left = min(_SECONDS, self._left + _EACH - (time.thread_time() - began))

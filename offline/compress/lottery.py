@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -32,7 +31,7 @@ from offline.lottery.play import Played, measured_result, play
 from offline.lottery.text import LotteryText, load_text
 from offline.results.analysis import ANALYSIS_FILE
 from offline.results.compression import RESULT_FILE, Quality, RunResult
-from offline.runs.output import staged
+from offline.runs.output import link, staged
 from offline.runs.owned import MANIFEST
 from offline.runs.progress import Reporter, timed
 from offline.runs.resume import delete, run_folder
@@ -70,7 +69,7 @@ def compress_lottery(
     result = result_of(run, out, played.routing_map, seen.tokens, quality, size, record)
     with staged(out, force=force) as partial:
         own = shutil.ignore_patterns(MANIFEST)
-        shutil.copytree(stored, partial, ignore=own, dirs_exist_ok=True, copy_function=_link)
+        shutil.copytree(stored, partial, ignore=own, dirs_exist_ok=True, copy_function=link)
         for name, content in {RESULT_FILE: result.to_json(), **one.analysis(played)}.items():
             (partial / name).write_text(content)
         if finish is not None:
@@ -221,11 +220,3 @@ def _provenance(prepared: Prepared, text: LotteryText) -> Provenance:
 def _recipe(prepared: Prepared) -> LotteryRecipe:
     assert isinstance(prepared.recipe, LotteryRecipe)
     return prepared.recipe
-
-
-def _link(source: str, target: str) -> None:
-    """Put a file into another folder without copying it, where the file system can."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -10,7 +10,6 @@ was killed continues when the same call is made again.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +19,13 @@ from offline.recover.needs import check_recipe
 from offline.recover.recipe import RecoverRecipe, SftSettings
 from offline.results.compression import RESULT_FILE
 from offline.results.recovery import RECOVERY_FILE, Recovery
-from offline.runs.output import staged
+from offline.runs.output import link, staged
 from offline.runs.owned import MANIFEST
 from offline.runs.owner import owned
 from offline.runs.progress import Reporter
 from offline.runs.resume import check_outputs, delete
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.provenance import write_atomic
 from vllm_moe_prune.routing_map import RoutingMap
 from vllm_moe_prune.tuning import Tuning
 
@@ -74,7 +74,7 @@ def _write(session: Session, result: Recovery, out: Path, *, force: bool) -> Non
     with staged(out, force=force) as partial:
         for file in sorted(tuned.iterdir()):  # a plain checkpoint has no folders
             if file.name not in _NOT_KEPT:
-                _link(file, partial / file.name)
+                link(file, partial / file.name)
         if session.checkpoints.routing_map is not None:
             before = session.checkpoints.model
             _save_map(session.checkpoints.routing_map, session.tuning, partial, before)
@@ -91,13 +91,4 @@ def _save_map(routing_map: RoutingMap, tuning: Tuning, folder: Path, before: Che
     tuned.save(folder)
     inherited, exact = card_fields(before.folder), before.layout.slices
     card = model_card(routing_map.base.name, tuned, tuned.form, inherited, slices=exact)
-    (folder / "README.md").unlink(missing_ok=True)  # a name of another file's bytes
-    (folder / "README.md").write_text(card)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name where the disk can: its bytes are not written again."""
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
+    write_atomic(folder / "README.md", card)  # what is there is a name of another file's bytes

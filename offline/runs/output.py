@@ -38,7 +38,8 @@ def check_output(out: Path, *, force: bool, inputs: Iterable[object] = ()) -> No
     ``force`` lets it replace what this program wrote, but nothing that the same command reads.
 
     :param inputs: what the command reads, as `input_within` takes it
-    :raises PruneError: if something is there that must stay, or the parent is absent
+    :raises PruneError: if something is there that must stay, or that another process is just
+        replacing, or the parent is absent
     """
     _check_place(out, force=force, inputs=inputs)
     if os.path.lexists(out):
@@ -166,6 +167,14 @@ def put(new: Path, out: Path, work: Path) -> None:
     if os.path.lexists(out):
         out.rename(work / _OLD)
     new.rename(out)
+
+
+def link(source: str | Path, target: str | Path) -> None:
+    """Give a file a second name where the disk can: its bytes are not written again."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def clear_stale(out: Path) -> None:

@@ -24,7 +24,7 @@ from offline.runs.owned import (
 )
 from offline.runs.owner import opened
 from vllm_moe_prune.errors import PruneError
-from vllm_moe_prune.provenance import write_atomic
+from vllm_moe_prune.provenance import HALF_WRITTEN, write_atomic
 from vllm_moe_prune.reading import parse_json
 
 RUN_MARKER = ".vmprune-run.json"
@@ -36,7 +36,6 @@ _NAMES = re.compile(
     r"|answers\.jsonl?|(base|pruned)\.log|teacher"
     r"|\.[\w.-]+\.(tmp|partial)|\.vmprune-run\.json"
 )
-_HALF_WRITTEN = re.compile(r"\.[\w.-]+\.[0-9a-f]{16}\.tmp")
 _OF_WEIGHTS = ("weights", "whole")  # in a base's fingerprint
 # What may be in the folders of a run; in all others lies an output, which says itself what it has.
 _INSIDE = (
@@ -122,9 +121,9 @@ def run_folder(
 
 
 def _clear_half_written(folder: Path) -> None:
-    """Remove what a run that was killed was just writing: its name is that of `write_atomic`."""
+    """Remove what a run that was killed was just writing."""
     for file in folder.rglob(".*.tmp"):
-        if _HALF_WRITTEN.fullmatch(file.name) and file.is_file():
+        if HALF_WRITTEN.fullmatch(file.name) and file.is_file():
             file.unlink()
 
 

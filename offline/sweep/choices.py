@@ -41,12 +41,7 @@ class Choice:
     @property
     def num_bytes(self) -> int:
         """Bytes on disk: of weights, and of the vectors that stand for experts."""
-        return self.weight_bytes + self.vector_bytes
-
-    @property
-    def vector_bytes(self) -> int:
-        """Bytes of the vectors of substituted experts, which are beside the map."""
-        return self.routing_map.vector_bytes
+        return self.weight_bytes + self.routing_map.vector_bytes
 
     @property
     def experts(self) -> int:

@@ -77,7 +77,7 @@ class Sweep:
                 f"; for tokens/s {answers} answers of {tokens} tokens for each on the front, "
                 f"{again * answers * tokens:,} tokens at most"
             )
-        vectors = sum(one.vector_bytes for one in self.choices.found)
+        vectors = sum(one.routing_map.vector_bytes for one in self.choices.found)
         return said + (f"; {gib(vectors)} of vectors are kept with the maps" if vectors else "")
 
     def run(

@@ -220,7 +220,7 @@ def test_the_command_of_a_choice_builds_it(name: str, base: Path, tmp_path: Path
     assert built.substitutes is (name == "min-ean-50-substituted")
     assert built.max_top_k == (1 if name.endswith("top-1") else 2)
     weights = Checkpoint.open(tmp_path / "built").num_bytes
-    assert weights + choice.vector_bytes == choice.num_bytes
+    assert weights + choice.routing_map.vector_bytes == choice.num_bytes
 
 
 def test_gates_that_nothing_passes_end_it_with_what_they_say(

@@ -140,3 +140,11 @@ def test_both_readers_of_settings_say_where_it_stands(
         lint_tensors(base.tensors, base.layout, base.config)
     with pytest.raises(PruneError, match=where.replace("quant", "text_config.quant")):
         lint_tensors(base.tensors, base.layout, {"text_config": {"quantization_config": told}})
+
+
+def test_one_entry_may_be_a_wildcard_here_and_an_expression_there() -> None:
+    patterns = ModulePatterns()
+    assert patterns.is_like("model.*", "a", "model.layers")
+    assert patterns.begins("model.*", "b", "model.layers")
+    assert not patterns.is_like("model.", "a", "model.layers")
+    assert patterns.begins("model.", "b", "model.layers")
