@@ -11,6 +11,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from loadtest.arrivals import ArrivalSocket
 from loadtest.connection import Client
 from loadtest.metrics import Record
 from loadtest.sse import DONE, Event, EventParser, parse_delta
@@ -130,6 +131,12 @@ class Exchange:
     def _now(self) -> float:
         return time.perf_counter() - self._clock
 
+    def _arrived(self, stream: Any) -> float:
+        """When what was just read had come, which may be before it was read."""
+        if isinstance(stream, ArrivalSocket):
+            return stream.arrived - self._clock
+        return self._now()
+
     def _fail(self, reason: str) -> None:
         self._fields["error"] = reason
 
@@ -159,7 +166,7 @@ class Exchange:
                 if done:  # all that was asked for has come
                     return False
                 raise
-            now = self._now()
+            now = self._arrived(stream)
             if not chunk:
                 break
             self._fields["num_bytes"] = self._fields.get("num_bytes", 0) + len(chunk)

@@ -13,6 +13,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from pydantic_core import from_json
 
+from loadtest.arrivals import ArrivalSocket
 from vllm_moe_prune.errors import PruneError
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -82,6 +83,8 @@ class Endpoint:
         if self.proxy and self.context:
             connection.set_tunnel(self.host, self.port)
         connection.connect()
+        if not self.context:
+            connection.sock = ArrivalSocket.of(connection.sock)
         return connection
 
     def target(self, path: str) -> str:
