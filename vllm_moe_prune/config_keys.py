@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm_moe_prune.errors import PruneError
 
 # Of Kimi-Linear the second, of DBRX the third.
 _LENGTHS = ("max_position_embeddings", "model_max_length", "max_seq_len")
+_WIDTHS = ("hidden_size", "d_model")  # of DBRX the second
+_DEPTHS = ("num_hidden_layers", "n_layers", "num_layers")  # of DBRX and of LongCat-Flash
+_KINDS = ("layers_block_type", "layer_types")  # of each layer, where there is no number
 
 
 def value_at(config: Mapping[str, Any], key: str) -> Any:
@@ -35,6 +38,29 @@ def most_tokens(config: Mapping[str, Any]) -> int | None:
     """Return how many tokens a language model's config says that it takes, None if nothing."""
     found = (config.get(key) for key in _LENGTHS)
     return next((int(value) for value in found if value), None)
+
+
+def hidden_size_of(config: Mapping[str, Any]) -> int:
+    """Return D of a language model's config.
+
+    :raises PruneError: if it says nothing of it
+    """
+    return _first_count(config, _WIDTHS)
+
+
+def num_layers_of(config: Mapping[str, Any]) -> int:
+    """Return how many decoder layers a language model's config names.
+
+    :raises PruneError: if it says nothing of them
+    """
+    listed = next((config[key] for key in _KINDS if isinstance(config.get(key), list)), [])
+    if listed and all(config.get(key) is None for key in _DEPTHS):
+        return len(listed)
+    return _first_count(config, _DEPTHS)
+
+
+def _first_count(config: Mapping[str, Any], keys: Sequence[str]) -> int:
+    return count_at(config, next((key for key in keys if config.get(key) is not None), keys[0]))
 
 
 def count_at(config: Mapping[str, Any], key: str) -> int:

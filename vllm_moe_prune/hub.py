@@ -179,6 +179,8 @@ def _info(reference: HubReference) -> ModelInfo:
         info: ModelInfo = hub.HfApi().model_info(
             reference.repo_id, revision=reference.revision, timeout=SECONDS, files_metadata=True
         )
+        if not _COMMIT.fullmatch(str(info.sha)):  # it becomes a folder's name, and is shown
+            raise ValueError(f"its commit is {info.sha!r}")
         return info
     except hub.errors.OfflineModeIsEnabled as error:
         raise _Unreachable("HF_HUB_OFFLINE is set") from error

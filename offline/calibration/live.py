@@ -25,7 +25,12 @@ from offline.engines.live.start import OwnsVllm, start
 from offline.engines.needs import check_whole
 from offline.maps.moe_shape import MoeShape
 from vllm_moe_prune.checkpoint import Checkpoint
-from vllm_moe_prune.config_keys import most_tokens, value_at
+from vllm_moe_prune.config_keys import (
+    hidden_size_of,
+    most_tokens,
+    num_layers_of,
+    value_at,
+)
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance
 
@@ -115,26 +120,16 @@ def engine_settings(
 
 def cache_numbers(config: Mapping[str, Any], ranks: int) -> int:
     """Return how many numbers of vLLM's cache a token takes on each of some ranks, at most."""
-    layers = _layers(config)
+    layers = num_layers_of(config)
+    if config.get("num_hidden_layers") is None and "num_layers" in config:
+        layers *= 2  # each of LongCat-Flash's attends twice
     if latent := config.get("kv_lora_rank"):  # MLA: one vector for all heads
         return layers * (int(latent) + int(config.get("qk_rope_head_dim") or 0))
     heads = int(config.get("num_attention_heads") or config["n_heads"])
-    width = int(config.get("head_dim") or _hidden(config) // heads)
+    width = int(config.get("head_dim") or hidden_size_of(config) // heads)
     attended = config.get("num_key_value_heads") or value_at(config, "attn_config.kv_n_heads")
     kept = math.ceil(int(attended or heads) / ranks)
     return layers * 2 * kept * width
-
-
-def _layers(config: Mapping[str, Any]) -> int:
-    """Return how many layers have a cache; each of LongCat-Flash's ``num_layers`` attends twice."""
-    found = config.get("num_hidden_layers") or config.get("n_layers")
-    twice = 2 * int(config.get("num_layers") or 0)
-    return int(found or twice or len(config["layers_block_type"]))
-
-
-def _hidden(config: Mapping[str, Any]) -> int:
-    """Return D; DBRX has another word for it."""
-    return int(config.get("hidden_size") or config["d_model"])
 
 
 class LiveScoring(OwnsVllm):
@@ -146,7 +141,7 @@ class LiveScoring(OwnsVllm):
         config = checkpoint.text_config
         self._llm: Any = start(checkpoint.folder, settings)
         try:
-            given = (checkpoint.layout.score, _hidden(config), int(config["vocab_size"]))
+            given = (checkpoint.layout.score, hidden_size_of(config), int(config["vocab_size"]))
             self._lm: LiveLM = LiveLM(
                 self._llm, None, int(settings["max_model_len"]), share_contexts=False
             )

@@ -8,6 +8,7 @@ from math import prod
 
 from offline.texts.spec import Part
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.config_keys import count_at
 
 _SUMS = 8  # bytes of a float64
 _VLLM = 1700 * 1024**2  # of its CPU build, a process with a tiny model and a small cache
@@ -65,10 +66,9 @@ def estimate(
     :param program: bytes that this process takes already, where the model will be in the same
         memory
     """
-    config = checkpoint.text_config
-    hidden, vocab = int(config["hidden_size"]), int(config["vocab_size"])
+    hidden, vocab = checkpoint.hidden_size, count_at(checkpoint.text_config, "vocab_size")
     counts, top_k = checkpoint.expert_counts(), checkpoint.layout.top_k(checkpoint.config)
-    num_layers = int(config["num_hidden_layers"])
+    num_layers = checkpoint.num_layers
     shared, layers, widest = _weights(checkpoint, item_bytes)
     item = item_bytes or _stored_bytes(checkpoint)
     sizes = [part.sequences * (part.length or length) for part in parts]
@@ -139,8 +139,7 @@ def estimate_live(
     :param on_host: the model is in the host's memory, beside vLLM itself
     :param program: bytes that this process takes already
     """
-    config = checkpoint.text_config
-    hidden, vocab = int(config["hidden_size"]), int(config["vocab_size"])
+    hidden, vocab = checkpoint.hidden_size, count_at(checkpoint.text_config, "vocab_size")
     counts, top_k = checkpoint.expert_counts(), checkpoint.layout.top_k(checkpoint.config)
     shared, layers, widest = _weights(checkpoint, item_bytes)
     item = item_bytes or _COMPUTED
@@ -169,7 +168,7 @@ def _stored_bytes(checkpoint: Checkpoint) -> int:
 def _weights(checkpoint: Checkpoint, item_bytes: int | None) -> tuple[int, list[int], int]:
     """Return bytes outside the decoder layers, bytes of each layer, and the experts' width I."""
     shared, layers, widest = 0, dict[str, int](), 0
-    hidden = int(checkpoint.text_config["hidden_size"])
+    hidden = checkpoint.hidden_size
     for name, info in checkpoint.tensors.items():
         if checkpoint.layout.own_name(name) is None:  # which is not loaded
             continue

@@ -66,7 +66,7 @@ def _stacked(checkpoint: Checkpoint, layer: int, count: int) -> Iterator[Expert]
     if len(names) != 2:
         yield from zip(*stacks, strict=True)
         return
-    hidden = int(checkpoint.text_config["hidden_size"])
+    hidden = checkpoint.hidden_size
     for one, other in zip(*stacks, strict=True):
         if isinstance(one, Tensor) and isinstance(other, Tensor):
             # A down matrix of [I, D], or a wide one of [D, 2I], is of a family that transposes.

@@ -13,6 +13,7 @@ from offline.finetune.parts import FLOAT32, parts_of
 from offline.finetune.settings import FinetuneSettings
 from offline.runs.memory import free_bytes
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.config_keys import count_at
 from vllm_moe_prune.errors import PruneError
 
 _GIB = 1024**3
@@ -63,7 +64,7 @@ def memory_need(
         memory["weights"] += trained
         memory["weights with their adapters"] = _adapted(checkpoint, settings)
     if fsdp:
-        memory["weights of the layer at work"] = weights // _num_layers(checkpoint)
+        memory["weights of the layer at work"] = weights // checkpoint.num_layers
     elif processes > 1:
         memory["gradients under exchange"] = trained
     if settings.mixed_precision:
@@ -72,7 +73,7 @@ def memory_need(
     # Themselves, without the last position, as log-probabilities, and the gradient; distilled:
     # also without the teacher's tokens, and the gradient of that.
     copies = 6 if distilled else 4
-    vocabulary = int(checkpoint.text_config["vocab_size"])
+    vocabulary = count_at(checkpoint.text_config, "vocab_size")
     memory["logits"] = copies * micro * length * vocabulary * FLOAT32
     return MemoryNeed(memory)
 
@@ -97,10 +98,6 @@ def check_memory(need: MemoryNeed, device: str, *, processes: int = 1) -> None:
     )
 
 
-def _num_layers(checkpoint: Checkpoint) -> int:
-    return int(checkpoint.text_config["num_hidden_layers"])
-
-
 def _adapted(checkpoint: Checkpoint, settings: FinetuneSettings) -> int:
     """Bytes of weights plus adapters: peft computes with their sum, which backward needs.
 
@@ -108,13 +105,13 @@ def _adapted(checkpoint: Checkpoint, settings: FinetuneSettings) -> int:
     """
     parts = parts_of(checkpoint, settings)
     every = FLOAT32 * sum(part.parameters for part in parts if part.trained)
-    one = every // _num_layers(checkpoint)
+    one = every // checkpoint.num_layers
     return 2 * one if settings.checkpointing else every + one
 
 
 def _activations(checkpoint: Checkpoint, settings: FinetuneSettings, tokens: int) -> int:
     """Bytes of what backward needs of ``tokens`` tokens in all layers, without the head."""
-    hidden, layers = int(checkpoint.text_config["hidden_size"]), _num_layers(checkpoint)
+    hidden, layers = checkpoint.hidden_size, checkpoint.num_layers
     top_k, width = checkpoint.layout.top_k(checkpoint.config), _expert_width(checkpoint)
     # Attention: two norms (twice each), q, k, v, their rotations, output, residuals. Experts, for
     # each of k: input, gate and up (twice), activation, product, output, weighted output, sum.
@@ -131,4 +128,4 @@ def _expert_width(checkpoint: Checkpoint) -> int:
     if layout.expert is not None:
         return checkpoint.tensors[layout.expert_name(layer, 0, layout.projections[0])].shape[0]
     gate_up = checkpoint.tensors[layout.stacked_names(layer)[0]]  # [E, 2I, D], in some order
-    return prod(gate_up.shape) // (2 * counts[layer] * int(checkpoint.text_config["hidden_size"]))
+    return prod(gate_up.shape) // (2 * counts[layer] * checkpoint.hidden_size)

@@ -210,7 +210,9 @@ class Handler(BaseHTTPRequestHandler):
         """Send an answer as it is, whatever a client makes of it."""
         self.status, self.close_connection = answer.status, True
         lines = [f"HTTP/1.1 {answer.status} X", *(f"{k}: {v}" for k, v in answer.headers)]
-        self.wfile.write("\r\n".join([*lines, "Connection: close", "", ""]).encode())
+        self.wfile.write(
+            "\r\n".join([*lines, "Connection: close", "", ""]).encode("utf-8", "surrogatepass")
+        )
         if self.command != "HEAD":
             self.wfile.write(answer.body)
             self.sent += len(answer.body)

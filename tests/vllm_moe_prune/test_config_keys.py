@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from vllm_moe_prune.config_keys import count_at, most_tokens, value_at, with_value
+from vllm_moe_prune.config_keys import (
+    count_at,
+    hidden_size_of,
+    most_tokens,
+    num_layers_of,
+    value_at,
+    with_value,
+)
 from vllm_moe_prune.draft_config import without_drafts
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.layouts import layout_of
@@ -48,6 +55,27 @@ def test_anything_else_is_refused(value: Any) -> None:
 )
 def test_a_length_has_one_of_several_keys(config: dict[str, Any], tokens: int | None) -> None:
     assert most_tokens(config) == tokens
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [
+        ({"hidden_size": 64, "num_hidden_layers": 2}, (64, 2)),
+        ({"d_model": 64, "n_layers": 2}, (64, 2)),  # DBRX
+        ({"hidden_size": 64, "num_layers": 2}, (64, 2)),  # LongCat-Flash
+        ({"hidden_size": 64, "layers_block_type": ["attention", "mamba", "moe"]}, (64, 3)),
+    ],
+)
+def test_sizes_have_one_of_several_keys(config: dict[str, Any], sizes: tuple[int, int]) -> None:
+    assert (hidden_size_of(config), num_layers_of(config)) == sizes
+
+
+@pytest.mark.parametrize("config", [{}, {"hidden_size": "64", "num_hidden_layers": 2.0}])
+def test_sizes_that_are_none_are_named(config: dict[str, Any]) -> None:
+    with pytest.raises(PruneError, match="no usable hidden_size"):
+        hidden_size_of(config)
+    with pytest.raises(PruneError, match="no usable num_hidden_layers"):
+        num_layers_of(config)
 
 
 @pytest.mark.parametrize(
