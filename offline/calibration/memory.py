@@ -8,7 +8,7 @@ from math import prod
 
 from offline.texts.spec import Part
 from vllm_moe_prune.checkpoint import Checkpoint
-from vllm_moe_prune.config_keys import count_at
+from vllm_moe_prune.config_keys import count_at, num_layers_of
 
 _SUMS = 8  # bytes of a float64
 _VLLM = 1700 * 1024**2  # of its CPU build, a process with a tiny model and a small cache
@@ -68,7 +68,7 @@ def estimate(
     """
     hidden, vocab = checkpoint.hidden_size, count_at(checkpoint.text_config, "vocab_size")
     counts, top_k = checkpoint.expert_counts(), checkpoint.layout.top_k(checkpoint.config)
-    num_layers = checkpoint.num_layers
+    num_layers = num_layers_of(checkpoint.text_config)
     shared, layers, widest = _weights(checkpoint, item_bytes)
     item = item_bytes or _stored_bytes(checkpoint)
     sizes = [part.sequences * (part.length or length) for part in parts]

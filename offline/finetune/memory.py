@@ -13,7 +13,7 @@ from offline.finetune.parts import FLOAT32, parts_of
 from offline.finetune.settings import FinetuneSettings
 from offline.runs.memory import free_bytes
 from vllm_moe_prune.checkpoint import Checkpoint
-from vllm_moe_prune.config_keys import count_at
+from vllm_moe_prune.config_keys import count_at, num_layers_of
 from vllm_moe_prune.errors import PruneError
 
 _GIB = 1024**3
@@ -64,7 +64,7 @@ def memory_need(
         memory["weights"] += trained
         memory["weights with their adapters"] = _adapted(checkpoint, settings)
     if fsdp:
-        memory["weights of the layer at work"] = weights // checkpoint.num_layers
+        memory["weights of the layer at work"] = weights // num_layers_of(checkpoint.text_config)
     elif processes > 1:
         memory["gradients under exchange"] = trained
     if settings.mixed_precision:
@@ -105,13 +105,13 @@ def _adapted(checkpoint: Checkpoint, settings: FinetuneSettings) -> int:
     """
     parts = parts_of(checkpoint, settings)
     every = FLOAT32 * sum(part.parameters for part in parts if part.trained)
-    one = every // checkpoint.num_layers
+    one = every // num_layers_of(checkpoint.text_config)
     return 2 * one if settings.checkpointing else every + one
 
 
 def _activations(checkpoint: Checkpoint, settings: FinetuneSettings, tokens: int) -> int:
     """Bytes of what backward needs of ``tokens`` tokens in all layers, without the head."""
-    hidden, layers = checkpoint.hidden_size, checkpoint.num_layers
+    hidden, layers = checkpoint.hidden_size, num_layers_of(checkpoint.text_config)
     top_k, width = checkpoint.layout.top_k(checkpoint.config), _expert_width(checkpoint)
     # Attention: two norms (twice each), q, k, v, their rotations, output, residuals. Experts, for
     # each of k: input, gate and up (twice), activation, product, output, weighted output, sum.
