@@ -51,5 +51,6 @@ def _age(told: list[tuple[int, int, bytes]]) -> float:
     for level, kind, data in told:
         if (level, kind, len(data)) == (socket.SOL_SOCKET, _STAMPED, _STAMP.size):
             seconds, nanoseconds = _STAMP.unpack(data)
-            return max(0.0, (time.time_ns() - seconds * 10**9 - nanoseconds) / 1e9)
+            since: int = time.time_ns() - seconds * 10**9 - nanoseconds
+            return max(0.0, since / 1e9)
     return 0.0

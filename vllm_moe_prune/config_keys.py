@@ -53,7 +53,9 @@ def num_layers_of(config: Mapping[str, Any]) -> int:
 
     :raises PruneError: if it says nothing of them
     """
-    listed = next((config[key] for key in _KINDS if isinstance(config.get(key), list)), [])
+    listed: list[Any] = next(
+        (config[key] for key in _KINDS if isinstance(config.get(key), list)), []
+    )
     if listed and all(config.get(key) is None for key in _DEPTHS):
         return len(listed)
     return _first_count(config, _DEPTHS)
