@@ -199,7 +199,7 @@ class Handler(BaseHTTPRequestHandler):
         return commit
 
     def _file(self, repository: Repository, commit: str, path: str) -> StoredFile:
-        file = repository.trees[commit].get(path)
+        file = repository.trees.get(commit, {}).get(path)
         if file is None:
             raise Refusal(404, "EntryNotFound", "Entry not found", commit)
         return file
