@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from offline.runs.output import WORK_MARKER, clear_stale
+from offline.runs.output import clear_left
 from offline.runs.owned import MANIFEST, read_stamp, run_path, settings_digest
 from offline.runs.owner import at_work, owned, release
 from offline.runs.resume import is_run, remove_run
@@ -56,10 +56,7 @@ def clean(folder: Path) -> Iterator[RunFolder]:
         with owned(_out_of(one.folder)):
             if remove_run(one.folder):
                 yield one
-    for work in sorted(folder.glob(".*.partial")):
-        told = read_stamp(work / WORK_MARKER) if work.is_dir() else None
-        if told is not None and isinstance(name := told.get("work_for"), str):
-            clear_stale(folder / Path(name).name)
+    clear_left(folder.glob(".*.partial"))
     for lock in sorted(folder.glob(".*.vmprune-lock")):
         told = read_stamp(lock)
         if told is not None and isinstance(name := told.get("work_at"), str):

@@ -192,6 +192,20 @@ def clear_stale(out: Path) -> None:
         release(out)
 
 
+def clear_left(works: Iterable[Path], *, ours: bool = False) -> None:
+    """Remove those of some working folders that killed runs left, whatever they were for.
+
+    :param ours: they lie where nobody else writes, so that one without a marker is a run's, too
+    """
+    for work in sorted(works):
+        told = read_stamp(work / WORK_MARKER) if work.is_dir() else None
+        name = told.get("work_for") if told is not None else None
+        if told is None and ours:
+            name = work.name.removeprefix(".").removesuffix(_SUFFIX).rpartition(".")[0]
+        if isinstance(name, str) and name:
+            clear_stale(work.with_name(Path(name).name))
+
+
 def _mark(work: Path, out: Path) -> IO[str]:
     """Write the marker and lock it; it has its name only when it is locked."""
     unnamed = work / f"{WORK_MARKER}.tmp"

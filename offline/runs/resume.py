@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from offline.runs.inputs import input_within
-from offline.runs.output import NAME_BYTES, check_output, clear_stale, put, working
+from offline.runs.output import (
+    NAME_BYTES,
+    check_output,
+    clear_left,
+    clear_stale,
+    put,
+    working,
+)
 from offline.runs.owned import (
     FOREIGN_HINT,
     SETTINGS,
@@ -125,6 +132,7 @@ def _clear_half_written(folder: Path) -> None:
     for file in folder.rglob(".*.tmp"):
         if HALF_WRITTEN.fullmatch(file.name) and file.is_file():
             file.unlink()
+    clear_left(folder.rglob(".*.partial"), ours=True)
 
 
 def _same(now: dict[str, Any], earlier: Iterable[dict[str, Any]]) -> dict[str, Any] | None:

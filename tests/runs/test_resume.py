@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from offline.runs.output import WORK_MARKER
+from offline.runs.owned import stamp
 from offline.runs.resume import RUN_MARKER, check_outputs, remove_run, run_folder
 from vllm_moe_prune.errors import PruneError
 
@@ -72,6 +74,20 @@ def test_what_a_killed_run_was_just_writing_is_gone_when_it_goes_on(tmp_path: Pa
         file.write_text("{")
     run_folder(tmp_path / "out", IDENTITY, force=False)
     assert sorted(folder.rglob("*.tmp")) == sorted(mine)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_what_was_left_beside_a_finished_part_is_gone_when_the_run_goes_on(
+    marked: bool, tmp_path: Path
+) -> None:
+    """Nothing makes that part again, so nothing else would look for it."""
+    part = run_folder(tmp_path / "out", IDENTITY, force=False) / "round-02" / "pruned"
+    part.mkdir(parents=True)
+    (left := part.with_name(".pruned.xyt5l8vy.partial")).mkdir()
+    if marked:
+        (left / WORK_MARKER).write_text(stamp(work_for="pruned"))
+    run_folder(tmp_path / "out", IDENTITY, force=False)
+    assert list(part.parent.iterdir()) == [part]
 
 
 @pytest.mark.parametrize("force", [False, True])
