@@ -24,7 +24,6 @@ import click
 from rich.console import Console
 
 from benchmarks.seeds import seeds
-from offline.compress.search import Search
 from offline.engines.base import Engine
 from offline.engines.local.transformers import TransformersEngine
 from offline.fitness.assessor import Assessor
@@ -35,6 +34,7 @@ from offline.fitness.racing import RacingSettings
 from offline.maps.map_space import Space
 from offline.maps.moe_shape import MoeShape
 from offline.methods import eep
+from offline.methods.search import Search
 from offline.runs.device import pick_device, pick_dtype
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.provenance import Provenance

@@ -99,7 +99,8 @@ METHODS: tuple[Method, ...] = (
             "sweep --model {model} --scores {scores} --task {tasks} --ratios {ratio} --seed {seed} "
             "--criteria {criteria} --fates dropped,substituted --engine transformers "
             "--merges output-similarity,router-similarity --speed-rounds 0 "
-            "--search-items {search_items} --test-items 16 --finalists 1 --out {out}",
+            "--search-items {search_items} --search {evaluations} --test-items 16 --finalists 1 "
+            "--out {out}",
         ),
     ),
 )

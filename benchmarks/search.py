@@ -24,7 +24,6 @@ from rich.console import Console
 
 from benchmarks.released import Released
 from benchmarks.seeds import seeds
-from offline.compress.search import Search
 from offline.engines.base import Engine
 from offline.engines.live.engine import VllmEngine
 from offline.fitness.assessor import Assessor
@@ -36,6 +35,7 @@ from offline.maps.genome import Genome
 from offline.maps.map_space import Space
 from offline.maps.moe_shape import MoeShape
 from offline.methods import eep
+from offline.methods.search import Search
 from offline.runs.device import pick_device, pick_dtype
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.provenance import Provenance

@@ -8,12 +8,12 @@ from offline.compress.observations import Observations
 from offline.compress.recipe.eep import EepRecipe
 from offline.compress.recipe.recipe import CompressRecipe
 from offline.compress.run import MethodMaps, Run
-from offline.compress.search import Search
 from offline.engines.needs import check_mergeable
 from offline.fitness.candidate import Assessment
 from offline.maps.genome import Genome
 from offline.maps.map_space import Space
 from offline.methods import eep
+from offline.methods.search import Search
 from offline.results.compression import SearchPoint
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.routing_map import RoutingMap

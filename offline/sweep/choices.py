@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -74,6 +74,10 @@ class Choices:
     found: tuple[Choice, ...]
     skipped: Mapping[str, str]
 
+    def with_one(self, choice: Choice) -> Choices:
+        """Return them with one more in its place."""
+        return Choices(_ordered((*self.found, choice)), self.skipped)
+
     def that(self, can: Callable[[RoutingMap], object]) -> Choices:
         """Return the choices of those kinds of which one can be.
 
@@ -132,8 +136,11 @@ def choices_of(
     if not found:
         name, why = next(iter(skipped.items()))
         raise PruneError(f"no choice can be: {name}: {why}")
-    ordered = sorted(found.values(), key=lambda one: (one.num_bytes, one.active, one.name))
-    return Choices(tuple(ordered), skipped)
+    return Choices(_ordered(found.values()), skipped)
+
+
+def _ordered(choices: Iterable[Choice]) -> tuple[Choice, ...]:
+    return tuple(sorted(choices, key=lambda one: (one.num_bytes, one.active, one.name)))
 
 
 def _measured(

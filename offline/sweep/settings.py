@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from offline.build.mtp import MTP_HELP, MtpChoice
 from offline.criteria.registry import Rule
-from offline.maps.router_kind import ROUTER_HELP
+from offline.maps.router_kind import ROUTER_HELP, RouterKind
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.reading import validated
 
@@ -96,6 +96,12 @@ class MeasureSettings(BaseModel):
     finalists: int = Field(
         default=2, ge=1, description="choices of each size that are measured again, at most"
     )
+    search: int = Field(
+        default=0,
+        ge=0,
+        description="also search in each size, from its best choices on, with so many candidates "
+        "more (EEP); 0 does not",
+    )
     text: str | None = Field(
         default=None,
         description="plain text that the base and the front read: [NAME=]SOURCE[:DOCUMENTS],...; "
@@ -155,6 +161,11 @@ class SweepSettings(ChoiceSettings, MeasureSettings, SpeedSettings):
                 raise PruneError(f"--ratios: {word} is no share between 0 and 1")
             found.append(share)
         return tuple(sorted(set(found), reverse=True))
+
+    @property
+    def router(self) -> RouterKind:
+        """The kind of router of what is searched: the first that is asked for."""
+        return cast(RouterKind, words(self.routers)[0])
 
     @property
     def measured(self) -> tuple[str, ...]:

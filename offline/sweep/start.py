@@ -109,10 +109,12 @@ class Asked:
 
     def identity(self) -> dict[str, Any]:
         """Return all that measurements depend on: one of another identity is another run."""
-        where = self.where
+        where, other = self.where, {*SpeedSettings.model_fields}
+        if not self.settings.search:  # as sweeps of before that do not know it
+            other.add("search")
         return {
             "recipe": {
-                **self.settings.model_dump(mode="json", exclude={*SpeedSettings.model_fields}),
+                **self.settings.model_dump(mode="json", exclude=other),
                 "text": None if self.text is None else [repr(part) for part in self.text.parts],
                 "engine": where.engine,
                 "dtype": where.dtype,

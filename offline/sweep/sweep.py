@@ -24,6 +24,7 @@ from offline.runs.units import gib
 from offline.sweep.choices import Choice, Choices
 from offline.sweep.front import as_small, finalists
 from offline.sweep.map_log import MapLog, SpeedLine, TextLine
+from offline.sweep.search import searched, starts_of
 from offline.sweep.settings import SweepSettings
 from offline.sweep.speed import SpeedBench
 from offline.sweep.summary import Findings, result_of, with_speeds
@@ -58,6 +59,7 @@ class Sweep:
     @property
     def cost(self) -> str:
         """Say what it will take, in items and maps: known before the model is loaded."""
+        searches = len(starts_of(self.choices.found, self.base)) * self.settings.search
         maps, again = len(self.choices.found), self._most_finalists
         tasks = len(self.objective.tasks)
         search, test = (tasks * n for n in (self.settings.search_items, self.settings.test_items))
@@ -68,7 +70,9 @@ class Sweep:
         if self.text is not None:
             documents = sum(part.sequences for part in self.text.parts)
             said += f" and read at most {documents} documents"
-        most = (maps + 1) * search + (again + 1) * test
+        if searches:
+            said += f"; searches have {searches} candidates more"
+        most = (maps + searches + 1) * search + (again + 1) * test
         said += f": {most:,} items at most"
         if rounds := self.settings.speed_rounds:
             answers = 2 * (rounds + 1) * self.settings.speed_batch
@@ -92,12 +96,12 @@ class Sweep:
         """
         self._leave_out(engine)
         log = EvaluationLog(self.folder / "evaluations.jsonl")
-        racing = RacingSettings(slack=self.settings.slack)
-        assessor = Assessor([engine], self.objective, log, racing=racing)  # type: ignore[list-item]
+        assessor = self._assessor(engine, log)
         self.reporter.stage("measuring the base", 1)
         before = assessor.evaluate(None, "search")
         self._tell_time(before)
         self._race(assessor)
+        self._search(engine, log, made)
         again = self._finalists()
         self.reporter.stage("measuring on held-out items", len(again) + 1)
         base, *held_out = self._held_out(assessor, [None, *(one.routing_map for one in again)])
@@ -108,6 +112,15 @@ class Sweep:
             self.base, self.choices, self.objective, self.settings, found, gates, made, out
         )
         return with_speeds(result, self._speeds(engine, result.to_take))
+
+    def _assessor(
+        self,
+        engine: ReadingEngine,
+        log: EvaluationLog,
+        on_done: Callable[[Assessment], None] = lambda one: None,
+    ) -> Assessor:
+        racing, engines = RacingSettings(slack=self.settings.slack), [engine]
+        return Assessor(engines, self.objective, log, racing=racing, on_done=on_done)  # type: ignore[arg-type]
 
     @property
     def _most_finalists(self) -> int:
@@ -151,6 +164,20 @@ class Sweep:
             self._found[choice.name] = found
             mark = "" if found.complete else " dropped"
             self.reporter.step(note=f"{choice.name} {found.fitness:.3f}{mark}")
+
+    def _search(self, engine: ReadingEngine, log: EvaluationLog, made: Provenance) -> None:
+        """Search on from the choices of each size, and take what is better as one of them."""
+        starts = starts_of(self.choices.found, self.base) if self.settings.search else {}
+        if not starts:
+            return
+        self.reporter.stage("searching", len(starts) * self.settings.search)
+        done = lambda one: self.reporter.step(note=f"{one.fitness:.3f}")  # noqa: E731
+        assessor = self._assessor(engine, log, done)
+        for choice, found in searched(
+            starts, self._found, self.base, self.settings, assessor, made
+        ):
+            self.choices = self.choices.with_one(choice)
+            self._found[choice.name] = found
 
     def _finalists(self) -> list[Choice]:
         sizes = {one.name: one for one in self.choices.found}

@@ -248,3 +248,28 @@ def test_a_dry_run_says_sizes_and_cost(
     assert "18 answers of 4 tokens for each on the front, 432 tokens at most" in done.stdout
     assert "MiB of vectors are kept with the maps" in done.stdout
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.run").exists()
+
+
+def test_a_search_goes_on_from_the_best_of_each_size(
+    base: Path, scores: Path, task: Path, tmp_path: Path
+) -> None:
+    out, asked = tmp_path / "out", ("--search", "16", "--speed-rounds", "0")
+    told = swept(base, scores, task, out, *asked, "--dry-run")
+    assert "searches have 32 candidates more" in told.stdout  # two numbers of active experts
+    assert swept(base, scores, task, out, *asked).exit_code == 0
+    result = SweepResult.load(out)
+    new = [point for point in result.points if point.name not in NAMES]
+    assert {point.name for point in new} <= {"search-16-of-32-top-1", "search-16-of-32-top-2"}
+    assert new, "random experts have better maps than made-up scores choose"
+    for point in new:
+        seeds = [p for p in result.points if p.name in NAMES and p.active == point.active]
+        dropped = [p for p in seeds if p.complete and "merge" not in p.name]
+        assert point.search > max(p.search for p in dropped if "substituted" not in p.name)
+        assert point.plan == {"search": 16} and point.complete and point.experts == 16
+        assert RoutingMap.load(out / "maps" / point.name).digest() == point.digest
+    # Killed before it was written: the search goes the same way, and nothing is measured again.
+    log = tmp_path / "out.run" / "evaluations.jsonl"
+    before = log.read_bytes()
+    assert swept(base, scores, task, out, *asked, "--force").exit_code == 0
+    assert log.read_bytes() == before
+    assert SweepResult.load(out).points == result.points
