@@ -6,7 +6,7 @@
 For each share of the experts that goes, every method of `benchmarks.evidence_methods` makes a
 model with as many experts, from the same scores, and is measured on held-out items and documents:
 accuracy, perplexity by the base's, agreement. Seeds are of the text that is scored, of searches and
-of random maps. The sweep has the criteria that are compared, dropped, substituted and merged,
+of random maps. The sweep has the criteria of the list, dropped, substituted and merged,
 uniform and by budgets, and a search as long as EEP's from its best; its choice is its best on
 search items. What was measured is not measured again: the same command continues. Prints a Markdown
 table for each share; the last line of stdout is one JSON object.
@@ -52,8 +52,8 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     begins = tuple(name.strip() for name in methods.split(","))
     chosen = [m for m in METHODS if settings["gradients"] or not m.needs_gradients]
-    chosen = [m for m in chosen if m.name.startswith(begins)]
     settings["criteria"] = ",".join(m.name for m in chosen if m.name in CRITERIA)
+    chosen = [m for m in chosen if m.name.startswith(begins)]
     bench = Bench(bed, model, out, settings)
     base = bench.whole()
     found: dict[str, Rows] = {}
