@@ -142,9 +142,10 @@ def main() -> None:
     try:
         with ending_in_time():
             cli(standalone_mode=False)
-    except click.exceptions.Abort as error:
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:  # within click, or beside it
         click.echo(LINE, err=True)
-        sys.exit(143 if isinstance(error.__cause__, Terminated) else 130)
+        terminated = any(isinstance(one, Terminated) for one in (error, error.__cause__))
+        sys.exit(143 if terminated else 130)
     except click.ClickException as error:
         vars(error)["message"] = shown(error.message)
         error.show()

@@ -78,6 +78,21 @@ def test_a_command_ends_with_one_line(
     assert capfd.readouterr().err.strip() == "interrupted; the same command continues"
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_when_the_work_is_just_over_is_no_traceback(
+    number: signal.Signals,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """click turns what comes within it into its own exception, and is over by then."""
+    monkeypatch.setattr(main_module, "cli", lambda **_: signal.raise_signal(number))
+    with pytest.raises(SystemExit) as ended:
+        main_module.main()
+    assert ended.value.code == status
+    assert capsys.readouterr().err.strip() == signals.LINE
+
+
 def test_handlers_are_as_before_afterwards() -> None:
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
