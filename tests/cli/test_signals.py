@@ -87,8 +87,12 @@ def test_a_signal_when_the_work_is_just_over_is_no_traceback(
 ) -> None:
     """click turns what comes within it into its own exception, and is over by then."""
     monkeypatch.setattr(main_module, "cli", lambda **_: signal.raise_signal(number))
-    with pytest.raises(SystemExit) as ended:
-        main_module.main()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs ignore it
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main_module.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended.value.code == status
     assert capsys.readouterr().err.strip() == signals.LINE
 
