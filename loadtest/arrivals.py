@@ -31,6 +31,7 @@ class ArrivalSocket(socket.socket):
         timeout = other.gettimeout()
         own = cls(other.family, other.type, other.proto, fileno=other.detach())
         own.settimeout(timeout)
+        own.arrived = time.perf_counter()
         if sys.platform == "linux":
             with contextlib.suppress(OSError):  # then it is the time of reading
                 own.setsockopt(socket.SOL_SOCKET, _STAMPED, 1)
@@ -40,17 +41,17 @@ class ArrivalSocket(socket.socket):
         """Read, and note when it had come."""
         view = memoryview(buffer)[: nbytes or None]
         count, told, _, _ = self.recvmsg_into([view], _SPACE, flags)
-        now = time.perf_counter()
         # Never before what was read before: the wall clock may have been set meanwhile.
-        self.arrived = max(self.arrived, now - _age(told))
+        self.arrived = max(self.arrived, _came(told))
         return count
 
 
-def _age(told: list[tuple[int, int, bytes]]) -> float:
-    """Seconds since the stamp, if there is one."""
+def _came(told: list[tuple[int, int, bytes]]) -> float:
+    """When what was just read had come: now, where there is no stamp."""
     for level, kind, data in told:
         if (level, kind, len(data)) == (socket.SOL_SOCKET, _STAMPED, _STAMP.size):
             seconds, nanoseconds = _STAMP.unpack(data)
-            since: int = time.time_ns() - seconds * 10**9 - nanoseconds
-            return max(0.0, since / 1e9)
-    return 0.0
+            wall, now = time.time_ns(), time.perf_counter()  # one after the other
+            since: int = wall - seconds * 10**9 - nanoseconds
+            return now - max(0.0, since / 1e9)
+    return time.perf_counter()

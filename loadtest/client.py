@@ -134,7 +134,8 @@ class Exchange:
     def _arrived(self, stream: Any) -> float:
         """When what was just read had come, which may be before it was read."""
         if isinstance(stream, ArrivalSocket):
-            return stream.arrived - self._clock
+            sent: float = self._fields["sent"]
+            return max(stream.arrived - self._clock, sent)
         return self._now()
 
     def _fail(self, reason: str) -> None:

@@ -50,7 +50,7 @@ def explained(name: str, revision: str | None) -> Iterator[None]:
         ) from error
     except (RuntimeError, *hub.errors.HfHubHTTPError.__bases__) as error:
         raise _broken(name, error) from error  # hf_xet, which fetches large files, raises the first
-    except (*DAMAGED, AssertionError) as error:  # the client asserts, too
+    except DAMAGED as error:
         raise PruneError(
             f"{address()} gives an answer about {name} that is none of a hub's: "
             f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",

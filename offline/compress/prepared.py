@@ -167,7 +167,7 @@ def check_model(recipe: CompressRecipe) -> tuple[Checkpoint, Space]:
         substitutes=method.substitutes,
     )
     _check_recorded(recipe, space)
-    _check_complete(space)
+    space.shape.check_complete()
     METHODS[method.name].check(recipe, space, base)
     return base, space
 
@@ -191,17 +191,6 @@ def _check_held(recipe: CompressRecipe, base: Checkpoint) -> None:
         more=" --phases prune" if merges else "",
         otherwise=_WITHOUT,
     )
-
-
-def _check_complete(space: Space) -> None:
-    """Refuse a base whose map may come to keep an expert that no build will keep."""
-    for layer, experts in space.shape.incomplete.items():
-        raise PruneError(
-            f"experts of this checkpoint lack tensors that others of their layers have (layer "
-            f"{layer}: {', '.join(map(str, experts))})",
-            hint="vmprune score, then plan, which drops them first, and build; "
-            "`vmprune inspect MODEL` names the tensors",
-        )
 
 
 def _check_engine(recipe: CompressRecipe) -> None:

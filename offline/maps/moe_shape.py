@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from offline.maps.router_groups import RouterGroups
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.fingerprint import BaseFingerprint
 
 
@@ -59,6 +60,19 @@ class MoeShape:
     def layers(self) -> tuple[int, ...]:
         """Return the decoder layers that have experts, in order."""
         return tuple(self.num_experts)
+
+    def check_complete(self) -> None:
+        """Refuse what may come to keep any expert where some could not be written.
+
+        :raises PruneError: naming a layer with experts that lack tensors
+        """
+        for layer, experts in self.incomplete.items():
+            raise PruneError(
+                f"experts of this checkpoint lack tensors that others of their layers have (layer "
+                f"{layer}: {', '.join(map(str, experts))})",
+                hint="vmprune score, then plan, which drops them first, and build; "
+                "`vmprune inspect MODEL` names the tensors",
+            )
 
     @property
     def router_groups(self) -> RouterGroups:

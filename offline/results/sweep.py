@@ -28,7 +28,9 @@ class SweepPoint(_Frozen):
     """
 
     name: str
-    plan: dict[str, JsonValue] = Field(description="flags of `vmprune plan` that make it")
+    plan: dict[str, JsonValue] = Field(
+        description="flags of `vmprune plan` that make it, or the candidates of its search"
+    )
     digest: str
     experts: int
     active: float = Field(description="experts per token, mean of the layers")

@@ -202,8 +202,8 @@ def clear_left(works: Iterable[Path], *, ours: bool = False) -> None:
         name = told.get("work_for") if told is not None else None
         if told is None and ours:
             name = work.name.removeprefix(".").removesuffix(_SUFFIX).rpartition(".")[0]
-        if isinstance(name, str) and name:
-            clear_stale(work.with_name(Path(name).name))
+        if isinstance(name, str) and (name := Path(name).name):
+            clear_stale(work.with_name(name))
 
 
 def _mark(work: Path, out: Path) -> IO[str]:

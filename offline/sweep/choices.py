@@ -28,7 +28,8 @@ from vllm_moe_prune.routing_map import RoutingMap
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A map with the flags of `vmprune plan` that make it, and what building it would write.
+    """A map with the flags of `vmprune plan` that make it (or the candidates of the search that
+    found it), and what building it would write.
 
     ``experts`` are those of all layers together, ``active`` the mean per token of the layers.
     """

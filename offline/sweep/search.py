@@ -3,99 +3,110 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 from offline.build.build import plan_build
+from offline.engines.needs import check_mergeable
 from offline.fitness.assessor import Assessor
 from offline.fitness.candidate import Assessment
-from offline.maps.genome import Genome
 from offline.maps.map_entries import kept_genome
 from offline.maps.map_space import Space
 from offline.maps.moe_shape import MoeShape
+from offline.maps.router_kind import RouterKind
 from offline.methods import eep
 from offline.methods.search import Search
 from offline.sweep.choices import Choice
 from offline.sweep.settings import SweepSettings
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance
 
-_SEEDS = 8  # choices that a search begins with, at most
+SEEDS = 8  # choices that a search begins with, at most
 
 
-def starts_of(choices: Sequence[Choice], base: Checkpoint) -> dict[str, list[Choice]]:
-    """Return what a search can begin with, by the name that its best will have.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a search may begin with: choices that only drop, with one number of experts, of active
+    ones, and one kind of router. ``name`` will be that of its best."""
 
-    These are the choices that only drop experts, in groups of as many experts and active ones.
-    """
-    total, found = sum(base.expert_counts().values()), dict[str, list[Choice]]()
+    name: str
+    router: RouterKind
+    choices: tuple[Choice, ...]
+
+    def seeds(self, raced: Mapping[str, Assessment]) -> list[Choice]:
+        """Return the best of those that were seen on all items.
+
+        :param raced: how choices did, by name
+        """
+        complete = [one for one in self.choices if raced[one.name].complete]
+        return sorted(complete, key=lambda one: -raced[one.name].fitness)[:SEEDS]
+
+
+def starts_of(choices: Sequence[Choice], base: Checkpoint) -> list[Start]:
+    """Return a start for each size and router, in the order of the choices."""
+    total, found = sum(base.expert_counts().values()), dict[tuple[str, RouterKind], list[Choice]]()
     for one in choices:
         layers = one.routing_map.layers
         if one.experts == total or any(
             layer.experts.kept is None or layer.substituted for layer in layers
         ):
             continue
+        router = cast(RouterKind, one.plan.get("router", "auto"))
         name = f"search-{one.experts}-of-{total}-top-{one.active:g}"
-        found.setdefault(name, []).append(one)
-    return found
+        name += "" if router == "auto" else f"-{router}"
+        found.setdefault((name, router), []).append(one)
+    return [Start(*key, tuple(ones)) for key, ones in found.items()]
 
 
-def searched(
-    starts: Mapping[str, Sequence[Choice]],
-    raced: Mapping[str, Assessment],
-    base: Checkpoint,
-    settings: SweepSettings,
-    assessor: Assessor,
-    made: Provenance,
-) -> Iterator[tuple[Choice, Assessment]]:
-    """Search from each start; gives the best of each search that is better than all it began with.
-
-    :param raced: how the choices did, by name; those that were dropped early are no parents
-    :param made: provenance of the maps
-    :raises PruneError: as `Assessor.assess` does
-    """
-    for name, choices in starts.items():
-        complete = [one for one in choices if raced[one.name].complete]
-        seeds = sorted(complete, key=lambda one: -raced[one.name].fitness)[:_SEEDS]
-        if not seeds:
-            continue
-        search = _search(seeds, base, settings, assessor, made)
-        population = search.run(random.Random(f"{settings.seed} {name}"), _genomes(seeds, search))
-        (best,) = eep.best(population)
-        if best.phase != "initial":
-            routing_map = search.map_of(best.genome)
-            size = plan_build(base, routing_map, mtp=settings.mtp).num_bytes
-            choice = Choice(name, {"search": settings.search}, routing_map, size)
-            yield choice, search.candidates[population.index(best)]
-
-
-def _search(
+def search_on(
+    start: Start,
     seeds: Sequence[Choice],
     base: Checkpoint,
     settings: SweepSettings,
     assessor: Assessor,
     made: Provenance,
-) -> Search:
-    """Return the search of the seeds' size: as many experts in all, every layer by itself."""
-    shape, layers = MoeShape.of(base), seeds[0].routing_map.layers
-    space = Space.of(
-        shape,
-        top_k={layer.layer: layer.top_k for layer in layers},
-        budget=seeds[0].experts,
-        router=settings.router,
-    )
-    merges = shape.mappable and shape.num_groups == 1 and settings.router != "sliced"
+) -> tuple[Choice, Assessment] | None:
+    """Search, and return the best that was found and what it is worth; None if no seed was beaten.
+
+    :param made: provenance of the maps
+    :raises PruneError: as `Assessor.assess` does, or if what was found could not be built
+    """
+    layers, shape = seeds[0].routing_map.layers, MoeShape.of(base)
+    top_k = {layer.layer: layer.top_k for layer in layers}
+    space = Space.of(shape, top_k=top_k, budget=seeds[0].experts, router=start.router)
+    merges = _merges(base, space)
     own = eep.settings_of(
         "fast",
         phases="both" if merges else "prune",
         num_groups=len(layers),
         num_evaluations=len(seeds) + settings.search,
         num_initial=len(seeds),
+        prune_until=len(seeds) + settings.search // 2 if merges else None,
     )
-    return Search(space, own, assessor, made)
+    search = Search(space, own, assessor, made)
+    kept = [{layer.layer: layer.experts.kept for layer in s.routing_map.layers} for s in seeds]
+    genomes = [
+        kept_genome({layer: ids or () for layer, ids in each.items()}, search.groups)
+        for each in kept
+    ]
+    population = search.run(random.Random(f"{settings.seed} {start.name}"), genomes)
+    (best,) = eep.best(population)
+    if best.phase == "initial":
+        return None
+    routing_map = search.map_of(best.genome)
+    size = plan_build(base, routing_map, mtp=settings.mtp).num_bytes
+    choice = Choice(start.name, {"search": settings.search}, routing_map, size)
+    return choice, search.candidates[population.index(best)]
 
 
-def _genomes(seeds: Sequence[Choice], search: Search) -> list[Genome]:
-    maps = (
-        {layer.layer: layer.experts.kept or () for layer in s.routing_map.layers} for s in seeds
-    )
-    return [kept_genome(kept, search.groups) for kept in maps]
+def _merges(base: Checkpoint, space: Space) -> bool:
+    """Whether experts can be merged here, as the second half of a search does."""
+    if space.router == "sliced" or space.shape.num_groups > 1 or not space.shape.mappable:
+        return False
+    try:
+        check_mergeable(base)
+    except PruneError:
+        return False
+    return True

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from offline.build.mtp import MTP_HELP, MtpChoice
 from offline.criteria.registry import Rule
-from offline.maps.router_kind import ROUTER_HELP, RouterKind
+from offline.maps.router_kind import ROUTER_HELP
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.reading import validated
 
@@ -107,7 +107,7 @@ class MeasureSettings(BaseModel):
         description="plain text that the base and the front read: [NAME=]SOURCE[:DOCUMENTS],...; "
         "that of the gates if not given",
     )
-    seed: int = Field(default=0, description="of documents and intervals")
+    seed: int = Field(default=0, description="of documents, intervals and searches")
 
 
 class SpeedSettings(BaseModel):
@@ -161,11 +161,6 @@ class SweepSettings(ChoiceSettings, MeasureSettings, SpeedSettings):
                 raise PruneError(f"--ratios: {word} is no share between 0 and 1")
             found.append(share)
         return tuple(sorted(set(found), reverse=True))
-
-    @property
-    def router(self) -> RouterKind:
-        """The kind of router of what is searched: the first that is asked for."""
-        return cast(RouterKind, words(self.routers)[0])
 
     @property
     def measured(self) -> tuple[str, ...]:

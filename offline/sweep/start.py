@@ -67,6 +67,8 @@ class Asked:
         read = Scores.load(scores)
         check_scores(read, base.fingerprint())
         source = identity_of(read, scores)
+        if settings.search:
+            read.shape.check_complete()
         measured = {name: Sensitivity.load(Path(name)) for name in settings.measured}
         choices = choices_of(settings, read, base, source, measured)
         if where.engine == "transformers":

@@ -24,12 +24,13 @@ from offline.runs.units import gib
 from offline.sweep.choices import Choice, Choices
 from offline.sweep.front import as_small, finalists
 from offline.sweep.map_log import MapLog, SpeedLine, TextLine
-from offline.sweep.search import searched, starts_of
+from offline.sweep.search import Start, search_on, starts_of
 from offline.sweep.settings import SweepSettings
 from offline.sweep.speed import SpeedBench
 from offline.sweep.summary import Findings, result_of, with_speeds
 from offline.tasks.results import TaskResult
 from vllm_moe_prune.checkpoint import Checkpoint
+from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.routing_map import RoutingMap
 
@@ -59,7 +60,7 @@ class Sweep:
     @property
     def cost(self) -> str:
         """Say what it will take, in items and maps: known before the model is loaded."""
-        searches = len(starts_of(self.choices.found, self.base)) * self.settings.search
+        searches = len(self._starts) * self.settings.search
         maps, again = len(self.choices.found), self._most_finalists
         tasks = len(self.objective.tasks)
         search, test = (tasks * n for n in (self.settings.search_items, self.settings.test_items))
@@ -70,8 +71,8 @@ class Sweep:
         if self.text is not None:
             documents = sum(part.sequences for part in self.text.parts)
             said += f" and read at most {documents} documents"
-        if searches:
-            said += f"; searches have {searches} candidates more"
+        if self.settings.search:
+            said += f"; {len(self._starts)} searches have {searches} candidates"
         most = (maps + searches + 1) * search + (again + 1) * test
         said += f": {most:,} items at most"
         if rounds := self.settings.speed_rounds:
@@ -101,7 +102,8 @@ class Sweep:
         before = assessor.evaluate(None, "search")
         self._tell_time(before)
         self._race(assessor)
-        self._search(engine, log, made)
+        if self.settings.search:
+            self._search(engine, log, made)
         again = self._finalists()
         self.reporter.stage("measuring on held-out items", len(again) + 1)
         base, *held_out = self._held_out(assessor, [None, *(one.routing_map for one in again)])
@@ -124,7 +126,13 @@ class Sweep:
 
     @property
     def _most_finalists(self) -> int:
-        return min(len(self.choices.found), self.settings.finalists * len(self._classes))
+        most = len(self.choices.found) + len(self._starts)
+        return min(most, self.settings.finalists * len(self._classes))
+
+    @property
+    def _starts(self) -> list[Start]:
+        """Return what searches can begin with, if there are to be any."""
+        return starts_of(self.choices.found, self.base) if self.settings.search else []
 
     @property
     def _classes(self) -> list[list[str]]:
@@ -142,11 +150,13 @@ class Sweep:
 
     def _tell_time(self, before: Results) -> None:
         seconds = sum(result.seconds for result in before.values())
-        minutes = seconds * len(self.choices.found) / 60
+        maps = len(self.choices.found) + len(self._starts) * self.settings.search
+        minutes = seconds * maps / 60
         more = self.settings.test_items / self.settings.search_items * seconds / 60
+        race = "race and searches take" if self._starts else "the race takes"
         self.say(
-            f"the base took {seconds:.0f} s on its items: the race takes at most {minutes:.0f} "
-            "min, and less for what is dropped early; held-out items about "
+            f"the base took {seconds:.0f} s on its items: {race} at most {minutes:.0f} min, and "
+            "less for what is dropped early; held-out items about "
             f"{more * (self._most_finalists + 1):.0f} min at most"
         )
 
@@ -167,17 +177,24 @@ class Sweep:
 
     def _search(self, engine: ReadingEngine, log: EvaluationLog, made: Provenance) -> None:
         """Search on from the choices of each size, and take what is better as one of them."""
-        starts = starts_of(self.choices.found, self.base) if self.settings.search else {}
-        if not starts:
-            return
-        self.reporter.stage("searching", len(starts) * self.settings.search)
-        done = lambda one: self.reporter.step(note=f"{one.fitness:.3f}")  # noqa: E731
-        assessor = self._assessor(engine, log, done)
-        for choice, found in searched(
-            starts, self._found, self.base, self.settings, assessor, made
-        ):
-            self.choices = self.choices.with_one(choice)
-            self._found[choice.name] = found
+        started = [(start, start.seeds(self._found)) for start in self._starts]
+        candidates = sum(len(seeds) + self.settings.search for _, seeds in started if seeds)
+        self.reporter.stage("searching", candidates)
+        assessor = self._assessor(
+            engine, log, lambda one: self.reporter.step(note=f"{one.fitness:.3f}")
+        )
+        for start, seeds in started:
+            if not seeds:
+                self.say(f"note: no {start.name}: all that it would begin with was dropped")
+                continue
+            try:
+                found = search_on(start, seeds, self.base, self.settings, assessor, made)
+            except PruneError as error:  # what was measured stands
+                self.say(f"note: {start.name} is left out: {error.message}")
+                continue
+            if found is not None:
+                choice, self._found[start.name] = found
+                self.choices = self.choices.with_one(choice)
 
     def _finalists(self) -> list[Choice]:
         sizes = {one.name: one for one in self.choices.found}

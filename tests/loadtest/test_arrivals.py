@@ -42,10 +42,18 @@ def read(own: ArrivalSocket) -> tuple[bytes, float]:
     return bytes(buffer[:count]), time.perf_counter()
 
 
+def warmed(own: ArrivalSocket, far: socket.socket) -> None:
+    """The first stamp of a machine may come late: the system begins with it in its own time."""
+    far.sendall(b".")
+    read(own)
+    time.sleep(0.05)
+
+
 @_linux
 def test_it_is_when_they_came(pair: tuple[socket.socket, socket.socket]) -> None:
     own, far = ArrivalSocket.of(pair[0]), pair[1]
     with own:
+        warmed(own, far)
         for text in (b"one", b"two"):
             begun = time.perf_counter()
             far.sendall(text)
@@ -53,7 +61,7 @@ def test_it_is_when_they_came(pair: tuple[socket.socket, socket.socket]) -> None
             time.sleep(_LATE)
             came, read_at = read(own)
             assert came == text
-            assert begun - 1e-3 < own.arrived < max(ended, begun) + _LATE / 2
+            assert begun - 1e-3 < own.arrived < ended + _LATE / 2
             assert read_at - own.arrived > _LATE / 2
 
 
@@ -72,15 +80,20 @@ def test_without_a_stamp_it_is_when_they_were_read(
 
 @_linux
 @pytest.mark.parametrize("hours", [-1, 1])
+@pytest.mark.parametrize("fresh", [True, False])
 def test_a_clock_that_is_set_does_not_turn_time_back(
-    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, hours: int
+    pair: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+    hours: int,
+    fresh: bool,
 ) -> None:
     own, far = ArrivalSocket.of(pair[0]), pair[1]
     real = time.time_ns
     with own:
-        far.sendall(b"one")
-        read(own)
         first = own.arrived
+        if not fresh:
+            warmed(own, far)
+            first = own.arrived
         monkeypatch.setattr(arrivals.time, "time_ns", lambda: real() + hours * 3600 * 10**9)
         far.sendall(b"two")
         _, read_at = read(own)

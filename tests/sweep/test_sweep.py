@@ -255,7 +255,7 @@ def test_a_search_goes_on_from_the_best_of_each_size(
 ) -> None:
     out, asked = tmp_path / "out", ("--search", "16", "--speed-rounds", "0")
     told = swept(base, scores, task, out, *asked, "--dry-run")
-    assert "searches have 32 candidates more" in told.stdout  # two numbers of active experts
+    assert "2 searches have 32 candidates" in told.stdout  # for two numbers of active experts
     assert swept(base, scores, task, out, *asked).exit_code == 0
     result = SweepResult.load(out)
     new = [point for point in result.points if point.name not in NAMES]
