@@ -14,6 +14,7 @@ from types import FrameType
 import click
 
 SECONDS = 4.0  # for what is under way to end by itself
+_ONCE_MORE = 0.05  # seconds until a signal is sent again that ended nothing
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 LINE = "interrupted; the same command continues"
 
@@ -27,7 +28,8 @@ def ending_in_time() -> Iterator[None]:
     """Let the block end by these signals as by Ctrl-C, and this process if the block does not.
 
     A thread of its own waits for them: Python runs no handler while a library computes. An error
-    that a library makes of the interrupt is taken for it.
+    that a library makes of the interrupt is taken for it. Where a destructor runs just then, which
+    no error leaves, the signal is sent again.
 
     :raises click.Abort: in place of an error after a signal
     """
@@ -37,15 +39,24 @@ def ending_in_time() -> Iterator[None]:
     own, other = socket.socketpair()
     other.setblocking(False)
     threading.Thread(target=_watch, args=(own,), daemon=True).start()
-    came: list[type[KeyboardInterrupt]] = []
+    came: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        came.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
-        raise came[-1]
+        came.append(number)
+        raise _of(number)
+
+    def unraisable(what: sys.UnraisableHookArgs) -> None:
+        if came and issubclass(what.exc_type, KeyboardInterrupt):  # a destructor took it
+            again = threading.Timer(_ONCE_MORE, os.kill, (os.getpid(), came[-1]))
+            again.daemon = True
+            again.start()
+        else:
+            shows(what)
 
     heard = [one for one in _NUMBERS if signal.getsignal(one) is not signal.SIG_IGN]
     before = {number: signal.signal(number, interrupt) for number in heard}
     fd = signal.set_wakeup_fd(other.fileno(), warn_on_full_buffer=False)
+    shows, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
         yield
     except click.Abort:
@@ -53,12 +64,17 @@ def ending_in_time() -> Iterator[None]:
     except Exception:
         if not came:
             raise
-        raise click.Abort from came[0]()
+        raise click.Abort from _of(came[0])
     finally:
+        sys.unraisablehook = shows
         signal.set_wakeup_fd(fd)
         for number, handler in before.items():
             signal.signal(number, handler)
         other.close()
+
+
+def _of(number: int) -> KeyboardInterrupt:
+    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
 
 
 def _watch(own: socket.socket) -> None:

@@ -27,6 +27,19 @@ def minds_nothing() -> None:
             time.sleep(0.1)
 
 
+class Slow:
+    """Goes away for a second."""
+
+    def __del__(self) -> None:
+        time.sleep(1)
+
+
+def is_just_destroying() -> None:
+    slow = Slow()
+    del slow
+    time.sleep(60)
+
+
 def makes_an_error_of_it() -> None:
     """As torch does where it was about to leave a context."""
     try:
@@ -42,6 +55,8 @@ def makes_an_error_of_it() -> None:
         (waits, signal.SIGINT, 130),
         (makes_an_error_of_it, signal.SIGTERM, 143),
         (makes_an_error_of_it, signal.SIGINT, 130),
+        (is_just_destroying, signal.SIGTERM, 143),
+        (is_just_destroying, signal.SIGINT, 130),
         (minds_nothing, signal.SIGTERM, 128 + signal.SIGTERM),
         (minds_nothing, signal.SIGINT, 128 + signal.SIGINT),
     ],
@@ -53,7 +68,7 @@ def test_a_command_ends_with_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(signals, "SECONDS", 0.3)
+    monkeypatch.setattr(signals, "SECONDS", 20 if work is is_just_destroying else 0.3)
     monkeypatch.setattr(main_module, "cli", click.command()(work))
     monkeypatch.setattr(sys, "argv", ["vmprune"])
     read, write = os.pipe()
