@@ -6,8 +6,7 @@
 For each share of the experts that goes, every method of `benchmarks.evidence_methods` makes a
 model with as many experts, from the same scores, and is measured on held-out items and documents:
 accuracy, perplexity by the base's, agreement. Seeds are of the text that is scored, of searches and
-of random maps. The sweep has the criteria of the list, dropped, substituted and merged,
-uniform and by budgets, and a search as long as EEP's from its best; its choice is its best on
+of random maps. The sweep has all criteria, or those of `--criteria`, dropped, substituted and merged, uniform and by budgets, and a search as long as EEP's from its best; its choice is its best on
 search items. What was measured is not measured again: the same command continues. Prints a Markdown
 table for each share; the last line of stdout is one JSON object.
 """
@@ -37,6 +36,7 @@ Rows = Mapping[str, Sequence[Found]]  # by method, one for each seed
 @click.option("--tasks", required=True, help="names or YAML files, comma between them")
 @click.option("--ratios", default="0.25,0.5,0.75", help="shares of the experts that go")
 @click.option("--methods", default="", help="beginnings of the names of those to run; all if none")
+@click.option("--criteria", default="", help="of the sweep, comma between them; all if none")
 @click.option("--seeds", default=3)
 @click.option("--sequences", default=16, help="of each domain, to score on")
 @click.option("--documents", default=40, help="held-out ones of each domain")
@@ -52,7 +52,8 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     begins = tuple(name.strip() for name in methods.split(","))
     chosen = [m for m in METHODS if settings["gradients"] or not m.needs_gradients]
-    settings["criteria"] = ",".join(m.name for m in chosen if m.name in CRITERIA)
+    every = ",".join(m.name for m in chosen if m.name in CRITERIA)
+    settings["criteria"] = settings["criteria"] or every
     chosen = [m for m in chosen if m.name.startswith(begins)]
     bench = Bench(bed, model, out, settings)
     base = bench.whole()
