@@ -6,10 +6,10 @@
 For each share of the experts that goes, every method of `benchmarks.evidence_methods` makes a
 model with as many experts, from the same scores, and is measured on held-out items and documents:
 accuracy, perplexity by the base's, agreement. Seeds are of the text that is scored, of searches and
-of random maps. The sweep has all criteria, or those of `--criteria`, dropped, substituted and merged,
-uniform and by budgets, and a search as long as EEP's from its best; its choice is its best on
-search items. What was measured is not measured again: the same command continues. Prints a Markdown
-table for each share; the last line of stdout is one JSON object.
+of random maps. The sweep has all criteria (or those of `--criteria`), dropped, substituted and
+merged, uniform and by budgets, and a search as long as EEP's from its best; its choice is its best
+on search items. What was measured is not measured again: the same command continues. Prints a
+Markdown table for each share; the last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
