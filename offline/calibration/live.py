@@ -25,12 +25,7 @@ from offline.engines.live.start import OwnsVllm, start
 from offline.engines.needs import check_whole
 from offline.maps.moe_shape import MoeShape
 from vllm_moe_prune.checkpoint import Checkpoint
-from vllm_moe_prune.config_keys import (
-    hidden_size_of,
-    most_tokens,
-    num_layers_of,
-    value_at,
-)
+from vllm_moe_prune.config_keys import hidden_size_of, most_tokens, num_layers_of, value_at
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance
 

@@ -11,14 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from offline.runs.inputs import input_within
-from offline.runs.output import (
-    NAME_BYTES,
-    check_output,
-    clear_left,
-    clear_stale,
-    put,
-    working,
-)
+from offline.runs.output import NAME_BYTES, check_output, clear_left, clear_stale, put, working
 from offline.runs.owned import (
     FOREIGN_HINT,
     SETTINGS,

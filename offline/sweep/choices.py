@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -70,14 +70,15 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """All choices that can be, the smallest first, and why others cannot."""
+    """All choices that can be of a model, the smallest first, and why others cannot."""
 
+    shape: MoeShape
     found: tuple[Choice, ...]
     skipped: Mapping[str, str]
 
     def with_one(self, choice: Choice) -> Choices:
         """Return them with one more in its place."""
-        return Choices(_ordered((*self.found, choice)), self.skipped)
+        return replace(self, found=_ordered((*self.found, choice)))
 
     def that(self, can: Callable[[RoutingMap], object]) -> Choices:
         """Return the choices of those kinds of which one can be.
@@ -99,7 +100,8 @@ class Choices:
         if len(refused) == len(self.found):
             raise next(iter(refused.values()))
         left = tuple(one for one in self.found if one.name not in refused)
-        return Choices(left, {**self.skipped, **{n: e.message for n, e in refused.items()}})
+        skipped = {**self.skipped, **{name: why.message for name, why in refused.items()}}
+        return replace(self, found=left, skipped=skipped)
 
 
 def choices_of(
@@ -137,7 +139,7 @@ def choices_of(
     if not found:
         name, why = next(iter(skipped.items()))
         raise PruneError(f"no choice can be: {name}: {why}")
-    return Choices(_ordered(found.values()), skipped)
+    return Choices(scores.shape, _ordered(found.values()), skipped)
 
 
 def _ordered(choices: Iterable[Choice]) -> tuple[Choice, ...]:

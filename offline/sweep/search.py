@@ -17,13 +17,13 @@ from offline.maps.moe_shape import MoeShape
 from offline.maps.router_kind import RouterKind
 from offline.methods import eep
 from offline.methods.search import Search
-from offline.sweep.choices import Choice
+from offline.sweep.choices import Choice, Choices
 from offline.sweep.settings import SweepSettings
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance
 
-SEEDS = 8  # choices that a search begins with, at most
+_SEEDS = 8  # choices that a search begins with, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +41,14 @@ class Start:
         :param raced: how choices did, by name
         """
         complete = [one for one in self.choices if raced[one.name].complete]
-        return sorted(complete, key=lambda one: -raced[one.name].fitness)[:SEEDS]
+        return sorted(complete, key=lambda one: -raced[one.name].fitness)[:_SEEDS]
 
 
-def starts_of(choices: Sequence[Choice], base: Checkpoint) -> list[Start]:
+def starts_of(choices: Choices) -> list[Start]:
     """Return a start for each size and router, in the order of the choices."""
-    total, found = sum(base.expert_counts().values()), dict[tuple[str, RouterKind], list[Choice]]()
-    for one in choices:
+    total = sum(choices.shape.num_experts.values())
+    found: dict[tuple[str, RouterKind], list[Choice]] = {}
+    for one in choices.found:
         layers = one.routing_map.layers
         if one.experts == total or any(
             layer.experts.kept is None or layer.substituted for layer in layers
@@ -64,16 +65,18 @@ def search_on(
     start: Start,
     seeds: Sequence[Choice],
     base: Checkpoint,
+    shape: MoeShape,
     settings: SweepSettings,
     assessor: Assessor,
     made: Provenance,
 ) -> tuple[Choice, Assessment] | None:
     """Search, and return the best that was found and what it is worth; None if no seed was beaten.
 
+    :param shape: the base's
     :param made: provenance of the maps
     :raises PruneError: as `Assessor.assess` does, or if what was found could not be built
     """
-    layers, shape = seeds[0].routing_map.layers, MoeShape.of(base)
+    layers = seeds[0].routing_map.layers
     top_k = {layer.layer: layer.top_k for layer in layers}
     space = Space.of(shape, top_k=top_k, budget=seeds[0].experts, router=start.router)
     merges = _merges(base, space)
@@ -86,11 +89,11 @@ def search_on(
         prune_until=len(seeds) + settings.search // 2 if merges else None,
     )
     search = Search(space, own, assessor, made)
-    kept = [{layer.layer: layer.experts.kept for layer in s.routing_map.layers} for s in seeds]
-    genomes = [
-        kept_genome({layer: ids or () for layer, ids in each.items()}, search.groups)
-        for each in kept
-    ]
+    kept = (
+        {layer.layer: layer.experts.kept or () for layer in seed.routing_map.layers}
+        for seed in seeds
+    )
+    genomes = [kept_genome(ids, search.groups) for ids in kept]
     population = search.run(random.Random(f"{settings.seed} {start.name}"), genomes)
     (best,) = eep.best(population)
     if best.phase == "initial":

@@ -132,7 +132,7 @@ class Sweep:
     @property
     def _starts(self) -> list[Start]:
         """Return what searches can begin with, if there are to be any."""
-        return starts_of(self.choices.found, self.base) if self.settings.search else []
+        return starts_of(self.choices) if self.settings.search else []
 
     @property
     def _classes(self) -> list[list[str]]:
@@ -188,7 +188,9 @@ class Sweep:
                 self.say(f"note: no {start.name}: all that it would begin with was dropped")
                 continue
             try:
-                found = search_on(start, seeds, self.base, self.settings, assessor, made)
+                found = search_on(
+                    start, seeds, self.base, self.choices.shape, self.settings, assessor, made
+                )
             except PruneError as error:  # what was measured stands
                 self.say(f"note: {start.name} is left out: {error.message}")
                 continue
