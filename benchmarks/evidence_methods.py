@@ -30,7 +30,7 @@ class Method:
     ``tasks``, ``criteria`` (that are compared), ``text`` (to learn from), ``ratio``, ``keep``
     (experts of a layer), ``total`` (of all), ``floor``, ``search_items``, ``evaluations``,
     ``seed``. ``{out}`` is what is measured: a routing map or a checkpoint that holds one, or the
-    folder of a sweep.
+    folder of a sweep. What begins with ``{shared}`` serves all shares of one seed.
     """
 
     name: str
@@ -67,9 +67,9 @@ METHODS: tuple[Method, ...] = (
             f"{word}, budget by sensitivity",
             (
                 "sensitivity --model {model} --scores {scores} --text {text} "
-                f"--criterion {word} --out {{out}}-sensitivity",
+                f"--criterion {word} --out {{shared}}-sensitivity-{word}",
                 f"{_PLAN} --criterion {word} --budget {{total}} --floor {{floor}} "
-                "--sensitivity {out}-sensitivity",
+                f"--sensitivity {{shared}}-sensitivity-{word}",
             ),
         )
         for word in ("min-ean", "min-reap")

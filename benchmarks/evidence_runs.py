@@ -121,7 +121,8 @@ class Bench:
         with log.open("a") as stream:
             stream.write(json.dumps({"key": key, **found.to_json()}) + "\n")
         for folder in made:
-            shutil.rmtree(folder)
+            if folder.parent == work.parent:
+                shutil.rmtree(folder)
         return found
 
     def whole(self) -> Found:
@@ -177,6 +178,7 @@ class Bench:
             **self.settings,
             "model": self.model,
             "scores": scores,
+            "shared": self.out / f"all-{seed}",
             "text": text,
             "ratio": ratio,
             "keep": keep,

@@ -16,7 +16,7 @@ from tests.report.judgements import text_quality
 TOLD = {
     **{"model": "my model", "scores": "s", "tasks": "a,b", "text": "t=t.jsonl:8", "ratio": "0.5"},
     **{"keep": 4, "total": 16, "floor": 2, "search_items": 20, "evaluations": 8, "seed": 1},
-    "criteria": "ean,reap",
+    **{"criteria": "ean,reap", "shared": "all of a seed"},
 }
 
 
