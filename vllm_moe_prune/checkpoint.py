@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_moe_prune.completeness import Missing, matrices_of, missing_tensors
-from vllm_moe_prune.config_keys import hidden_size_of
+from vllm_moe_prune.config_keys import count_at, hidden_size_of
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.fingerprint import VERIFY, BaseFingerprint
 from vllm_moe_prune.headers import MissingShardError, StoredTensor, read_headers
@@ -88,6 +88,14 @@ class Checkpoint:
         :raises PruneError: if config.json says nothing of it
         """
         return hidden_size_of(self.text_config)
+
+    @property
+    def vocab_size(self) -> int:
+        """Return V.
+
+        :raises PruneError: if config.json says nothing of it
+        """
+        return count_at(self.text_config, "vocab_size")
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:

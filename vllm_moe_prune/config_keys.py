@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vllm_moe_prune.errors import PruneError
@@ -59,6 +59,14 @@ def num_layers_of(config: Mapping[str, Any]) -> int:
     if listed and all(config.get(key) is None for key in _DEPTHS):
         return len(listed)
     return _first_count(config, _DEPTHS)
+
+
+def known(count_of: Callable[[Mapping[str, Any]], int], config: Mapping[str, Any]) -> int | None:
+    """Return what one of the counts above is, None where a config does not say."""
+    try:
+        return count_of(config)
+    except PruneError:
+        return None
 
 
 def _first_count(config: Mapping[str, Any], keys: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
+from vllm_moe_prune.config_keys import known, num_layers_of
 from vllm_moe_prune.errors import PruneError
 
 _EMBEDDINGS = re.compile(r"(^|[._])(embed\w*|wte|tok_embeddings)(\.|$)")
@@ -46,9 +47,9 @@ def _layers(base: Checkpoint) -> list[str]:
         if layer >= 0 and rest:
             part = frozenset((rest,)) if base.layout.classify(name) is None else frozenset[str]()
             own[layer] = own.get(layer, frozenset()) | part
-    count = base.text_config.get("num_hidden_layers")
-    known = count if isinstance(count, int) and count <= _MOST_LAYERS else 0
-    found = [f"layer {number}" for number in range(known) if number not in own]
+    count = known(num_layers_of, base.text_config) or 0
+    named = range(count if count <= _MOST_LAYERS else 0)
+    found = [f"layer {number}" for number in named if number not in own]
     kinds = Counter(own.values())
     for layer, names in sorted(own.items()):
         if kinds[names] > 1:

@@ -133,10 +133,9 @@ class LiveScoring(OwnsVllm):
     def __init__(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
         from offline.engines.live.lm import LiveLM
 
-        config = checkpoint.text_config
         self._llm: Any = start(checkpoint.folder, settings)
         try:
-            given = (checkpoint.layout.score, hidden_size_of(config), int(config["vocab_size"]))
+            given = (checkpoint.layout.score, checkpoint.hidden_size, checkpoint.vocab_size)
             self._lm: LiveLM = LiveLM(
                 self._llm, None, int(settings["max_model_len"]), share_contexts=False
             )

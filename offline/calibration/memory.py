@@ -8,7 +8,7 @@ from math import prod
 
 from offline.texts.spec import Part
 from vllm_moe_prune.checkpoint import Checkpoint
-from vllm_moe_prune.config_keys import count_at, num_layers_of
+from vllm_moe_prune.config_keys import num_layers_of
 
 _SUMS = 8  # bytes of a float64
 _VLLM = 1700 * 1024**2  # of its CPU build, a process with a tiny model and a small cache
@@ -66,7 +66,7 @@ def estimate(
     :param program: bytes that this process takes already, where the model will be in the same
         memory
     """
-    hidden, vocab = checkpoint.hidden_size, count_at(checkpoint.text_config, "vocab_size")
+    hidden, vocab = checkpoint.hidden_size, checkpoint.vocab_size
     counts, top_k = checkpoint.expert_counts(), checkpoint.layout.top_k(checkpoint.config)
     num_layers = num_layers_of(checkpoint.text_config)
     shared, layers, widest = _weights(checkpoint, item_bytes)
@@ -139,7 +139,7 @@ def estimate_live(
     :param on_host: the model is in the host's memory, beside vLLM itself
     :param program: bytes that this process takes already
     """
-    hidden, vocab = checkpoint.hidden_size, count_at(checkpoint.text_config, "vocab_size")
+    hidden, vocab = checkpoint.hidden_size, checkpoint.vocab_size
     counts, top_k = checkpoint.expert_counts(), checkpoint.layout.top_k(checkpoint.config)
     shared, layers, widest = _weights(checkpoint, item_bytes)
     item = item_bytes or _COMPUTED

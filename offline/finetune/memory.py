@@ -13,7 +13,7 @@ from offline.finetune.parts import FLOAT32, parts_of
 from offline.finetune.settings import FinetuneSettings
 from offline.runs.memory import free_bytes
 from vllm_moe_prune.checkpoint import Checkpoint
-from vllm_moe_prune.config_keys import count_at, num_layers_of
+from vllm_moe_prune.config_keys import num_layers_of
 from vllm_moe_prune.errors import PruneError
 
 _GIB = 1024**3
@@ -73,7 +73,7 @@ def memory_need(
     # Themselves, without the last position, as log-probabilities, and the gradient; distilled:
     # also without the teacher's tokens, and the gradient of that.
     copies = 6 if distilled else 4
-    vocabulary = count_at(checkpoint.text_config, "vocab_size")
+    vocabulary = checkpoint.vocab_size
     memory["logits"] = copies * micro * length * vocabulary * FLOAT32
     return MemoryNeed(memory)
 

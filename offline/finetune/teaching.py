@@ -30,7 +30,6 @@ from offline.runs.memory import give_back
 from offline.runs.output import check_room, staged
 from offline.runs.units import gib
 from vllm_moe_prune.checkpoint import Checkpoint
-from vllm_moe_prune.config_keys import count_at
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import DataIdentity, Provenance, write_atomic
 from vllm_moe_prune.reading import read_model
@@ -84,7 +83,7 @@ class Teaching:
         return {
             "base": base.fingerprint().model_dump(mode="json", exclude={"name"}),
             "examples": examples.digest(),
-            "listed": min(LISTED, count_at(base.text_config, "vocab_size")),
+            "listed": min(LISTED, base.vocab_size),
             "engine": self.engine,
             "dtype": self.dtype,
         }
@@ -97,7 +96,7 @@ class Teaching:
         folder: Path,
         reporter: Reporter | None,
     ) -> None:
-        listed = min(LISTED, count_at(base.text_config, "vocab_size"))
+        listed = min(LISTED, base.vocab_size)
         num_bytes = 2 * _NUMBER * examples.num_tokens * listed
         check_room(folder, num_bytes)
         if reporter is not None:

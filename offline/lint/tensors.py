@@ -13,6 +13,7 @@ from offline.lint.counts import spans
 from offline.lint.lint import Finding
 from offline.lint.schemes import Kinds, Settings, kinds_of, method_of
 from vllm_moe_prune.completeness import Matrices, is_unquantised, matrices_of, missing_tensors
+from vllm_moe_prune.config_keys import hidden_size_of, known
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.module_patterns import ModulePatterns
 from vllm_moe_prune.quantisation import FILES, KEYS, settings_of
@@ -72,7 +73,7 @@ def lint_tensors(
     """
     settings, where = _found_by_vllm(config, beside)
     told = settings or settings_of(config)
-    hidden = layout.text_config(config).get("hidden_size")
+    hidden = known(hidden_size_of, layout.text_config(config))
     matrices = matrices_of(tensors, layout)
     kinds = _by_kind(tensors, layout, matrices)
     stored = _Stored(tensors, layout, matrices, kinds, settings, where, told, hidden)

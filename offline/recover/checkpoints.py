@@ -12,7 +12,6 @@ from offline.recover.recipe import RecoverRecipe
 from offline.results.recovery import Subject
 from offline.tasks.prompting_settings import check_chat
 from vllm_moe_prune.checkpoint import COMPACT_FOLDER, Checkpoint
-from vllm_moe_prune.config_keys import count_at
 from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.routing_map import MAP_FILE, RoutingMap
 
@@ -94,7 +93,7 @@ def _check_base(model: Checkpoint, routing_map: RoutingMap | None, base: Checkpo
 
 def _check_vocabulary(model: Checkpoint, base: Checkpoint) -> None:
     """Refuse a base whose next tokens the model has no numbers for."""
-    own, other = (count_at(one.text_config, "vocab_size") for one in (model, base))
+    own, other = (one.vocab_size for one in (model, base))
     if own != other:
         raise PruneError(
             f"{model.folder} has {own} tokens and {base.folder} {other}: it cannot teach it",

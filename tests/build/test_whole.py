@@ -91,3 +91,18 @@ _CASES = [
 @pytest.mark.parametrize("name", _CASES)
 def test_no_released_model_lacks_anything(name: str) -> None:
     check_whole_base(named(Released.read(name)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["databricks--dbrx-instruct", "meituan-longcat--LongCat-Flash-Chat", "mistralai--Mixtral-8x7B"],
+)
+def test_a_released_model_whose_last_layer_is_lost_is_refused(name: str) -> None:
+    """Whatever word its config has for the number of layers."""
+    released = next(one for one in MODELS if one.startswith(name))
+    whole = named(Released.read(released))
+    last = max(whole.layout.place(tensor)[0] for tensor in whole.tensors)
+    for tensor in [one for one in whole.tensors if whole.layout.place(one)[0] == last]:
+        del cast(dict[str, Any], whole.tensors)[tensor]
+    with pytest.raises(PruneError, match=f"lacks layer {last}"):
+        check_whole_base(whole)

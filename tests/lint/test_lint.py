@@ -150,6 +150,16 @@ def test_a_grouped_router_that_cannot_reach_its_experts() -> None:
             },
             ModelFacts(64, 32, 2, True),
         ),
+        (
+            "dbrx",
+            {"d_model": 64, "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4}},
+            ModelFacts(64, 96, 1, True),
+        ),
+        (
+            "longcat_flash",
+            {"hidden_size": 64, "ffn_hidden_size": 256, "expert_ffn_hidden_size": 32},
+            ModelFacts(64, 32, 1, True),
+        ),
     ],
 )
 def test_facts_are_read_from_a_config(
