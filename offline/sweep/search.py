@@ -1,4 +1,4 @@
-"""EEP's search in each size of a sweep, which begins with the best choices of that size."""
+"""EEP's search in each size of a sweep, from the best choices of that size and random maps on."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance
 
 _SEEDS = 8  # choices that a search begins with, at most
+_RANDOM_SHARE = 8  # of its candidates one in so many is a random map, but no more than seeds
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +81,14 @@ def search_on(
     top_k = {layer.layer: layer.top_k for layer in layers}
     space = Space.of(shape, top_k=top_k, budget=seeds[0].experts, router=start.router)
     merges = _merges(base, space)
+    given, more = len(seeds), settings.search
     own = eep.settings_of(
         "fast",
         phases="both" if merges else "prune",
         num_groups=len(layers),
-        num_evaluations=len(seeds) + settings.search,
-        num_initial=len(seeds),
-        prune_until=len(seeds) + settings.search // 2 if merges else None,
+        num_evaluations=given + more,
+        num_initial=given + min(given, more // _RANDOM_SHARE),
+        prune_until=given + 2 * more // 5 if merges else None,  # as EEP's share of its candidates
     )
     search = Search(space, own, assessor, made)
     kept = (
