@@ -91,10 +91,7 @@ class Checkpoint:
 
     @property
     def vocab_size(self) -> int:
-        """Return V.
-
-        :raises PruneError: if config.json says nothing of it
-        """
+        """Return V; raises as `hidden_size`."""
         return count_at(self.text_config, "vocab_size")
 
     @property

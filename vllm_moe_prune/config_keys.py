@@ -11,6 +11,11 @@ from vllm_moe_prune.errors import PruneError
 _LENGTHS = ("max_position_embeddings", "model_max_length", "max_seq_len")
 _WIDTHS = ("hidden_size", "d_model")  # of DBRX the second
 _DEPTHS = ("num_hidden_layers", "n_layers", "num_layers")  # of DBRX and of LongCat-Flash
+# Of one expert; of LongCat-Flash the second, of DBRX the third, the last where all are alike.
+_INNER = (
+    *("moe_intermediate_size", "expert_ffn_hidden_size"),
+    *("ffn_config.ffn_hidden_size", "intermediate_size"),
+)
 _KINDS = ("layers_block_type", "layer_types")  # of each layer, where there is no number
 
 
@@ -48,6 +53,14 @@ def hidden_size_of(config: Mapping[str, Any]) -> int:
     return _first_count(config, _WIDTHS)
 
 
+def expert_size_of(config: Mapping[str, Any]) -> int:
+    """Return I of one routed expert of a language model's config.
+
+    :raises PruneError: if it says nothing of it, or layers differ
+    """
+    return _first_count(config, _INNER)
+
+
 def num_layers_of(config: Mapping[str, Any]) -> int:
     """Return how many decoder layers a language model's config names.
 
@@ -70,7 +83,9 @@ def known(count_of: Callable[[Mapping[str, Any]], int], config: Mapping[str, Any
 
 
 def _first_count(config: Mapping[str, Any], keys: Sequence[str]) -> int:
-    return count_at(config, next((key for key in keys if config.get(key) is not None), keys[0]))
+    return count_at(
+        config, next((key for key in keys if value_at(config, key) is not None), keys[0])
+    )
 
 
 def count_at(config: Mapping[str, Any], key: str) -> int:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from offline.calibration.scores import SOURCE, Scores, tokens_seen
 from offline.calibration.statistics import Evidence, mean_outputs
-from offline.compress.run import Run, Usage
+from offline.compress.run import Run
 from offline.compress.scores import blend_of, scores_of
-from offline.engines.base import ExpertUse
+from offline.fitness.usage import Usage, usage_of
 from offline.maps.depth_groups import Groups
 from offline.maps.genome import Genome
 from offline.maps.map_entries import kept_genome
@@ -34,15 +34,7 @@ class Observations:
     def of(cls, run: Run) -> Observations:
         """Watch the base's router."""
         run.reporter.stage("watching the base's router", len(run.objective.tasks))
-        run.engines[0].apply(None)
-        total: dict[int, ExpertUse] = {}
-        for entry in run.objective.tasks:
-            found = run.engines[0].usage(entry.task, "search", run.items("search"))
-            for layer, use in found.items():
-                before = total.get(layer)
-                total[layer] = use if before is None else _sum(before, use)
-            run.reporter.step()
-        return cls(run, total)
+        return cls(run, usage_of(run.engines[0], run.objective, run.reporter.step))
 
     @property
     def tokens(self) -> dict[int, tuple[int, ...]]:
@@ -119,7 +111,3 @@ class Observations:
         )
         self.run.reporter.step()
         return found
-
-
-def _sum(one: ExpertUse, other: ExpertUse) -> ExpertUse:
-    return ExpertUse(one.tokens + other.tokens, one.scores + other.scores)

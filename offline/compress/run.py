@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from offline.compress.recipe.recipe import CompressRecipe
-from offline.engines.base import Engine, ExpertUse
+from offline.engines.base import Engine
 from offline.fitness.assessor import Assessor
 from offline.fitness.objective import Objective
 from offline.maps.map_space import Space
@@ -21,7 +21,6 @@ from vllm_moe_prune.provenance import Provenance
 from vllm_moe_prune.routing_map import RoutingMap
 
 MethodMaps = dict[Variant, RoutingMap]  # what a method found; the last one is built
-Usage = Mapping[int, ExpertUse]  # decoder layer -> how the base's router used its experts
 
 
 @dataclass(slots=True)

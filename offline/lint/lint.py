@@ -20,17 +20,12 @@ from offline.lint.counts import (
     starts_on_blackwell,
 )
 from offline.maps.router_groups import RouterGroups
-from vllm_moe_prune.config_keys import hidden_size_of, known, value_at
+from vllm_moe_prune.config_keys import expert_size_of, hidden_size_of, known
 from vllm_moe_prune.layout import MoeLayout
 from vllm_moe_prune.routing_map import RoutingMap
 
 _EP_SIZES = (2, 4, 8)  # what people serve with
 _CPU_MULTIPLE = 32
-# Of one expert; of LongCat-Flash the second, of DBRX the third, and the last where all are alike.
-_INTERMEDIATE = (
-    *("moe_intermediate_size", "expert_ffn_hidden_size"),
-    *("ffn_config.ffn_hidden_size", "intermediate_size"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +54,8 @@ class ModelFacts:
     def of(cls, layout: MoeLayout, config: Mapping[str, Any]) -> ModelFacts:
         """Read them from a config.json."""
         text = layout.text_config(config)
-        size = next((found for key in _INTERMEDIATE if (found := value_at(text, key))), None)
-        group = RouterGroups.of(layout, config).active
-        return cls(known(hidden_size_of, text), size, group, layout.slices)
+        sizes = known(hidden_size_of, text), known(expert_size_of, text)
+        return cls(*sizes, RouterGroups.of(layout, config).active, layout.slices)
 
 
 @dataclass(frozen=True, slots=True)

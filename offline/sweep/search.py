@@ -1,21 +1,25 @@
-"""EEP's search in each size of a sweep, from the best choices of that size and random maps on."""
+"""EEP's search in each size of a sweep, from the best choices of that size on."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 from offline.build.build import plan_build
 from offline.engines.needs import check_mergeable
 from offline.fitness.assessor import Assessor
 from offline.fitness.candidate import Assessment
+from offline.fitness.usage import Usage
+from offline.maps.depth_groups import Groups
+from offline.maps.genome import Genome
 from offline.maps.map_entries import kept_genome
-from offline.maps.map_space import Space
+from offline.maps.map_space import Kept, Space
 from offline.maps.moe_shape import MoeShape
 from offline.maps.router_kind import RouterKind
 from offline.methods import eep
+from offline.methods.baselines import ONE_SHOT, OneShotInput
 from offline.methods.search import Search
 from offline.sweep.choices import Choice, Choices
 from offline.sweep.settings import SweepSettings
@@ -24,7 +28,7 @@ from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance
 
 _SEEDS = 8  # choices that a search begins with, at most
-_RANDOM_SHARE = 8  # of its candidates one in so many is a random map, but no more than seeds
+_BY_USE = ("frequency", "soft_activation")  # what these keep for the tasks comes next
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ def search_on(
     seeds: Sequence[Choice],
     base: Checkpoint,
     shape: MoeShape,
+    usage: Usage,
     settings: SweepSettings,
     assessor: Assessor,
     made: Provenance,
@@ -74,40 +79,62 @@ def search_on(
     """Search, and return the best that was found and what it is worth; None if no seed was beaten.
 
     :param shape: the base's
+    :param usage: of the base's experts on the tasks' search items
     :param made: provenance of the maps
     :raises PruneError: as `Assessor.assess` does, or if what was found could not be built
     """
     layers = seeds[0].routing_map.layers
     top_k = {layer.layer: layer.top_k for layer in layers}
     space = Space.of(shape, top_k=top_k, budget=seeds[0].experts, router=start.router)
-    merges = _merges(base, space)
-    given, more = len(seeds), settings.search
+    groups = space.groups()
+    given = _distinct(kept_genome(_kept(seed), groups) for seed in seeds)
+    initial = _distinct([*given, *_by_use(space, usage, groups)])
+    total = len(given) + settings.search
+    initial = initial[:total]
+    merges = len(initial) < total and _merges(base, space)
     own = eep.settings_of(
         "fast",
         phases="both" if merges else "prune",
         num_groups=len(layers),
-        num_evaluations=given + more,
-        num_initial=given + min(given, more // _RANDOM_SHARE),
-        prune_until=given + 2 * more // 5 if merges else None,  # as EEP's share of its candidates
+        num_evaluations=total,
+        num_initial=len(initial),
+        prune_until=len(initial) + 2 * (total - len(initial)) // 5 if merges else None,
     )
     search = Search(space, own, assessor, made)
-    kept = (
-        {layer.layer: layer.experts.kept or () for layer in seed.routing_map.layers}
-        for seed in seeds
-    )
-    genomes = [kept_genome(ids, search.groups) for ids in kept]
-    population = search.run(random.Random(f"{settings.seed} {start.name}"), genomes)
+    population = search.run(random.Random(f"{settings.seed} {start.name}"), initial)
     (best,) = eep.best(population)
-    if best.phase == "initial":
+    place = population.index(best)
+    if place < len(given):
         return None
     routing_map = search.map_of(best.genome)
     size = plan_build(base, routing_map, mtp=settings.mtp).num_bytes
     choice = Choice(start.name, {"search": settings.search}, routing_map, size)
-    return choice, search.candidates[population.index(best)]
+    return choice, search.candidates[place]
+
+
+def _kept(choice: Choice) -> dict[int, Kept]:
+    return {layer.layer: layer.experts.kept or () for layer in choice.routing_map.layers}
+
+
+def _by_use(space: Space, usage: Usage, groups: Groups) -> list[Genome]:
+    """Return what is kept by the use of experts, spread over the layers and as much of each.
+
+    Choices go by the text that was scored; these see the tasks, as the first maps of EEP do.
+    """
+    even = replace(space, budget=None, keep=space.even_counts())
+    return [
+        kept_genome(ONE_SHOT[name].keep(one, OneShotInput(usage), random.Random(0), None), groups)
+        for one in (space, even)
+        for name in _BY_USE
+    ]
+
+
+def _distinct(genomes: Iterable[Genome]) -> list[Genome]:
+    return list({genome.key: genome for genome in genomes}.values())
 
 
 def _merges(base: Checkpoint, space: Space) -> bool:
-    """Whether experts can be merged here, as the second half of a search does."""
+    """Whether experts can be merged here, as the last three fifths of a search do."""
     if space.router == "sliced" or space.shape.num_groups > 1 or not space.shape.mappable:
         return False
     try:

@@ -15,6 +15,7 @@ from offline.fitness.log import EvaluationLog
 from offline.fitness.objective import Objective
 from offline.fitness.racing import RacingSettings
 from offline.fitness.text_quality import ReadingEngine, TextBench
+from offline.fitness.usage import usage_of
 from offline.gates.gates import Gates
 from offline.results.decode_speed import DecodeSpeed
 from offline.results.sweep import SweepPoint, SweepResult
@@ -179,17 +180,26 @@ class Sweep:
         """Search on from the choices of each size, and take what is better as one of them."""
         started = [(start, start.seeds(self._found)) for start in self._starts]
         candidates = sum(len(seeds) + self.settings.search for _, seeds in started if seeds)
-        self.reporter.stage("searching", candidates)
         assessor = self._assessor(
             engine, log, lambda one: self.reporter.step(note=f"{one.fitness:.3f}")
         )
+        self.reporter.stage("watching the base's router", len(self.objective.tasks))
+        usage = usage_of(assessor.engines[0], self.objective, self.reporter.step)
+        self.reporter.stage("searching", candidates)
         for start, seeds in started:
             if not seeds:
                 self.say(f"note: no {start.name}: all that it would begin with was dropped")
                 continue
             try:
                 found = search_on(
-                    start, seeds, self.base, self.choices.shape, self.settings, assessor, made
+                    start,
+                    seeds,
+                    self.base,
+                    self.choices.shape,
+                    usage,
+                    self.settings,
+                    assessor,
+                    made,
                 )
             except PruneError as error:  # what was measured stands
                 self.say(f"note: {start.name} is left out: {error.message}")

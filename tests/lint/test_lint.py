@@ -135,31 +135,21 @@ def test_a_grouped_router_that_cannot_reach_its_experts() -> None:
     assert "unreachable-top-k" not in codes(lint(grouped))  # nobody knows
 
 
+GROUPED = {
+    **{"hidden_size": 64, "intermediate_size": 256, "moe_intermediate_size": 32},
+    **{"n_group": 4, "topk_group": 2},
+}
+DBRX = {"d_model": 64, "ffn_config": {"ffn_hidden_size": 96}}
+LONGCAT = {"hidden_size": 64, "ffn_hidden_size": 256, "expert_ffn_hidden_size": 32}
+
+
 @pytest.mark.parametrize(
     ("family", "config", "facts"),
     [
         ("mixtral", {"hidden_size": 64, "intermediate_size": 96}, ModelFacts(64, 96, 1, True)),
-        (
-            "deepseek_v3",
-            {
-                "hidden_size": 64,
-                "intermediate_size": 256,
-                "moe_intermediate_size": 32,
-                "n_group": 4,
-                "topk_group": 2,
-            },
-            ModelFacts(64, 32, 2, True),
-        ),
-        (
-            "dbrx",
-            {"d_model": 64, "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4}},
-            ModelFacts(64, 96, 1, True),
-        ),
-        (
-            "longcat_flash",
-            {"hidden_size": 64, "ffn_hidden_size": 256, "expert_ffn_hidden_size": 32},
-            ModelFacts(64, 32, 1, True),
-        ),
+        ("deepseek_v3", GROUPED, ModelFacts(64, 32, 2, True)),
+        ("dbrx", DBRX, ModelFacts(64, 96, 1, True)),
+        ("longcat_flash", LONGCAT, ModelFacts(64, 32, 1, True)),
     ],
 )
 def test_facts_are_read_from_a_config(
