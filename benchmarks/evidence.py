@@ -36,7 +36,7 @@ Rows = Mapping[str, Sequence[Found]]  # by method, one for each seed
 @click.option("--model", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--tasks", required=True, help="names or YAML files, comma between them")
 @click.option("--ratios", default="0.25,0.5,0.75", help="shares of the experts that go")
-@click.option("--methods", default="", help="beginnings of the names of those to run; all if none")
+@click.option("--method", "begins", multiple=True, help="beginning of the name of those to run")
 @click.option("--criteria", default="", help="of the sweep, comma between them; all if none")
 @click.option("--seeds", default=3)
 @click.option("--sequences", default=16, help="of each domain, to score on")
@@ -47,15 +47,20 @@ Rows = Mapping[str, Sequence[Found]]  # by method, one for each seed
 @click.option("--gradients/--no-gradients", default=True, help="criteria that need them, too")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to work in")
 def main(
-    bed: Bed, model: Path, ratios: str, methods: str, seeds: int, out: Path, **settings: Any
+    bed: Bed,
+    model: Path,
+    ratios: str,
+    begins: tuple[str, ...],
+    seeds: int,
+    out: Path,
+    **settings: Any,
 ) -> None:
     """Make and measure what is not there yet and print the tables."""
     out.mkdir(parents=True, exist_ok=True)
-    begins = tuple(name.strip() for name in methods.split(","))
     chosen = [m for m in METHODS if settings["gradients"] or not m.needs_gradients]
     every = ",".join(m.name for m in chosen if m.name in CRITERIA)
     settings["criteria"] = settings["criteria"] or every
-    chosen = [m for m in chosen if m.name.startswith(begins)]
+    chosen = [m for m in chosen if m.name.startswith(begins or "")]
     bench = Bench(bed, model, out, settings)
     base = bench.whole()
     found: dict[str, Rows] = {}
