@@ -14,8 +14,8 @@ from offline.methods.merging import MergeKind
 SWEEP, RANDOM = "sweep's choice", "random"
 _PLAN = "plan --scores {scores} --out {out}"
 _COMPRESS = (
-    "compress --model {model} --task {tasks} --keep {keep} --seed {seed} --compare none "
-    "--test-items 8 --out {out}"
+    "compress --model {model} --task {tasks} --seed {seed} --compare none --test-items 8 "
+    "--out {out}"
 )
 _SEARCH = (
     "--search-items {search_items} --selection-items {search_items} --evaluations {evaluations}"
@@ -46,7 +46,9 @@ class Method:
 
 
 METHODS: tuple[Method, ...] = (
-    Method(RANDOM, (f"{_COMPRESS} --method random --search-items 1 --random-maps 1",)),
+    Method(
+        RANDOM, (f"{_COMPRESS} --keep {{keep}} --method random --search-items 1 --random-maps 1",)
+    ),
     *(
         Method(name, (f"{_PLAN} --criterion {name} --keep {{keep}}",), one.needs_gradients)
         for name, one in CRITERIA.items()
@@ -92,7 +94,11 @@ METHODS: tuple[Method, ...] = (
         )
         for word in ("min-ean", "min-euf")
     ),
-    Method("EEP", (f"{_COMPRESS} --method eep {_SEARCH}",)),
+    Method("EEP", (f"{_COMPRESS} --keep {{keep}} --method eep {_SEARCH}",)),
+    Method(
+        "EEP, budget",
+        (f"{_COMPRESS} --budget {{total}} --floor {{floor}} --method eep {_SEARCH}",),
+    ),
     Method(
         SWEEP,
         (
