@@ -83,7 +83,7 @@ METHODS: tuple[Method, ...] = (
                 "plan --scores {scores} --criterion min-ean --keep {keep} --out {out}-map",
                 "build --model {model} --map {out}-map --out {out}-pruned",
                 f"recover --model {{out}}-pruned --base {{model}} --distill {trained} "
-                "--data {text} --out {out}",
+                "--data {text} --micro-batch 1 --out {out}",
             ),
         )
         for trained in ("router", "all")
