@@ -46,7 +46,9 @@ _MLA = Serving(
     note="vLLM's CPU kernel for rotary embeddings is wrong for MLA (the base's log-probabilities "
     f"are off by 3); {_BY_PYTORCH}",
 )
-_DELTA = Serving({"dtype": "bfloat16"}, 0.15, note="bfloat16 only on a CPU; compared in it")
+# Rounding to bfloat16 moves the reference itself by up to 0.23 from float32, which numbers depends
+# on the processor; a token that meets another expert moves them by 1 and more.
+_DELTA = Serving({"dtype": "bfloat16"}, 0.3, note="bfloat16 only on a CPU; compared in it")
 # Without the linear attention that a CPU computes in bfloat16 only.
 _ATTENTION = {"layer_types": ["full_attention"] * 3}
 

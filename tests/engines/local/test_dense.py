@@ -125,7 +125,9 @@ def test_scores_of_a_whole_an_offloaded_and_a_pruned_model(folder: Path, tmp_pat
         folder, dtype="float32", tokens_per_batch=64, offload=tmp_path / "offload"
     )
     found = everything(calibrate(offloaded, domains, gradients=True))
-    assert all(np.array_equal(found[name], array) for name, array in seen.items())
+    for name, array in seen.items():  # rounding in a backward pass depends on where weights lie
+        rounding = 1e-6 if ".gradient." in name else 0.0
+        np.testing.assert_allclose(found[name], array, rtol=rounding, err_msg=name)
     engine.apply(uniform_map(folder, [(5, 0, 2)] * 3, top_k=1))
     for layer in calibrate(engine, domains).domains["a"].values():
         assert layer.counts[[0, 2, 5]].sum() == layer.tokens
