@@ -13,12 +13,11 @@ from offline.fitness.candidate import Assessment
 from offline.maps.genome import Genome
 from offline.maps.map_space import Space
 from offline.methods import eep
+from offline.methods.baselines import BY_USE
 from offline.methods.search import Search
 from offline.results.compression import SearchPoint
 from vllm_moe_prune.checkpoint import Checkpoint
 from vllm_moe_prune.routing_map import RoutingMap
-
-_SEEDS = ("frequency", "soft_activation")
 
 
 def check_eep(recipe: CompressRecipe, space: Space, base: Checkpoint) -> None:
@@ -68,7 +67,7 @@ def _initial(run: Run, seen: Observations, search: Search) -> list[Genome]:
         return []
     more = ("naee",) if "naee" in recipe.measure.baselines else ()
     found = seen.genomes(
-        (*((*_SEEDS, *more) if recipe.seeds else ()), *recipe.searched_by), search.groups
+        (*((*BY_USE, *more) if recipe.seeds else ()), *recipe.searched_by), search.groups
     )
     return list({genome.key: genome for genome in reversed(found)}.values())[::-1]
 

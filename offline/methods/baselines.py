@@ -166,3 +166,6 @@ def _highest(
             raise PruneError("an expert's score is negative or not finite")
         orders[layer] = order_of(row, "min", np.zeros(len(row), dtype=bool))
     return keep_last(space, orders, groups)
+
+
+BY_USE = ("frequency", "soft_activation")  # what searches begin with

@@ -19,7 +19,7 @@ from offline.maps.map_space import Kept, Space
 from offline.maps.moe_shape import MoeShape
 from offline.maps.router_kind import RouterKind
 from offline.methods import eep
-from offline.methods.baselines import ONE_SHOT, OneShotInput
+from offline.methods.baselines import BY_USE, ONE_SHOT, OneShotInput
 from offline.methods.search import Search
 from offline.sweep.choices import Choice, Choices
 from offline.sweep.settings import SweepSettings
@@ -28,7 +28,6 @@ from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance
 
 _SEEDS = 8  # choices that a search begins with, at most
-_BY_USE = ("frequency", "soft_activation")  # what these keep for the tasks comes next
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,7 @@ def _by_use(space: Space, usage: Usage, groups: Groups) -> list[Genome]:
     return [
         kept_genome(ONE_SHOT[name].keep(one, OneShotInput(usage), random.Random(0), None), groups)
         for one in (space, even)
-        for name in _BY_USE
+        for name in BY_USE
     ]
 
 
