@@ -178,18 +178,22 @@ class Sweep:
 
     def _search(self, engine: ReadingEngine, log: EvaluationLog, made: Provenance) -> None:
         """Search on from the choices of each size, and take what is better as one of them."""
-        started = [(start, start.seeds(self._found)) for start in self._starts]
-        candidates = sum(len(seeds) + self.settings.search for _, seeds in started if seeds)
+        started: list[tuple[Start, list[Choice]]] = []
+        for start in self._starts:
+            if seeds := start.seeds(self._found):
+                started.append((start, seeds))
+            else:
+                self.say(f"note: no {start.name}: all that it would begin with was dropped")
+        if not started:
+            return
         assessor = self._assessor(
             engine, log, lambda one: self.reporter.step(note=f"{one.fitness:.3f}")
         )
         self.reporter.stage("watching the base's router", len(self.objective.tasks))
         usage = usage_of(assessor.engines[0], self.objective, self.reporter.step)
+        candidates = sum(len(seeds) + self.settings.search for _, seeds in started)
         self.reporter.stage("searching", candidates)
         for start, seeds in started:
-            if not seeds:
-                self.say(f"note: no {start.name}: all that it would begin with was dropped")
-                continue
             try:
                 found = search_on(
                     start,
