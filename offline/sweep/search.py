@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from offline.build.build import plan_build
-from offline.engines.needs import check_mergeable
 from offline.fitness.assessor import Assessor
 from offline.fitness.candidate import Assessment
 from offline.fitness.usage import Usage
@@ -24,7 +23,6 @@ from offline.methods.search import Search
 from offline.sweep.choices import Choice, Choices
 from offline.sweep.settings import SweepSettings
 from vllm_moe_prune.checkpoint import Checkpoint
-from vllm_moe_prune.errors import PruneError
 from vllm_moe_prune.provenance import Provenance
 
 _SEEDS = 8  # choices that a search begins with, at most
@@ -75,7 +73,7 @@ def search_on(
     assessor: Assessor,
     made: Provenance,
 ) -> tuple[Choice, Assessment] | None:
-    """Search, and return the best that was found and what it is worth; None if no seed was beaten.
+    """Search, and return the best that was found and what it is worth; None if it is a seed.
 
     :param shape: the base's
     :param usage: of the base's experts on the tasks' search items
@@ -90,14 +88,12 @@ def search_on(
     initial = _distinct([*given, *_by_use(space, usage, groups)])
     total = len(given) + settings.search
     initial = initial[:total]
-    merges = len(initial) < total and _merges(base, space)
     own = eep.settings_of(
         "fast",
-        phases="both" if merges else "prune",
+        phases="prune",
         num_groups=len(layers),
         num_evaluations=total,
         num_initial=len(initial),
-        prune_until=len(initial) + 2 * (total - len(initial)) // 5 if merges else None,
     )
     search = Search(space, own, assessor, made)
     population = search.run(random.Random(f"{settings.seed} {start.name}"), initial)
@@ -130,14 +126,3 @@ def _by_use(space: Space, usage: Usage, groups: Groups) -> list[Genome]:
 
 def _distinct(genomes: Iterable[Genome]) -> list[Genome]:
     return list({genome.key: genome for genome in genomes}.values())
-
-
-def _merges(base: Checkpoint, space: Space) -> bool:
-    """Whether experts can be merged here, as the last three fifths of a search do."""
-    if space.router == "sliced" or space.shape.num_groups > 1 or not space.shape.mappable:
-        return False
-    try:
-        check_mergeable(base)
-    except PruneError:
-        return False
-    return True

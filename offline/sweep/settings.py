@@ -49,7 +49,7 @@ class ChoiceSettings(BaseModel):
     fates: str = Field(
         default="dropped",
         description="what becomes of experts that are not kept: dropped, or substituted by their "
-        "mean outputs (for vLLM alone), with commas",
+        "mean outputs (what is built so is served by vLLM alone), with commas",
     )
     merges: str = Field(
         default="", description=f"also merge instead of dropping: {', '.join(MERGES)}"
@@ -100,7 +100,7 @@ class MeasureSettings(BaseModel):
         default=0,
         ge=0,
         description="also search in each size, from its best choices on, with so many candidates "
-        "more (EEP); 0 does not",
+        "more (EEP, pruning only); 0 does not",
     )
     text: str | None = Field(
         default=None,

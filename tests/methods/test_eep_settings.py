@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from offline.methods.eep_settings import PRESETS, settings_of
+from offline.methods.eep import check_phases
+from offline.methods.eep_settings import PRESETS, Preset, settings_of
+from tests.maps.landscape import space_of
 from vllm_moe_prune.errors import PruneError
 
 
@@ -43,6 +45,19 @@ def test_a_preset_is_changed_field_by_field_and_scaled_as_a_whole() -> None:
     given_too = settings_of("paper", num_evaluations=40, prune_until=20)
     assert (given_too.num_initial, given_too.prune_until) == (3, 20)
     assert settings_of("paper", num_evaluations=40, phases="prune").prune_until == 40
+    assert settings_of("fast", phases="prune").prune_until == 160
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("evaluations", range(1, 12))
+def test_few_evaluations_leave_one_to_merge(preset: Preset, evaluations: int) -> None:
+    """Who gives none but these is not told of phases that do not fit."""
+    few = settings_of(preset, num_evaluations=evaluations)
+    assert 1 <= few.num_initial <= few.prune_until <= max(1, evaluations - 1)
+    check_phases(space_of(2, 4, 2), few, has_initial=False)
+
+
+def test_a_setting_that_is_none_is_refused() -> None:
     with pytest.raises(PruneError, match="eep: children: Input should be greater"):
         settings_of("fast", children=0)
     with pytest.raises(PruneError, match="eep: colour: Extra inputs"):

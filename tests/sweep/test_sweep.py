@@ -266,10 +266,25 @@ def test_a_search_goes_on_from_the_best_of_each_size(
         dropped = [p for p in seeds if p.complete and "merge" not in p.name]
         assert point.search > max(p.search for p in dropped if "substituted" not in p.name)
         assert point.plan == {"search": 16} and point.complete and point.experts == 16
-        assert RoutingMap.load(out / "maps" / point.name).digest() == point.digest
+        found = RoutingMap.load(out / "maps" / point.name)
+        assert found.digest() == point.digest
+        assert all(layer.experts.kept for layer in found.layers), "it only drops"
     # Killed before it was written: the search goes the same way, and nothing is measured again.
     log = tmp_path / "out.run" / "evaluations.jsonl"
     before = log.read_bytes()
     assert swept(base, scores, task, out, *asked, "--force").exit_code == 0
     assert log.read_bytes() == before
     assert SweepResult.load(out).points == result.points
+
+
+def test_no_router_is_watched_for_no_search(
+    base: Path, scores: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a search would begin with may all have been dropped by the race."""
+    monkeypatch.setattr("offline.sweep.search.Start.seeds", lambda start, raced: [])
+    monkeypatch.delattr("offline.sweep.sweep.usage_of")
+    out = tmp_path / "out"
+    done = swept(base, scores, task, out, "--search", "16", "--speed-rounds", "0")
+    assert done.exit_code == 0, done.output
+    assert "no search-16-of-32-top-2: all that it would begin with was dropped" in done.stderr
+    assert {point.name for point in SweepResult.load(out).points} == set(NAMES)
