@@ -25,7 +25,6 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benchmarks.seeds import seeds
 from offline.engines.base import Engine
 from offline.engines.local.transformers import TransformersEngine
 from offline.fitness.assessor import Assessor
@@ -33,9 +32,11 @@ from offline.fitness.candidate import Assessment
 from offline.fitness.log import EvaluationLog
 from offline.fitness.objective import Objective
 from offline.fitness.racing import RacingSettings
+from offline.fitness.usage import usage_of
 from offline.maps.map_space import Space
 from offline.maps.moe_shape import MoeShape
 from offline.methods import eep
+from offline.methods.baselines import by_use
 from offline.methods.search import Search
 from offline.runs.device import pick_device, pick_dtype
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -176,7 +177,7 @@ def _search(
         race = RacingSettings(slack=settings.mutation_threshold) if racing else None
         assessor = Assessor([engine], objective, log, racing=race)
         search = Search(space, settings, assessor, Provenance.now("benchmark"))
-        initial = seeds(engine, space, objective, search.groups) if seeding else []
+        initial = by_use(space, usage_of(engine, objective), search.groups) if seeding else []
         population = search.run(random.Random(seed), initial)
         results = assessor.evaluate(search.map_of(eep.best(population)[0].genome), "test")
     return Found(search.candidates, objective.fitness(results))

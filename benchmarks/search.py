@@ -23,7 +23,6 @@ import click
 from rich.console import Console
 
 from benchmarks.released import Released
-from benchmarks.seeds import seeds
 from offline.engines.base import Engine
 from offline.engines.live.engine import VllmEngine
 from offline.fitness.assessor import Assessor
@@ -31,10 +30,12 @@ from offline.fitness.candidate import Assessment
 from offline.fitness.log import EvaluationLog
 from offline.fitness.objective import Objective
 from offline.fitness.racing import RacingSettings
+from offline.fitness.usage import usage_of
 from offline.maps.genome import Genome
 from offline.maps.map_space import Space
 from offline.maps.moe_shape import MoeShape
 from offline.methods import eep
+from offline.methods.baselines import by_use
 from offline.methods.search import Search
 from offline.runs.device import pick_device, pick_dtype
 from vllm_moe_prune.checkpoint import Checkpoint
@@ -180,7 +181,7 @@ def _search(
             [engine], objective, log, racing=RacingSettings(slack=settings.mutation_threshold)
         )
         search = Search(space, settings, assessor, _MADE)
-        search.run(random.Random(0), seeds(engine, space, objective, search.groups))
+        search.run(random.Random(0), by_use(space, usage_of(engine, objective), search.groups))
     return time.perf_counter() - begin, search.candidates
 
 

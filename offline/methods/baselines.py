@@ -17,6 +17,8 @@ import numpy as np
 from offline.criteria.order import order_of
 from offline.engines.base import ExpertUse
 from offline.maps.depth_groups import Groups, by_layer, even_rows
+from offline.maps.genome import Genome
+from offline.maps.map_entries import kept_genome
 from offline.maps.map_space import Kept, Space
 from offline.methods.keep_last import keep_last
 from vllm_moe_prune.errors import PruneError
@@ -148,6 +150,16 @@ ONE_SHOT: Mapping[str, OneShot] = {
     "soft_activation": OneShot(_soft_activation, frozenset({"use"})),
     "naee": OneShot(_naee, frozenset({"discrepancies"})),
 }
+BY_USE = ("frequency", "soft_activation")  # what searches begin with
+
+
+def by_use(space: Space, usage: Mapping[int, ExpertUse], groups: Groups) -> list[Genome]:
+    """Return what the methods `BY_USE` keep, to begin a search with.
+
+    :param usage: decoder layer -> use of its experts on the tasks' search items
+    """
+    seen, rng = OneShotInput(usage), random.Random(0)  # they draw nothing from it
+    return [kept_genome(ONE_SHOT[name].keep(space, seen, rng, groups), groups) for name in BY_USE]
 
 
 def _given(measured: T | None) -> T:
@@ -166,6 +178,3 @@ def _highest(
             raise PruneError("an expert's score is negative or not finite")
         orders[layer] = order_of(row, "min", np.zeros(len(row), dtype=bool))
     return keep_last(space, orders, groups)
-
-
-BY_USE = ("frequency", "soft_activation")  # what searches begin with

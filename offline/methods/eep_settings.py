@@ -108,9 +108,9 @@ def settings_of(preset: Preset, **changes: Any) -> EepSettings:
     given = {name: value for name, value in changes.items() if value is not None}
     evaluations = given.get("num_evaluations", base["num_evaluations"])
     if isinstance(evaluations, int):
-        for name, most in (("num_initial", evaluations), ("prune_until", evaluations - 1)):
-            share = round(base[name] * evaluations / base["num_evaluations"])
-            base[name] = max(1, min(share, most))
+        for name in ("num_initial", "prune_until"):
+            base[name] = max(1, round(base[name] * evaluations / base["num_evaluations"]))
+        base["prune_until"] = max(1, min(base["prune_until"], evaluations - 1))
         if given.get("phases") == "prune":
             base["prune_until"] = evaluations
     try:

@@ -18,7 +18,7 @@ from offline.maps.map_space import Kept, Space
 from offline.maps.moe_shape import MoeShape
 from offline.maps.router_kind import RouterKind
 from offline.methods import eep
-from offline.methods.baselines import BY_USE, ONE_SHOT, OneShotInput
+from offline.methods.baselines import by_use
 from offline.methods.search import Search
 from offline.sweep.choices import Choice, Choices
 from offline.sweep.settings import SweepSettings
@@ -117,11 +117,7 @@ def _by_use(space: Space, usage: Usage, groups: Groups) -> list[Genome]:
     Choices go by the text that was scored; these see the tasks, as the first maps of EEP do.
     """
     even = replace(space, budget=None, keep=space.even_counts())
-    return [
-        kept_genome(ONE_SHOT[name].keep(one, OneShotInput(usage), random.Random(0), None), groups)
-        for one in (space, even)
-        for name in BY_USE
-    ]
+    return [*by_use(space, usage, groups), *by_use(even, usage, even.groups())]
 
 
 def _distinct(genomes: Iterable[Genome]) -> list[Genome]:
